@@ -1,0 +1,96 @@
+"""Batches for a training run: rows of arrays on the device, or a stream for what does not fit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from gen_jax.data.stream import Stream, num_examples
+
+Arrays = Mapping[str, Any]
+"""Arrays of numpy or jax with one leading axis of examples."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class InMemory:
+    """A data set at hand as a whole, and the order in which it is seen. Make it with `InMemory.create`.
+
+    It is a pytree, its leaves the arrays and the key: place it once (`jax.device_put(feed, sharding)`) and
+    pass it to the jitted function, which gathers the rows:
+
+        rows = feed.select(step, num_steps)                       # [num_steps, batch_size]
+        batches = jax.tree.map(lambda a: a[rows], feed.arrays)    # [num_steps, batch_size, ...]
+    """
+
+    arrays: Arrays
+    key: Any
+    batch_size: int = field(metadata={"static": True})
+
+    @classmethod
+    def create(cls, arrays: Arrays, batch_size: int, *, key: Key[Array, ""]) -> "InMemory":
+        """Keep the arrays as they come. A batch larger than the data set is a `ValueError`."""
+        count = num_examples(arrays)
+        if not 1 <= batch_size <= count:
+            raise ValueError(
+                f"batch_size must be from 1 to the {count} examples of the data set, got {batch_size}: "
+                "choose a smaller batch or a larger split."
+            )
+        return cls(dict(arrays), key, batch_size)
+
+    @property
+    def num_examples(self) -> int:
+        """Rows of the arrays."""
+        return next(iter(self.arrays.values())).shape[0]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """`N // batch_size`: the remainder is left out, another one each epoch."""
+        return self.num_examples // self.batch_size
+
+    def select(self, step: Int[Array, ""] | int, num_steps: int = 1) -> Int[Array, "num_steps batch"]:
+        """The rows of the batches of steps `step` to `step + num_steps - 1`: int32 `[num_steps, batch_size]`.
+
+        Batch `i` of epoch `e` is the `i`-th `batch_size` rows of `permutation(fold_in(key, e), N)`, with
+        `e, i = divmod(step, N // batch_size)`: a pure function of key and step, whatever `num_steps`, which
+        is what makes a resumed run the same run. `step` may be traced, `num_steps` not; it may span epochs.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        per_epoch = self.batches_per_epoch
+        steps = jnp.asarray(step, jnp.int32) + jnp.arange(num_steps, dtype=jnp.int32)
+        epochs, batches = jnp.divmod(steps, per_epoch)
+        # The most epochs that num_steps batches can touch, wherever they begin. Only those they do touch are
+        # shuffled: a permutation of 60,000 rows takes a CPU tens of milliseconds.
+        bound = 1 + (num_steps + per_epoch - 2) // per_epoch
+
+        def order(epoch: Int[Array, ""]) -> Int[Array, "n"]:
+            return jax.lax.cond(epoch <= epochs[-1], self._order, lambda _: self._rows(), epoch)
+
+        orders = jax.lax.map(order, epochs[0] + jnp.arange(bound, dtype=jnp.int32))
+        columns = batches[:, None] * self.batch_size + jnp.arange(self.batch_size, dtype=jnp.int32)[None, :]
+        return orders[(epochs - epochs[0])[:, None], columns]
+
+    def _order(self, epoch: Int[Array, ""]) -> Int[Array, "n"]:
+        return jax.random.permutation(jax.random.fold_in(self.key, epoch), self._rows())
+
+    def _rows(self) -> Int[Array, "n"]:
+        return jnp.arange(self.num_examples, dtype=jnp.int32)
+
+
+def batches(
+    arrays: Arrays, batch_size: int, *, key: Key[Array, ""], memory_budget: int = 2 * 2**30
+) -> InMemory | Stream:
+    """Batches of `batch_size` rows, shuffled anew each epoch, in the way that fits the size of the data.
+
+    Arrays of at most `memory_budget` bytes in all (2 GiB by default) become `InMemory`: they live on the
+    device and are shuffled there. Larger ones become `Stream`: rows are read from the (memory-mapped) arrays
+    in the background, each host its share. Either can be forced by its own constructor. Both give the batch
+    of a step as a pure function of key and step; the two orders differ.
+    """
+    size = sum(array.nbytes for array in arrays.values())
+    make = InMemory.create if size <= memory_budget else Stream
+    return make(arrays, batch_size, key=key)

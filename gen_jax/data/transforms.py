@@ -1,0 +1,44 @@
+"""Pixels to numbers and back, and the augmentations: pure functions, the random ones of a key per example."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, Shaped, UInt8
+
+from gen_jax import keys
+
+
+def to_unit(images: UInt8[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
+    """8-bit pixels as float32 in [-1, 1]: `x / 127.5 - 1`. The inverse is `to_uint8`."""
+    return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Numbers in [-1, 1] as 8-bit pixels: `round(127.5 (x + 1))`, clipped to 0..255."""
+    return jnp.clip(jnp.round(127.5 * (jnp.asarray(x) + 1.0)), 0.0, 255.0).astype(jnp.uint8)
+
+
+def flip(key: Key[Array, ""], x: Shaped[Array | np.ndarray, "b h w c"]) -> Shaped[Array, "b h w c"]:
+    """Mirror each image left to right with probability 1/2.
+
+    The coin of image `i` comes from `fold_in(key, i)`, `i` its index in the global batch: how the batch is
+    split over devices changes nothing. With the same key, `flip` undoes itself.
+    """
+    coin = jax.vmap(jax.random.bernoulli)(keys.per_example(key, x.shape[0]))
+    return jnp.where(coin[:, None, None, None], x[:, :, ::-1, :], x)
+
+
+def dequantize(
+    key: Key[Array, ""], images: UInt8[Array | np.ndarray, "b *shape"]
+) -> Float[Array, "b *shape"]:
+    """8-bit pixels as a continuous density in [0, 1): `(x + u) / 256` with `u` uniform on [0, 1).
+
+    `u` is a multiple of 2^-16, so that `x + u` has 24 bits and is exact in float32: `floor(256 y) == x`
+    without exception (a float32 `u` next to 1 would round up into the pixel above, about once in a hundred
+    thousand). Theis et al. 2016, Sec. 3.1: the log-density of `y`, in bits and in the mean over `u`, bounds
+    the log-probability of the 8-bit image: `log2 p(y) - 8 D <= log2 P(x)` for `D` values an image.
+    """
+    noise = jax.vmap(lambda k: jax.random.bits(k, images.shape[1:], jnp.uint16))(
+        keys.per_example(key, images.shape[0])
+    )
+    return (jnp.asarray(images).astype(jnp.uint32) * 65536 + noise).astype(jnp.float32) / 2.0**24
