@@ -1,0 +1,157 @@
+"""Layers that every network here is made of: convolution, norm, time embedding, residual block, attention, resampling."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from gen_jax.networks.conv import conv
+
+Dtype = Any
+
+
+class Conv(nn.Module):
+    """`features` channels out of a `kernel` x `kernel` neighbourhood, zero padding, output size `ceil(H / stride)`."""
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    zero_init: bool = False
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Convolve, in `dtype`."""
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        weights = self.param("kernel", init, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        x, weights, bias = (a.astype(self.dtype) for a in (x, weights, bias))
+        return conv(x, weights, self.stride) + bias[None, None, None]
+
+
+class GroupNorm(nn.Module):
+    """Zero mean and unit variance over space and the channels of a group (Wu & He 2018), statistics in float32.
+
+    The number of groups is the largest divisor of the channels up to `groups`.
+    """
+
+    groups: int = 32
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
+        """Normalise, then scale and shift each channel."""
+        channels = x.shape[-1]
+        groups = next(g for g in range(min(self.groups, channels), 0, -1) if channels % g == 0)
+        norm = nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=self.dtype, param_dtype=self.param_dtype)
+        return norm(x)
+
+
+def sinusoidal(t: Num[Array, " B"], features: int, max_period: float = 10_000.0) -> Float[Array, "B F"]:
+    """Sines and cosines of `t` at `features / 2` frequencies from 1 to `1 / max_period` (Vaswani et al. 2017, 3.5)."""
+    half = features // 2
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / max(half - 1, 1))
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class ResBlock(nn.Module):
+    """`x + conv(film(norm(conv(norm(x)))))`, where FiLM (Perez et al. 2018) scales and shifts by the embedding.
+
+    The last convolution starts at zero, so a new block is the identity (with a change of width, a linear map).
+    """
+
+    features: int
+    dropout: float = 0.0
+    groups: int = 32
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"]) -> Float[Array, "B H W D"]:
+        """Map `x`, told by `emb`; dropout is on where the call was given `rngs={"dropout": key}`."""
+        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        h = Conv(self.features, **kind)(nn.silu(GroupNorm(self.groups, **kind)(x)))
+        film = nn.Dense(2 * self.features, **kind)(nn.silu(emb))
+        scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
+        h = nn.silu(GroupNorm(self.groups, **kind)(h) * (1 + scale) + shift)
+        if self.dropout:
+            h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
+        h = Conv(self.features, zero_init=True, **kind)(h)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, **kind)(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """`x + attend(norm(x))` over all positions (Vaswani et al. 2017, Eq. 1); with a `context`, then over it as well.
+
+    Each output projection starts at zero, so that a new layer is the identity.
+    """
+
+    head_features: int = 64
+    groups: int = 32
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], context: Float[Array, "B L K"] | None = None
+    ) -> Float[Array, "B H W C"]:
+        """Attend over positions, then, where there is one, over the context."""
+        h = x.reshape(x.shape[0], -1, x.shape[-1])
+        h = h + self._attend(h, None, "self")
+        if context is not None:
+            h = h + self._attend(h, context, "cross")
+        return h.reshape(x.shape)
+
+    def _attend(self, x, context, name):
+        channels = x.shape[-1]
+        heads = max(channels // self.head_features, 1)
+        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = GroupNorm(self.groups, name=f"{name}_norm", **kind)(x)
+        context = x if context is None else context.astype(self.dtype)
+        project = lambda name: nn.DenseGeneral((heads, channels // heads), name=name, **kind)
+        query, key, value = (
+            project(f"{name}_{part}")(a) for part, a in (("query", x), ("key", context), ("value", context))
+        )
+        out = jax.nn.dot_product_attention(query, key, value)
+        zeros = nn.initializers.zeros
+        return nn.DenseGeneral(channels, axis=(-2, -1), kernel_init=zeros, name=f"{name}_out", **kind)(out)
+
+
+def pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """Mean over 2 x 2 pixels; an odd size is first extended by repeating its last row or column."""
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels).mean((2, 4))
+
+
+def upsample(x: Float[Array, "B h w C"], size: tuple[int, int]) -> Float[Array, "B H W C"]:
+    """Each pixel four times, cropped to `size`: the way back from `pool`."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)[:, : size[0], : size[1]]
+
+
+def space_to_depth(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B h w P"]:
+    """Each `patch` x `patch` square becomes one pixel; the image is first padded with zeros to a multiple of `patch`."""
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
+    rows, columns = x.shape[1] // patch, x.shape[2] // patch
+    x = x.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows, columns, patch * patch * channels)
+
+
+def depth_to_space(
+    x: Float[Array, "B h w P"], patch: int, size: tuple[int, int]
+) -> Float[Array, "B H W C"]:
+    """The inverse of `space_to_depth`, cropped to `size`."""
+    batch, rows, columns, depth = x.shape
+    x = x.reshape(batch, rows, columns, patch, patch, depth // patch**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows * patch, columns * patch, -1)[:, : size[0], : size[1]]
