@@ -1,0 +1,202 @@
+"""What a network predicts, and how to make a denoiser out of it.
+
+At a given `x_t = alpha_t x_0 + sigma_t eps` all predictions say the same thing in different coordinates:
+
+    predicts   target y                       x0_hat
+    "eps"      eps                            (x_t - sigma_t y) / alpha_t
+    "x0"       x_0                            y
+    "v"        alpha_t eps - sigma_t x_0      (alpha_t x_t - sigma_t y) / (alpha_t^2 + sigma_t^2)
+    "score"    -eps / sigma_t                 (x_t + sigma_t^2 y) / alpha_t
+
+Each is `y = a x_0 + b eps`, and so `x0_hat = p x_t + q y`: the two tables below are all there is, and `q` is
+also what turns an error in `y` into one in `x_0`, which is what `loss` needs. A sampler sees none of this. It
+gets a denoiser, `denoise(x_t, t) -> x0_hat`, with `t` a scalar, from `as_denoiser`; what maps denoisers to
+denoisers (`clipped`, guidance) works on all alike.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from gen_jax.diffusion.process import Process, expand
+
+if TYPE_CHECKING:
+    Predicts: TypeAlias = Literal["eps", "x0", "v", "score"]
+else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
+    Predicts = str
+
+PREDICTIONS = ("eps", "x0", "v", "score")
+
+Apply: TypeAlias = Callable[[Any, Float[Array, "B"]], Any]
+"""A network with its parameters and conditions bound: `(x_t [B, ...], t [B]) -> y`, of the shape of `x_t`."""
+
+Denoiser: TypeAlias = Callable[[Any, Float[Array, ""]], Any]
+"""`(x_t [B, ...], t []) -> x0_hat`, of the shape of `x_t`: an estimate of `E[x_0 | x_t]`."""
+
+Levels: TypeAlias = Float[Array, ""] | Float[Array, "B"]
+"""`alpha_t` or `sigma_t`: one for all, or one a row."""
+
+
+def check_predicts(predicts: str) -> None:
+    """Raises a ValueError that names the choices, unless `predicts` is one of them."""
+    if predicts not in PREDICTIONS:
+        raise ValueError(f"predicts must be one of {', '.join(map(repr, PREDICTIONS))}; got {predicts!r}.")
+
+
+def _target_weights(alpha_t: Array, sigma_t: Array, predicts: Predicts) -> tuple[Array, Array]:
+    """`a, b` of `y = a x_0 + b eps`."""
+    check_predicts(predicts)
+    zero, one = jnp.zeros_like(alpha_t), jnp.ones_like(alpha_t)
+    return {
+        "eps": lambda: (zero, one),
+        "x0": lambda: (one, zero),
+        "v": lambda: (-sigma_t, alpha_t),
+        "score": lambda: (zero, -1 / sigma_t),
+    }[predicts]()
+
+
+def _x0_weights(alpha_t: Array, sigma_t: Array, predicts: Predicts) -> tuple[Array, Array]:
+    """`p, q` of `x0_hat = p x_t + q y`."""
+    check_predicts(predicts)
+    power = alpha_t**2 + sigma_t**2
+    return {
+        "eps": lambda: (1 / alpha_t, -sigma_t / alpha_t),
+        "x0": lambda: (jnp.zeros_like(alpha_t), jnp.ones_like(alpha_t)),
+        "v": lambda: (alpha_t / power, -sigma_t / power),
+        "score": lambda: (1 / alpha_t, sigma_t**2 / alpha_t),
+    }[predicts]()
+
+
+def target(
+    x_0: Float[Array, "B *x"],
+    eps: Float[Array, "B *x"],
+    alpha_t: Levels,
+    sigma_t: Levels,
+    *,
+    predicts: Predicts = "eps",
+) -> Float[Array, "B *x"]:
+    """What a network that `predicts` is trained to say at `x_t = alpha_t x_0 + sigma_t eps`.
+
+    "eps": Ho et al. 2020, Eq. 12; "v": Salimans & Ho 2022, Section 4; "score": Song et al. 2021, Eq. 7.
+
+    Raises:
+        ValueError: `predicts` is not one of `PREDICTIONS`.
+    """
+    a, b = _target_weights(alpha_t, sigma_t, predicts)
+    return expand(a, x_0) * x_0 + expand(b, x_0) * eps
+
+
+def to_x0(
+    prediction: Float[Array, "B *x"],
+    x_t: Float[Array, "B *x"],
+    alpha_t: Levels,
+    sigma_t: Levels,
+    *,
+    predicts: Predicts = "eps",
+) -> Float[Array, "B *x"]:
+    """Estimate of `x_0` that a prediction amounts to (the table above), in float32 or better.
+
+    Ill-conditioned where `alpha_t` is small, for "eps" and "score": at `alpha_t = 0` they say nothing about
+    `x_0`.
+
+    Raises:
+        ValueError: `predicts` is not one of `PREDICTIONS`.
+    """
+    p, q = _x0_weights(alpha_t, sigma_t, predicts)
+    return expand(p, x_t) * x_t + expand(q, x_t) * prediction
+
+
+def from_x0(
+    x0_hat: Float[Array, "B *x"],
+    x_t: Float[Array, "B *x"],
+    alpha_t: Levels,
+    sigma_t: Levels,
+    *,
+    predicts: Predicts = "eps",
+) -> Float[Array, "B *x"]:
+    """Prediction that an estimate of `x_0` amounts to, in float32 or better: the inverse of `to_x0`.
+
+    It is the target at `x0_hat` and `eps_hat = (x_t - alpha_t x0_hat) / sigma_t`, so `sigma_t` must not be 0,
+    except for "x0".
+
+    Raises:
+        ValueError: `predicts` is not one of `PREDICTIONS`.
+    """
+    p, q = _x0_weights(alpha_t, sigma_t, predicts)
+    return (x0_hat - expand(p, x_t) * x_t) / expand(q, x_t)
+
+
+def error_ratio(alpha_t: Levels, sigma_t: Levels, *, predicts: Predicts = "eps") -> Levels:
+    """What an error of 1 in the prediction is in `x_0`: `q^2 = |x_0 - x0_hat|^2 / |y - y_hat|^2`.
+
+    "eps": `sigma_t^2 / alpha_t^2`; "x0": 1; "v": `sigma_t^2 / (alpha_t^2 + sigma_t^2)^2`; "score":
+    `sigma_t^4 / alpha_t^2`.
+
+    Raises:
+        ValueError: `predicts` is not one of `PREDICTIONS`.
+    """
+    return jnp.square(_x0_weights(alpha_t, sigma_t, predicts)[1])
+
+
+def as_denoiser(apply: Apply, process: Process, *, predicts: Predicts = "eps") -> Denoiser:
+    """Makes a denoiser out of a network: `denoise(x_t, t) = to_x0(apply(x_t, t), x_t, alpha_t, sigma_t)`.
+
+    Args:
+        apply: `(x_t [B, ...], t [B]) -> y`, a network with parameters and conditions bound. `x_t` may be any
+            pytree of arrays `[B, ...]`; `y` is the same. A network in bfloat16 is fine: what leaves the
+            denoiser is in float32 or better.
+        process: what `alpha_t` and `sigma_t` are. `t` reaches the network as the process counts it.
+        predicts: what `y` is, one of `PREDICTIONS`.
+
+    Returns:
+        `denoise(x_t [B, ...], t []) -> x0_hat [B, ...]`. It raises a ValueError, when traced, if the
+        network's output does not look like `x_t`.
+
+    Raises:
+        ValueError: `predicts` is not one of `PREDICTIONS`.
+    """
+    check_predicts(predicts)
+
+    def denoise(x_t: Any, t: Shaped[Array, ""] | float | int) -> Any:
+        t = jnp.asarray(t)
+        batch = jax.tree.leaves(x_t)[0].shape[0]
+        y = apply(x_t, jnp.broadcast_to(t, (batch,)))
+        check_like(y, x_t, "the network")
+        alpha_t, sigma_t = jnp.asarray(process.alpha(t)), jnp.asarray(process.sigma(t))
+        return jax.tree.map(lambda y, x: to_x0(y, x, alpha_t, sigma_t, predicts=predicts), y, x_t)
+
+    return denoise
+
+
+def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Denoiser whose `x0_hat` is clipped to [low, high], the range of the data.
+
+    Static thresholding (Saharia et al. 2022, Section 2.3).
+
+    Raises:
+        ValueError: `low >= high`.
+    """
+    if not low < high:
+        raise ValueError(f"expected low < high, got low={low} and high={high}.")
+    return lambda x_t, t: jax.tree.map(lambda x: jnp.clip(x, low, high), denoise(x_t, t))
+
+
+def check_like(y: PyTree, x: PyTree, who: str) -> None:
+    """Raises a ValueError that says what `who` returned, unless it is floating and of the shape of `x`."""
+    got_tree, want_tree = str(jax.tree.structure(y)), str(jax.tree.structure(x))
+    if got_tree != want_tree:
+        raise ValueError(f"{who} must return what it is given, a pytree {want_tree}; it returned {got_tree}.")
+    for got, want in zip(jax.tree.leaves(y), jax.tree.leaves(x), strict=True):
+        if jnp.shape(got) != jnp.shape(want):
+            raise ValueError(
+                f"{who} must return the shape of x_t, {jnp.shape(want)}; it returned {jnp.shape(got)}. "
+                "If it has more channels (a learned variance, say), return those of the prediction alone."
+            )
+        if not jnp.issubdtype(jnp.result_type(got), jnp.floating):
+            raise ValueError(
+                f"{who} must return floating-point numbers, like x_t ({want.dtype}); "
+                f"it returned {jnp.result_type(got)}."
+            )

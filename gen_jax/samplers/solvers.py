@@ -1,0 +1,176 @@
+"""Solvers: frozen dataclasses of options with one method, `plan(process, times)`, which writes the table.
+
+Adding one is writing its row: `alpha`, `sigma` and `log_snr` of a step's two ends `t > s` are at hand in
+float64 (`ends`), and `multistep.table` takes coefficients as papers write them. A step to the data, `s = 0`,
+has `sigma_s = 0` and an infinite `log_snr_s`: every row here is then exactly `x_s = x0_hat`, without noise.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from gen_jax.diffusion.process import Process
+from gen_jax.samplers.multistep import Plan, table
+
+if TYPE_CHECKING:
+    Variance: TypeAlias = Literal["posterior", "beta"]
+else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
+    Variance = str
+
+Times: TypeAlias = Float[Array | np.ndarray, "nodes"]
+
+
+class Solver(Protocol):
+    """What makes a plan."""
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """Ancestral sampling: `x_s ~ q(x_s | x_t, x_0 = x0_hat)`, for any two times (Ho et al. 2020, Eqs. 6-7).
+
+        x_s = (alpha_t sigma_s^2) / (alpha_s sigma_t^2) x_t + alpha_s r x0_hat + n z
+        r = 1 - SNR_t / SNR_s
+
+    where `sigma_t^2 r` is the variance of `q(x_t | x_s)`, which is `beta_t` for neighbours.
+
+    Args:
+        variance: "posterior", `n^2 = sigma_s^2 r` (the paper's `beta_tilde_t`, right for data that are one
+            point), or "beta", `n^2 = sigma_t^2 r` (the paper's `beta_t`, right for standard normal data).
+            Neither adds noise in a step to `t = 0`.
+
+    Raises:
+        ValueError: an unknown variance.
+    """
+
+    variance: Variance = "posterior"
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("posterior", "beta"):
+            raise ValueError(f'variance must be "posterior" or "beta", got {self.variance!r}.')
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        r = -np.expm1(t.log_snr - s.log_snr)
+        x = (t.alpha * s.sigma**2) / (s.alpha * t.sigma**2)
+        scale = s.sigma if self.variance == "posterior" else np.where(s.sigma > 0, t.sigma, 0.0)
+        return table(t.time, x, (s.alpha * r)[:, None], noise=scale * np.sqrt(r))
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """Denoising diffusion implicit models (Song, Meng & Ermon 2021, Eqs. 12 and 16).
+
+        x_s = alpha_s x0_hat + sqrt(sigma_s^2 - n^2) eps_hat + n z
+
+    with `eps_hat = (x_t - alpha_t x0_hat) / sigma_t` and `n = eta sigma_s sqrt(1 - SNR_t / SNR_s)`.
+
+    Args:
+        eta: 0 is deterministic, the probability-flow ODE by Euler steps in `sigma / alpha`; 1 is
+            `DDPM(variance="posterior")`.
+
+    Raises:
+        ValueError: `eta` outside [0, 1].
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}: 0 is deterministic, 1 is DDPM.")
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        r = -np.expm1(t.log_snr - s.log_snr)
+        x = s.sigma * np.sqrt(1 - self.eta**2 * r) / t.sigma
+        return table(t.time, x, (s.alpha - t.alpha * x)[:, None], noise=self.eta * s.sigma * np.sqrt(r))
+
+
+@dataclass(frozen=True)
+class DPMSolverPP:
+    """DPM-Solver++, multistep and deterministic (Lu et al. 2022b, Algorithm 2).
+
+        x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-l) D
+
+    `l = (log_snr_s - log_snr_t) / 2` is the length of the step and `D` extrapolates `x0_hat` to its middle:
+    `D = x0_hat` for order 1, which is DDIM, and `D_i = x0_hat_i + l_i / (2 l_{i-1}) (x0_hat_i -
+    x0_hat_{i-1})` for order 2. The first step, which has no past, and a step to `t = 0`, which has no length,
+    are of order 1.
+
+    Args:
+        order: 1 or 2.
+
+    Raises:
+        ValueError: another order.
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {self.order!r}.")
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        length = 0.5 * (s.log_snr - t.log_snr)
+        weight = -s.alpha * np.expm1(-length)
+        if self.order == 1:
+            return table(t.time, s.sigma / t.sigma, weight[:, None])
+        extra = np.zeros_like(length)
+        middle = np.isfinite(length[1:])
+        extra[1:][middle] = 0.5 * length[1:][middle] / length[:-1][middle]
+        h = weight[:, None] * np.stack([1 + extra, -extra], axis=1)
+        return table(t.time, s.sigma / t.sigma, h)
+
+
+class Ends(NamedTuple):
+    """One end of every step, in float64."""
+
+    time: Float[np.ndarray, "n"]
+    alpha: Float[np.ndarray, "n"]
+    sigma: Float[np.ndarray, "n"]
+    log_snr: Float[np.ndarray, "n"]
+
+
+def ends(process: Process, times: Times) -> tuple[Ends, Ends]:
+    """Both ends `t > s` of every step between `times`, with what the process says there.
+
+    Raises:
+        ValueError: `times` are not `n + 1 >= 2` strictly decreasing numbers, one that is asked lies outside
+            [t_min, t_max], or the last one is negative.
+    """
+    times = np.asarray(times, np.float64)
+    _check(process, times)
+    with (
+        jax.enable_x64(True),
+        jax.ensure_compile_time_eval(),
+    ):  # float64 from a process written in jax.numpy, too
+        values = [np.asarray(f(times), np.float64) for f in (process.alpha, process.sigma, process.log_snr)]
+    grid = Ends(times, *values)
+    return Ends(*(v[:-1] for v in grid)), Ends(*(v[1:] for v in grid))
+
+
+def _check(process: Process, times: np.ndarray) -> None:
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"times must be a vector of at least 2 times (1 step), got the shape {times.shape}.")
+    if not (np.diff(times) < 0).all():
+        i = int(np.argmin(np.diff(times) < 0))
+        raise ValueError(
+            f"times must strictly decrease; got {times[i]:g} and then {times[i + 1]:g} at step {i}."
+        )
+    slack = 1e-6  # a grid may have been float32
+    low, high = process.t_min * (1 - slack), process.t_max * (1 + slack)
+    if times[0] > high or times[-2] < low or times[-1] < 0:
+        raise ValueError(
+            f"times must lie in [{process.t_min:g}, {process.t_max:g}], but for the last one, which may be 0 "
+            f"(the data); got {times[0]:g}, ..., {times[-2]:g}, {times[-1]:g}."
+        )

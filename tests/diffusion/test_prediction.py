@@ -1,0 +1,133 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gen_jax.diffusion import prediction
+from gen_jax.diffusion.process import DDPM, VP
+
+PREDICTIONS = prediction.PREDICTIONS
+levels = st.floats(1 / 16, 16.0, width=32)
+each_prediction = pytest.mark.parametrize("predicts", PREDICTIONS)
+
+
+def draw(seed, shape=(3, 4, 2)):
+    return jax.random.normal(jax.random.key(seed), (2, *shape))
+
+
+@each_prediction
+@settings(max_examples=25, deadline=None)
+@given(alpha=levels, sigma=levels, seed=st.integers(0, 1000))
+def test_to_x0_of_the_target_is_the_data(predicts, alpha, sigma, seed):
+    x_0, eps = draw(seed)
+    alpha, sigma = jnp.float32(alpha), jnp.float32(sigma)
+    x_t = alpha * x_0 + sigma * eps
+    y = prediction.target(x_0, eps, alpha, sigma, predicts=predicts)
+    size = (1 + sigma / alpha) * 1e-5  # what rounding of x_t is worth in x_0
+    np.testing.assert_allclose(prediction.to_x0(y, x_t, alpha, sigma, predicts=predicts), x_0, atol=5 * size)
+
+
+@each_prediction
+@settings(max_examples=25, deadline=None)
+@given(alpha=levels, sigma=levels, seed=st.integers(0, 1000))
+def test_from_x0_inverts_to_x0(predicts, alpha, sigma, seed):
+    x_t, x0_hat = draw(seed)
+    alpha, sigma = jnp.float32(alpha), jnp.float32(sigma)
+    y = prediction.from_x0(x0_hat, x_t, alpha, sigma, predicts=predicts)
+    back = prediction.to_x0(y, x_t, alpha, sigma, predicts=predicts)
+    np.testing.assert_allclose(back, x0_hat, rtol=1e-4, atol=1e-4 * (1 + 1 / float(alpha)))
+
+
+@each_prediction
+def test_from_x0_of_the_data_is_the_target(predicts):
+    x_0, eps = draw(0)
+    process, t = VP(), jnp.asarray([0.1, 0.5, 0.9])
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    y = prediction.from_x0(x_0, process.perturb(x_0, t, eps), alpha, sigma, predicts=predicts)
+    expected = prediction.target(x_0, eps, alpha, sigma, predicts=predicts)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@each_prediction
+def test_error_ratio_is_that_of_the_errors(predicts):
+    x_t, y = draw(1)
+    error = draw(2)[0]
+    alpha, sigma = jnp.float32(0.6), jnp.float32(1.7)
+    both = [prediction.to_x0(y, x_t, alpha, sigma, predicts=predicts) for y in (y, y + error)]
+    ratio = jnp.square(both[1] - both[0]).sum() / jnp.square(error).sum()
+    expected = prediction.error_ratio(alpha, sigma, predicts=predicts)
+    np.testing.assert_allclose(ratio, expected, rtol=1e-4)
+
+
+def test_targets_are_those_of_the_papers():
+    x_0, eps = draw(3)
+    alpha, sigma = jnp.float32(0.8), jnp.float32(0.6)
+    target = {p: prediction.target(x_0, eps, alpha, sigma, predicts=p) for p in PREDICTIONS}
+    np.testing.assert_array_equal(target["eps"], eps)
+    np.testing.assert_array_equal(target["x0"], x_0)
+    np.testing.assert_allclose(target["v"], 0.8 * eps - 0.6 * x_0, rtol=1e-5, atol=1e-6)
+
+    def log_q(x_t):  # the score is the gradient of log q(x_t | x_0)
+        return -0.5 * jnp.square((x_t - alpha * x_0) / sigma).sum()
+
+    np.testing.assert_allclose(
+        target["score"], jax.grad(log_q)(alpha * x_0 + sigma * eps), rtol=1e-4, atol=1e-5
+    )
+
+
+@each_prediction
+@pytest.mark.parametrize("process", [DDPM(), VP()], ids=str)
+def test_as_denoiser_of_a_perfect_network_is_perfect(process, predicts):
+    x_0, eps = draw(4)
+    t = process.snap(0.3 * process.t_max)
+
+    def apply(x, t):
+        assert t.shape == (3,)
+        return prediction.target(x_0, eps, process.alpha(t), process.sigma(t), predicts=predicts)
+
+    denoise = prediction.as_denoiser(apply, process, predicts=predicts)
+    x_t = process.perturb(x_0, t, eps)
+    np.testing.assert_allclose(jax.jit(denoise)(x_t, t), x_0, rtol=1e-4, atol=1e-4)
+
+
+def test_as_denoiser_takes_pytrees():
+    denoise = prediction.as_denoiser(lambda x, t: x, VP(), predicts="x0")
+    x_t = {"a": jnp.ones((2, 3)), "b": jnp.zeros((2, 4, 4))}
+    jax.tree.map(np.testing.assert_array_equal, denoise(x_t, 0.5), x_t)
+
+
+def test_as_denoiser_of_a_bfloat16_network_is_float32():
+    denoise = prediction.as_denoiser(lambda x, t: x.astype(jnp.bfloat16), VP(), predicts="v")
+    assert denoise(jnp.ones((2, 3)), 0.5).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("apply", "words"),
+    [
+        (lambda x, t: jnp.concatenate([x, x], -1), r"network .*\(2, 3\).*returned \(2, 6\)"),
+        (lambda x, t: x.astype(int), "floating-point.*int32"),
+        (lambda x, t: (x, x), r"pytree.*returned PyTreeDef\(\(\*, \*\)\)"),
+    ],
+)
+def test_as_denoiser_says_what_the_network_returned(apply, words):
+    denoise = jax.jit(prediction.as_denoiser(apply, VP()))
+    with pytest.raises(ValueError, match=words):
+        denoise(jnp.ones((2, 3)), 0.5)
+
+
+def test_unknown_prediction_names_the_choices():
+    with pytest.raises(ValueError, match=r"'eps', 'x0', 'v', 'score'; got 'epsilon'"):
+        prediction.as_denoiser(lambda x, t: x, VP(), predicts="epsilon")
+    one = jnp.ones(())
+    for convert in (prediction.target, prediction.to_x0, prediction.from_x0):
+        with pytest.raises(ValueError, match="'noise'"):
+            convert(jnp.ones((2, 3)), jnp.ones((2, 3)), one, one, predicts="noise")
+
+
+def test_clipped_clips_the_estimate():
+    denoise = prediction.clipped(lambda x, t: {"a": 3 * x}, low=-1.0, high=2.0)
+    np.testing.assert_array_equal(denoise(jnp.asarray([-1.0, 0.5, 1.0]), 0.5)["a"], [-1.0, 1.5, 2.0])
+    with pytest.raises(ValueError, match="low < high"):
+        prediction.clipped(denoise, low=1.0, high=-1.0)

@@ -1,0 +1,409 @@
+"""Every solver against exact answers. Adding a solver adds one row to `SOLVERS`."""
+
+import functools
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy.integrate import solve_ivp
+
+from gen_jax import samplers
+from gen_jax.diffusion import prediction
+from gen_jax.diffusion.process import DDPM, VP, Process
+from gen_jax.samplers import multistep, solvers, times
+
+MU, S = 0.7, 0.4  # the data are N(MU, S^2) in every dimension
+KEY = jax.random.key(3)
+
+
+@dataclass(frozen=True)
+class AdamsBashforth:
+    """A solver of one's own: second order in sigma / alpha, with a memory of eps_hat, like LMS and iPNDM."""
+
+    def plan(self, process, grid):
+        t, s = solvers.ends(process, grid)
+        step = s.sigma / s.alpha - t.sigma / t.alpha
+        extra = np.append(0.0, 0.5 * step[1:] / step[:-1])
+        h = (s.alpha * step)[:, None] * np.stack([1 + extra, -extra], 1)
+        return multistep.table(t.time, s.alpha / t.alpha, h, h_x=1 / t.sigma, h_x0=-t.alpha / t.sigma)
+
+
+class Row(NamedTuple):
+    solver: Any
+    order: int | None  # None: stochastic
+
+
+SOLVERS = {
+    "ddpm": Row(samplers.DDPM(), None),
+    "ddpm-beta": Row(samplers.DDPM(variance="beta"), None),
+    "ddim": Row(samplers.DDIM(), 1),
+    "ddim-eta-half": Row(samplers.DDIM(eta=0.5), None),
+    "ddim-eta-one": Row(samplers.DDIM(eta=1.0), None),
+    "dpmpp-1": Row(samplers.DPMSolverPP(order=1), 1),
+    "dpmpp-2": Row(samplers.DPMSolverPP(order=2), 2),
+    "adams-2": Row(AdamsBashforth(), 2),
+}
+each_solver = pytest.mark.parametrize("name", SOLVERS)
+each_ode = pytest.mark.parametrize("name", [n for n, row in SOLVERS.items() if row.order])
+each_sde = pytest.mark.parametrize("name", [n for n, row in SOLVERS.items() if not row.order])
+# Adams-Bashforth extrapolates eps_hat in the last step, too.
+each_to_data = pytest.mark.parametrize("name", [n for n in SOLVERS if n != "adams-2"])
+each_process = pytest.mark.parametrize(
+    "process", [DDPM(), DDPM(schedule="cosine"), VP()], ids=["linear", "cosine", "vp"]
+)
+
+
+# --- exact denoisers ---
+
+
+def gaussian(process, mu=MU, s=S):
+    """E[x_0 | x_t] of N(mu, s^2)."""
+
+    def denoise(x_t, t):
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return mu + alpha * s**2 / (alpha**2 * s**2 + sigma**2) * (x_t - alpha * mu)
+
+    return denoise
+
+
+def gaussian_ode(process, x_t, t, s):
+    """The probability-flow ODE from t to s keeps the number of standard deviations from the mean."""
+    alpha, sigma = process.alpha(np.array([t, s])), process.sigma(np.array([t, s]))
+    mean, std = alpha * MU, np.hypot(alpha * S, sigma)
+    return mean[1] + std[1] / std[0] * (x_t - mean[0])
+
+
+def mixture_x0(x_t, alpha, sigma):
+    """E[x_0 | x_t] of 0.3 N(-1, 0.3^2) + 0.7 N(1, 0.5^2), for numpy and jax."""
+    xp = x_t.__array_namespace__()
+    mean, std, log_weight, estimate = (-1.0, 1.0), (0.3, 0.5), [], []
+    for m, s, w in zip(mean, std, (0.3, 0.7), strict=True):
+        variance = alpha**2 * s**2 + sigma**2
+        log_weight.append(np.log(w) - 0.5 * xp.log(variance) - 0.5 * (x_t - alpha * m) ** 2 / variance)
+        estimate.append(m + alpha * s**2 / variance * (x_t - alpha * m))
+    second = 1 / (1 + xp.exp(log_weight[0] - log_weight[1]))
+    return (1 - second) * estimate[0] + second * estimate[1]
+
+
+def mixture(process):
+    return lambda x_t, t: mixture_x0(x_t, process.alpha(t), process.sigma(t))
+
+
+def mixture_ode(process, x_t, t, s):
+    """The same ODE by scipy: with y = x / alpha and r = log(sigma / alpha), dy/dr = y - x0_hat."""
+    r = -0.5 * process.log_snr(np.array([t, s]))
+
+    def slope(r, y):
+        alpha = 1 / np.sqrt(1 + np.exp(2 * r))
+        return y - mixture_x0(alpha * y, alpha, alpha * np.exp(r))
+
+    start = x_t / process.alpha(np.array(t))
+    y = solve_ivp(slope, r, start, rtol=1e-12, atol=1e-13, method="DOP853").y[:, -1]
+    return process.alpha(np.array(s)) * y
+
+
+ORACLES = {"gaussian": (gaussian, gaussian_ode), "mixture": (mixture, mixture_ode)}
+
+
+@functools.cache
+def run(make, process, trace=None):
+    """`(plan, x_T) -> x_0` with this oracle, compiled once for all plans of a shape."""
+    return jax.jit(partial(samplers.sample, KEY, make(process), trace=trace))
+
+
+def constant(process):
+    """Data of one value."""
+    return lambda x_t, t: jnp.full_like(x_t, 0.25)
+
+
+def both(x, x0_hat):
+    return x, x0_hat
+
+
+# --- deterministic solvers: order of convergence ---
+
+
+def measured_order(solver, process, oracle, grid, steps):
+    """Slope of log error against log n, from the two finest grids, in float64."""
+    make, exact = ORACLES[oracle]
+    x_T = np.linspace(-2.0, 2.0, 9)
+    errors = []
+    with jax.enable_x64(True):
+        for n in steps:
+            t = grid(process, n, final="stop")
+            x = run(make, process)(solver.plan(process, t), jnp.asarray(x_T)[:, None])[:, 0]
+            assert x.dtype == jnp.float64
+            errors.append(np.abs(x - exact(process, x_T, t[0], t[-1])).max())
+    return np.log(errors[-2] / errors[-1]) / np.log(steps[-1] / steps[-2])
+
+
+@each_ode
+@each_process
+@pytest.mark.parametrize("oracle", ORACLES)
+def test_solver_has_the_order_it_claims(name, process, oracle):
+    solver, order = SOLVERS[name]
+    got = measured_order(solver, process, oracle, times.log_snr, (320, 640))
+    assert abs(got - order) < 0.15, got
+
+
+@each_ode
+@pytest.mark.parametrize("oracle", ORACLES)
+def test_solver_has_its_order_on_uneven_grids(name, oracle):
+    solver, order = SOLVERS[name]
+    for grid in (times.uniform, times.karras):
+        got = measured_order(solver, VP(), oracle, grid, (1280, 2560))
+        assert abs(got - order) < 0.15, (grid.__name__, got)
+
+
+# --- stochastic solvers: moments ---
+
+
+def ho_coefficients(process, variance):
+    """Ho et al. 2020, Eqs. 6-7, from beta_t and alpha_bar_t: `(x_t, x_0, std)` for t = T..1."""
+    beta = np.concatenate([[0.0], process.betas])
+    bar = np.concatenate([[1.0], np.cumprod(1 - process.betas)])
+    rows = []
+    for t in range(process.num_steps, 0, -1):
+        of_x0 = np.sqrt(bar[t - 1]) * beta[t] / (1 - bar[t])
+        of_xt = np.sqrt(1 - beta[t]) * (1 - bar[t - 1]) / (1 - bar[t])
+        var = beta[t] if variance == "beta" else (1 - bar[t - 1]) / (1 - bar[t]) * beta[t]
+        rows.append((of_xt, of_x0, np.sqrt(var) if t > 1 else 0.0))
+    return np.array(rows).T
+
+
+@pytest.mark.parametrize("process", [DDPM(), DDPM(schedule="cosine"), DDPM(num_steps=10)], ids=str)
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_ddpm_has_the_coefficients_of_ho_et_al(process, variance):
+    of_xt, of_x0, std = ho_coefficients(process, variance)
+    with jax.enable_x64(True):
+        plan = samplers.DDPM(variance).plan(process, times.uniform(process, process.num_steps))
+        np.testing.assert_allclose(plan.x, of_xt, rtol=1e-8, atol=1e-14)
+        np.testing.assert_allclose(plan.h, of_x0, rtol=1e-8)
+        np.testing.assert_allclose(plan.noise, std, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_ddpm_has_the_moments_of_ho_et_al_after_every_step(variance):
+    process, n = DDPM(num_steps=40, beta_max=0.3), 20_000
+    plan = samplers.DDPM(variance).plan(process, times.uniform(process, 40))
+
+    @jax.jit
+    def moments(key, x_T):
+        return samplers.sample(
+            key, gaussian(process), plan, x_T, trace=lambda x, x0_hat: (x.mean(), x.var())
+        )[1]
+
+    means, variances = moments(KEY, process.prior(jax.random.key(5), (n, 1)))
+    mean, var = 0.0, 1.0
+    bar = np.concatenate([[1.0], np.cumprod(1 - process.betas)])
+    for k, (of_xt, of_x0, std) in enumerate(ho_coefficients(process, variance).T):
+        a = np.sqrt(bar[40 - k])
+        gain = a * S**2 / (a**2 * S**2 + 1 - a**2)
+        mean = of_xt * mean + of_x0 * (MU + gain * (mean - a * MU))
+        var = (of_xt + of_x0 * gain) ** 2 * var + std**2
+        assert abs(means[k] - mean) < 5 * np.sqrt(var / n)
+        assert abs(variances[k] - var) < 5 * var * np.sqrt(2 / n)
+
+
+@each_sde
+@each_process
+def test_stochastic_solver_gives_the_data(name, process):
+    """With many steps all of them sample N(MU, S^2)."""
+    n = 4000
+    plan = SOLVERS[name].solver.plan(process, times.uniform(process, 250))
+    x = run(gaussian, process)(plan, process.prior(jax.random.key(4), (n, 1)))
+    bias = 0.02  # of 250 steps; the rest is sampling error
+    assert abs(x.mean() - MU) < bias + 5 * S / n**0.5
+    assert abs(x.std() / S - 1) < bias + 5 * (0.5 / n) ** 0.5
+
+
+# --- identities ---
+
+
+@each_process
+def test_ddim_with_eta_one_is_ddpm(process):
+    grid = times.uniform(process, 20)
+    ddim, ddpm = samplers.DDIM(eta=1.0).plan(process, grid), samplers.DDPM().plan(process, grid)
+    with jax.enable_x64(True):
+        exact = [s.plan(process, grid) for s in (samplers.DDIM(eta=1.0), samplers.DDPM())]
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-14), *exact)
+    x_T = process.prior(jax.random.key(4), (16, 3))
+    x_0 = [run(mixture, process)(plan, x_T) for plan in (ddim, ddpm)]
+    np.testing.assert_allclose(*x_0, rtol=1e-5, atol=1e-5)
+
+
+@each_process
+def test_ddim_is_euler_in_its_own_variable(process):
+    grid = times.uniform(process, 20)
+    alpha, ratio = process.alpha(grid), process.sigma(grid) / process.alpha(grid)
+    x_T = np.linspace(-2, 2, 7)
+    path, y = [], x_T / alpha[0]
+    for i in range(20):
+        x0_hat = mixture_x0(alpha[i] * y, alpha[i], process.sigma(grid[i]))
+        y = y + (ratio[i + 1] - ratio[i]) * (y - x0_hat) / ratio[i]
+        path.append(alpha[i + 1] * y)
+    with jax.enable_x64(True):
+        plan = samplers.DDIM().plan(process, grid)
+        _, (traced, _) = run(mixture, process, both)(plan, jnp.asarray(x_T)[:, None])
+        np.testing.assert_allclose(traced[..., 0], path, rtol=1e-9, atol=1e-9)
+
+
+@each_process
+def test_dpm_solver_of_order_one_is_ddim(process):
+    grid = times.karras(process, 12)
+    with jax.enable_x64(True):
+        plans = [s.plan(process, grid) for s in (samplers.DPMSolverPP(order=1), samplers.DDIM())]
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-14), *plans)
+
+
+@each_to_data
+@each_process
+def test_last_step_to_the_data_is_the_denoised_estimate(name, process):
+    plan = SOLVERS[name].solver.plan(process, times.log_snr(process, 9))
+    x_0, (x, x0_hat) = run(mixture, process, both)(plan, process.prior(KEY, (5, 2)))
+    np.testing.assert_array_equal(x_0, x0_hat[-1])
+    np.testing.assert_array_equal(x_0, x[-1])
+    assert np.abs(x[-2] - x0_hat[-1]).max() > 0
+
+
+@each_solver
+@each_process
+def test_data_of_one_value_are_sampled_exactly(name, process):
+    plan = SOLVERS[name].solver.plan(process, times.log_snr(process, 6))
+    x_0 = run(constant, process)(plan, process.prior(KEY, (4, 2)))
+    np.testing.assert_allclose(x_0, 0.25, atol=1e-5)
+
+
+# --- differentiation ---
+
+
+@jax.jit
+def x_0_and_shift(plan, x_T, shift):
+    return samplers.sample(KEY, lambda x, t: mixture(VP())(x, t) + shift, plan, x_T)
+
+
+@each_solver
+def test_sample_is_differentiable(name):
+    with jax.enable_x64(True):
+        plan = SOLVERS[name].solver.plan(VP(), times.log_snr(VP(), 20))
+        args = jnp.linspace(-1.0, 1.0, 3)[:, None], jnp.asarray(0.1)
+        check_grads(partial(x_0_and_shift, plan), args, order=1, modes=["fwd", "rev"], rtol=1e-5)
+
+
+def test_gradient_of_a_linear_denoiser_is_the_product_of_its_steps():
+    process = VP()
+    grid = times.uniform(process, 15)
+    plan = samplers.DDIM().plan(process, grid)
+    gradient = jax.grad(lambda x: samplers.sample(KEY, gaussian(process), plan, x).sum())(jnp.zeros((1, 1)))
+    alpha, sigma = process.alpha(grid), process.sigma(grid)
+    gain = alpha * S**2 / (alpha**2 * S**2 + sigma**2)
+    step = sigma[1:] / sigma[:-1] + (alpha[1:] - alpha[:-1] * sigma[1:] / sigma[:-1]) * gain[:-1]
+    np.testing.assert_allclose(gradient, step.prod(), rtol=1e-4)
+
+
+# --- precision, networks, processes ---
+
+
+@each_ode
+def test_float32_sample_is_close_to_float64(name):
+    process = DDPM()
+    grid, x_T = times.uniform(process, 100), process.prior(KEY, (6, 2))
+    sample = run(mixture, process)
+    low = sample(SOLVERS[name].solver.plan(process, grid), x_T)
+    with jax.enable_x64(True):
+        high = sample(SOLVERS[name].solver.plan(process, grid), jnp.asarray(x_T, jnp.float64))
+    np.testing.assert_allclose(low, high, atol=2e-4)
+
+
+@pytest.mark.parametrize("predicts", prediction.PREDICTIONS)
+def test_sample_is_the_same_whatever_the_network_predicts(predicts):
+    process = DDPM()
+    plan = samplers.DPMSolverPP(order=2).plan(process, times.log_snr(process, 10))
+    x_T = process.prior(KEY, (6, 2))
+
+    def apply(x, t):
+        alpha, sigma = process.alpha(t[0]), process.sigma(t[0])
+        return prediction.from_x0(mixture_x0(x, alpha, sigma), x, alpha, sigma, predicts=predicts)
+
+    denoise = prediction.as_denoiser(apply, process, predicts=predicts)
+    expected = run(mixture, process)(plan, x_T)
+    np.testing.assert_allclose(samplers.sample(KEY, denoise, plan, x_T), expected, atol=2e-4)
+
+
+class Flow(Process):
+    """alpha(t_max) = 0, written in jax.numpy, with log_snr left to the base class."""
+
+    t_min, t_max = 1e-3, 1.0
+
+    def alpha(self, t):
+        return jnp.subtract(1, t)
+
+    def sigma(self, t):
+        return jnp.asarray(t)
+
+
+FLOW = Flow()
+
+
+@each_to_data
+def test_solver_takes_a_process_of_ones_own(name):
+    plan = SOLVERS[name].solver.plan(FLOW, times.uniform(FLOW, 200))
+    x_T = FLOW.prior(KEY, (4000, 1))
+    x_0 = run(gaussian, FLOW)(plan, x_T)
+    assert abs(x_0.mean() - MU) < 0.02 + 5 * S / 4000**0.5
+    assert abs(x_0.std() / S - 1) < 0.03 + 5 * (0.5 / 4000) ** 0.5
+
+
+def test_coefficients_are_made_in_float64_even_from_a_jax_process_inside_jit():
+    @jax.jit
+    def inside(x):
+        t, _ = solvers.ends(Flow(), np.array([0.3, 0.1]))
+        assert t.alpha.dtype == np.float64
+        np.testing.assert_allclose(t.alpha, [0.7], rtol=1e-15)
+        return x
+
+    inside(1.0)
+
+
+# --- what is rejected ---
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ([1.0, 0.5, 0.5, 0.0], "strictly decrease; got 0.5 and then 0.5 at step 1"),
+        ([0.0, 0.5, 1.0], "strictly decrease"),
+        ([1.0, np.nan, 0.0], "strictly decrease"),
+        ([1.5, 0.5, 0.0], r"lie in \[0.001, 1\].*got 1.5"),
+        ([1.0, 0.0005, 0.0], r"lie in \[0.001, 1\].*0.0005"),
+        ([1.0, 0.5, -0.1], r"may be 0 .*-0.1"),
+        ([1.0], r"at least 2 times.*\(1,\)"),
+    ],
+)
+@each_solver
+def test_plan_rejects_bad_times(name, grid, words):
+    with pytest.raises(ValueError, match=words):
+        SOLVERS[name].solver.plan(VP(), np.array(grid))
+
+
+def test_plan_accepts_times_in_float32():
+    grid = jnp.asarray(times.log_snr(VP(), 10, final="stop"), jnp.float32)
+    assert samplers.DDIM().plan(VP(), grid).nfe == 10
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: samplers.DDPM(variance="fixedlarge"), '"posterior" or "beta".*fixedlarge'),
+        (lambda: samplers.DDIM(eta=1.5), r"\[0, 1\], got 1.5"),
+        (lambda: samplers.DPMSolverPP(order=3), "1 or 2, got 3"),
+    ],
+)
+def test_solver_rejects_bad_options(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
