@@ -1,0 +1,168 @@
+"""From a pure step to a program for many devices. No other file in the library knows about devices."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
+
+from gen_jax.keys import AXIS
+from gen_jax.training.layout import Layout
+from gen_jax.training.state import Metrics, Step, TrainState
+
+Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
+"""`select(step, K)`: the rows of the batches of the `K` steps from `step`, a pure function of the step."""
+
+
+def compile_step(
+    step: Step,
+    *,
+    parallel: str = "jit",
+    mesh: Mesh | None = None,
+    fsdp: bool = False,
+    steps_per_call: int = 1,
+    select: Select | None = None,
+    donate: bool = True,
+) -> "Compiled":
+    """Compile `K = steps_per_call` steps into one program over the devices of `mesh`.
+
+    The default mesh is all devices on one axis `"data"`.
+
+        compiled(state, batch) -> (state, metrics)          metrics: float32 [K]
+
+    - `batch` has leaves `[B, ...]`, or `[K, B, ...]` for `K > 1`; the `K` steps run in one `lax.scan`. With
+      `select` the second argument is the whole data set instead (leaves `[N, ...]`, on every device) and the
+      rows `select(step, K)` are gathered inside the program.
+    - `parallel="jit"`: one program sees the whole batch, split over `"data"`; parameters are replicated, or
+      with `fsdp=True` split along the largest dimension of each array that the mesh divides (small arrays are
+      replicated).
+    - `parallel="pmap"`: one program a device sees a slice of the batch and averages gradients and metrics
+      explicitly.
+
+    All modes give the same parameters (to rounding) as long as the loss draws per-example noise with
+    `gen_jax.keys`. The state goes in and comes out in one form in all modes. It is donated: use the one that
+    is returned. Raises ValueError for a batch that does not divide over the devices.
+    """
+    if steps_per_call < 1:
+        raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
+    layout = Layout(parallel, fsdp=fsdp) if mesh is None else Layout(parallel, mesh, fsdp)
+    return Compiled(step, layout, steps_per_call, select, donate)
+
+
+class Compiled:
+    """A compiled step; see `compile_step`. `traces` counts how often JAX has traced it: 1 in a whole run."""
+
+    def __init__(self, step: Step, layout: Layout, steps_per_call: int, select: Select | None, donate: bool):
+        self.layout = layout
+        self.steps_per_call = steps_per_call
+        self.traces = 0
+        self._step, self._select, self._donate = step, select, donate
+        self._program: Callable[..., Any] | None = None
+
+    def __call__(self, state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        """`K` steps from `state` on host or device arrays `data`."""
+        if not self.layout.is_placed(state):
+            state = self.layout.put_state(state)
+        data = self.put(data)
+        if self._program is None:
+            self._program = self._pmap() if self.layout.parallel == "pmap" else self._jit(state)
+        return self._program(state, data)
+
+    def put(self, data: PyTree) -> PyTree:
+        """Place a batch, or with `select` the data set, on the devices, unless it is there already."""
+        if self._select is None:
+            return self.layout.put_batch(data, stacked=self.steps_per_call > 1)
+        placed = all(
+            isinstance(x, jax.Array) and x.sharding == self._replicated for x in jax.tree.leaves(data)
+        )
+        return data if placed else self.layout.put_data(data)
+
+    @cached_property
+    def _replicated(self) -> jax.sharding.NamedSharding:
+        return self.layout.sharding()
+
+    def _run(
+        self,
+        state: TrainState,
+        batches: PyTree,
+        constrain: Callable[[Any], Any],
+        axis_name: str | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        def body(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+            state, metrics = self._step(state, batch, axis_name=axis_name)
+            return constrain(state), metrics
+
+        if self.steps_per_call > 1:
+            return jax.lax.scan(body, state, batches, self.steps_per_call)
+        state, metrics = body(state, batches)
+        return state, jax.tree.map(lambda m: m[None], metrics)
+
+    def _rows(self, state: TrainState) -> Int[Array, "K B"]:
+        assert self._select is not None
+        rows = self._select(state.step, self.steps_per_call)
+        if rows.shape[1] % self.layout.shards:
+            raise ValueError(
+                f"a batch of {rows.shape[1]} rows does not divide over {self.layout.shards} devices; "
+                f"use a batch size that is a multiple of {self.layout.shards}"
+            )
+        return rows
+
+    def _gather(self, data: PyTree, rows: Int[Array, "K B"]) -> PyTree:
+        rows = rows if self.steps_per_call > 1 else rows[0]
+        return jax.tree.map(lambda x: x[rows], data)
+
+    def _jit(self, state: TrainState) -> Callable[..., Any]:
+        layout, stacked = self.layout, self.steps_per_call > 1
+        shardings = layout.state_sharding(state)
+        batch_sharding = layout.batch_sharding(stacked)
+
+        def program(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+            self.traces += 1
+            if self._select is not None:
+                rows = jax.lax.with_sharding_constraint(self._rows(state), layout.batch_sharding(True))
+                data = jax.lax.with_sharding_constraint(self._gather(data, rows), batch_sharding)
+            return self._run(state, data, lambda s: jax.lax.with_sharding_constraint(s, shardings))
+
+        return jax.jit(
+            program,
+            in_shardings=(shardings, batch_sharding if self._select is None else layout.sharding()),
+            out_shardings=(shardings, layout.sharding()),
+            donate_argnums=0 if self._donate else (),
+        )
+
+    def _pmap(self) -> Callable[..., Any]:
+        layout, stacked = self.layout, self.steps_per_call > 1
+
+        def program(state: TrainState, data: PyTree, _: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+            self.traces += 1
+            if self._select is not None:
+                rows = self._rows(state)
+                size = rows.shape[1] // layout.shards
+                start = jax.lax.axis_index(AXIS) * size
+                data = self._gather(data, jax.lax.dynamic_slice_in_dim(rows, start, size, axis=1))
+            return self._run(state, data, lambda s: s, AXIS)
+
+        axis = int(stacked)
+        pmapped = jax.pmap(
+            program,
+            AXIS,
+            in_axes=(None, axis if self._select is None else None, 0),
+            out_axes=None,
+            devices=list(layout.mesh.devices.flat),
+            donate_argnums=0 if self._donate else (),
+        )
+        split = jax.jit(
+            lambda x: x.reshape(*x.shape[:axis], layout.shards, -1, *x.shape[axis + 1 :]),
+            out_shardings=layout.batch_sharding(stacked),
+        )
+        mapped = layout.put_batch(np.zeros(layout.local_shards, np.int32))  # pmap wants one mapped argument
+
+        def call(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+            if self._select is None:
+                data = jax.tree.map(split, data)
+            return layout.from_pmap(pmapped(state, data, mapped))
+
+        return call

@@ -1,0 +1,102 @@
+"""Several processes: joining them at the start, and agreeing on when to stop."""
+
+import importlib.util
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize_distributed() -> None:
+    """Join the other processes of the run, if there are any; call it before anything touches a device.
+
+    Several processes are recognised by the three variables `JAX_COORDINATOR_ADDRESS` (host:port of process
+    0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or by a cluster that JAX detects itself (Cloud TPU pod,
+    SLURM, Open MPI, GKE). Does nothing in a single process or when called again. Raises ValueError when only
+    some of the variables are set.
+    """
+    if jax.distributed.is_initialized():
+        return
+    present = [name for name in VARIABLES if name in os.environ]
+    if present and len(present) < len(VARIABLES):
+        missing = [name for name in VARIABLES if name not in os.environ]
+        raise ValueError(
+            f"to run several processes set all of {', '.join(VARIABLES)}; missing: {', '.join(missing)}"
+        )
+    if present:
+        address, count, index = (os.environ[name] for name in VARIABLES)
+        jax.distributed.initialize(address, int(count), int(index), cluster_detection_method="deactivate")
+    elif _in_cluster():
+        jax.distributed.initialize()
+
+
+def _in_cluster() -> bool:
+    """Whether there may be other processes, from what JAX's own detection reads, without its slow queries."""
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        return True
+    if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        return True
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "," in os.environ.get(
+        "TPU_PROCESS_ADDRESSES", ""
+    ):
+        return True
+    on_tpu_vm = any(Path("/dev").glob("accel[0-9]*")) and importlib.util.find_spec("libtpu") is not None
+    return (
+        on_tpu_vm and "TPU_SKIP_MDS_QUERY" not in os.environ
+    )  # a slice of a pod cannot be told from one host here
+
+
+class StopRequest:
+    """SIGTERM and SIGINT remembered instead of obeyed, so that the run can save first. A context manager.
+
+    A second signal is obeyed at once. Outside the main thread, where Python allows no handlers, it never
+    fires.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous = {}
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.__exit__()
+
+
+def agreement(mesh: jax.sharding.Mesh) -> Callable[[int | None], Any]:
+    """`ask(signal) -> array`: the largest signal number of any process, 0 for none, without waiting for it.
+
+    Every process must ask equally often, and reads the same answer, so all stop after the same step.
+    """
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    largest = jax.jit(jnp.max, out_shardings=replicated)
+    local = mesh.local_mesh.devices.size
+
+    def ask(number: int | None) -> Any:
+        if jax.process_count() == 1:
+            return number or 0
+        return largest(
+            jax.make_array_from_process_local_data(sharding, np.full(local, number or 0, np.int32))
+        )
+
+    return ask

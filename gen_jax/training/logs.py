@@ -1,0 +1,148 @@
+"""What a run says: a progress bar or plain lines, `metrics.jsonl`, TensorBoard."""
+
+import json
+import math
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen_jax.training.optimizer import Schedule
+
+
+class Meter:
+    """Averages of the metrics since the last log point, and the rate."""
+
+    def __init__(self, step: int):
+        self.reset(step)
+
+    def reset(self, step: int) -> None:
+        """Start a new interval after `step`."""
+        self._values: list[dict[str, np.ndarray]] = []
+        self._step, self._start = step, time.perf_counter()
+
+    def add(self, metrics: dict[str, np.ndarray]) -> None:
+        """Take in the metrics `[K]` of one call."""
+        self._values.append(metrics)
+
+    def skip(self, seconds: float) -> None:
+        """Do not count a pause (a sample grid, a checkpoint) as training time."""
+        self._start += seconds
+
+    def mean(self) -> dict[str, float]:
+        """Mean of every metric over the steps of the interval."""
+        names = self._values[0] if self._values else {}
+        return {name: float(np.mean(np.concatenate([v[name] for v in self._values]))) for name in names}
+
+    def steps_per_second(self, step: int) -> float:
+        """Rate from the start of the interval to `step`."""
+        return (step - self._step) / max(time.perf_counter() - self._start, 1e-9)
+
+
+class MetricsFile:
+    """`metrics.jsonl` (one line a log point) and the same numbers for TensorBoard.
+
+    Opened at a step, it forgets every line beyond that step, so that a resumed run never has a line twice.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        path = workdir / "metrics.jsonl"
+        lines = [line for line in _read(path) if line["step"] <= step]
+        temporary = path.with_name(".metrics.jsonl.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(temporary, path)
+        self.seconds: float = lines[-1].get("seconds", 0.0) if lines else 0.0
+        self._file = path.open("a", buffering=1)
+        self._directory, self._purge = str(workdir / "tensorboard"), step + 1 if step else None
+
+    @cached_property
+    def _board(self) -> Any:
+        """Opened at the first write, while the devices work: the import is slow where torch is there."""
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(self._directory, purge_step=self._purge)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line; numbers that are not finite become null, which is what JSON has."""
+        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        if "_board" in self.__dict__:
+            self._board.close()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a JSONL file; the last one of a killed run may be cut short."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+class Reporter:
+    """A progress bar on a terminal, a line a log point elsewhere, nothing when not `enabled`."""
+
+    def __init__(self, enabled: bool, *, step: int, num_steps: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._enabled, self._num_steps = enabled, num_steps
+        console = Console()
+        self._bar = None
+        if enabled and console.is_terminal:
+            columns = (
+                TextColumn("{task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=2)
+            self._task = self._bar.add_task("compiling", total=num_steps, completed=step)
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Show the figures of a log point."""
+        rate = values["steps_per_second"]
+        text = f"loss {values['loss']:.4g}  {rate:.3g} steps/s  {values['images_per_second']:.4g} images/s"
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        elif self._enabled:
+            left = (self._num_steps - step) / max(rate, 1e-9)
+            print(f"step {step}/{self._num_steps}  {text}  {left:.0f} s left", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        elif self._enabled:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def figures(
+    meter: Meter, step: int, *, seconds: float, batch_size: int, schedule: Schedule | None
+) -> dict[str, float]:
+    """What is logged at `step`: mean metrics, learning rate of its update, rates, seconds of training."""
+    rate = meter.steps_per_second(step)
+    learning_rate = {} if schedule is None else {"learning_rate": float(schedule(step - 1))}
+    rates = {"steps_per_second": rate, "images_per_second": rate * batch_size, "seconds": seconds}
+    return {**meter.mean(), **learning_rate, **rates}

@@ -1,0 +1,137 @@
+"""The books of a run: metrics read one call late, log points, checkpoints of what is finite, a clean end."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from gen_jax.training.checkpoint import Checkpoints, NotFiniteError
+from gen_jax.training.logs import Meter, MetricsFile, Reporter, figures
+from gen_jax.training.optimizer import Schedule
+from gen_jax.training.state import TrainState
+
+
+class TrainingDiverged(FloatingPointError):
+    """The loss, the gradient or the parameters are not finite."""
+
+
+class Preempted(SystemExit):
+    """SIGTERM, after the state was saved. Uncaught, it ends the program with exit code 0."""
+
+
+class Run:
+    """What has been measured and saved so far. Metrics are read one call late: the devices never wait."""
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule | None,
+        start: int,
+        num_steps: int,
+        log_every: int,
+        batch_size: int,
+        meta: dict[str, Any],
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+        file: MetricsFile | None,
+    ):
+        self.schedule, self.num_steps, self.log_every, self.batch_size = (
+            schedule,
+            num_steps,
+            log_every,
+            batch_size,
+        )
+        self.meta, self.checkpoints, self.reporter, self.file = meta, checkpoints, reporter, file
+        self.meter = Meter(start)
+        self.began = time.perf_counter() - (file.seconds if file else 0.0)
+        self.compiled = False
+        self.pending: tuple[int, PyTree] | None = None
+
+    def collect(self, end: int, metrics: PyTree) -> None:
+        """Remember the metrics of the call that ends at `end`, and read those of the call before."""
+        self.drain()
+        self.pending = end, metrics
+
+    def drain(self) -> None:
+        """Wait for the remembered metrics, check and log them."""
+        if self.pending is None:
+            return
+        (end, metrics), self.pending = self.pending, None
+        metrics = jax.device_get(metrics)
+        size = len(metrics["loss"])
+        finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
+        if not finite.all():
+            first = int(np.argmin(finite))
+            self.diverged(
+                end - size + first,
+                f"loss {metrics['loss'][first]}, gradient norm {metrics['grad_norm'][first]}",
+            )
+        logs = crossed(end, size, self.log_every) or end == self.num_steps
+        if not self.compiled and not logs:
+            self.meter.reset(
+                end
+            )  # the first call compiled: rates count from its end where there is a second one
+        self.compiled = True
+        self.meter.add(metrics)
+        self.reporter.advance(end)
+        if logs:
+            self.log(end)
+
+    def log(self, end: int) -> None:
+        """One log point."""
+        seconds = time.perf_counter() - self.began
+        values = figures(self.meter, end, seconds=seconds, batch_size=self.batch_size, schedule=self.schedule)
+        if self.file is not None:
+            self.file.write(end, values)
+        self.reporter.log(end, values)
+        self.meter.reset(end)
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint, unless something in it is not finite."""
+        self.drain()
+        with self.pause():
+            try:
+                self.checkpoints.save(state, self.meta)
+            except NotFiniteError as error:
+                self.diverged(int(state.step) - 1, str(error))
+
+    def diverged(self, step: int, what: str) -> NoReturn:
+        """Say where it happened and what is left."""
+        rate = "" if self.schedule is None else f" (learning rate {float(self.schedule(step)):.4g})"
+        steps = self.checkpoints.steps()
+        good = (
+            f"last good checkpoint: {self.checkpoints.directory / str(steps[-1])}"
+            if steps
+            else "no checkpoint yet"
+        )
+        raise TrainingDiverged(
+            f"training diverged at step {step}{rate}: {what}; {good}. "
+            "Lower the learning rate, lengthen the warm-up or clip the gradients harder."
+        )
+
+    def stop(self, number: int, end: int) -> NoReturn:
+        """Leave after a signal; the state is being saved."""
+        self.checkpoints.close()
+        name = signal.Signals(number).name
+        text = f"{name}: saved step {end} of {self.num_steps}; the same command goes on from there"
+        self.reporter.say(text)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt(text)
+        raise Preempted(0)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the time spent inside out of the rates."""
+        begin = time.perf_counter()
+        yield
+        self.meter.skip(time.perf_counter() - begin)
+
+
+def crossed(end: int, size: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in `(end - size, end]`."""
+    return end // every > (end - size) // every

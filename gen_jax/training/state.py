@@ -1,0 +1,92 @@
+"""What training carries from step to step, and the one step that every family of models trains with."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+Metrics = dict[str, Float[Array, "..."]]
+"""Named float32 scalars of one step, or `[K]` vectors for the `K` steps of one call."""
+
+Loss = Callable[[Any, Key[Array, ""], Any], tuple[Float[Array, ""], Metrics]]
+"""`loss(params, key, batch) -> (scalar, metrics)`, both means over the examples of `batch`."""
+
+
+class TrainState(NamedTuple):
+    """Everything that a run has learned or counted; what a checkpoint holds."""
+
+    step: Int[Array, ""]
+    """Steps done so far, int32."""
+    params: PyTree
+    opt_state: PyTree
+    ema_params: PyTree
+    """Moving average of `params` (the parameters themselves where there is no average): sample with these."""
+    key: Key[Array, ""]
+    """The seed. It never changes: step `k` draws from `fold_in(key, k)`."""
+
+    @classmethod
+    def create(
+        cls, params: PyTree, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+    ) -> "TrainState":
+        """The state before the first step, with the average at the initial parameters."""
+        step = jnp.zeros((), jnp.int32)
+        return cls(step, params, optimizer.init(params), jax.tree.map(jnp.copy, params), key)
+
+
+@runtime_checkable
+class Step(Protocol):
+    """`(state, batch) -> (state, metrics)`, pure."""
+
+    def __call__(
+        self, state: TrainState, batch: Any, *, axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """Gradients and metrics are averaged over `axis_name`, where one is bound."""
+
+
+def make_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay: float | None = 0.9999
+) -> Step:
+    """One step of stochastic gradient descent, as a pure function that knows nothing of devices.
+
+        g_k         = d/dparams loss(params_k, fold_in(key, k), batch_k)
+        params_k+1  = params_k + optimizer(g_k)
+        ema_k+1     = d_k ema_k + (1 - d_k) params_k+1,   d_k = min(ema_decay, (1 + k) / (10 + k))
+
+    The average warms up so that the initial parameters are forgotten early (TensorFlow's
+    ExponentialMovingAverage with `num_updates`). `ema_decay=None` keeps no average: `ema_params` are then the
+    parameters. Under gradient accumulation the average moves at every micro-step.
+
+    The metrics are those of the loss with `loss` and `grad_norm` (global norm, before any clipping), float32
+    scalars. Raises ValueError when `ema_decay` is outside [0, 1) or the loss reports a metric under one of
+    these two names.
+    """
+    if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
+        raise ValueError(f"ema_decay must lie in [0, 1) or be None (no average), got {ema_decay}")
+
+    def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, key, batch)
+        if taken := {"loss", "grad_norm"} & set(metrics):
+            raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
+        if axis_name is not None:
+            value, metrics, grads = jax.lax.pmean((value, metrics, grads), axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = (
+            params if ema_decay is None else ema_update(state.ema_params, params, state.step, ema_decay)
+        )
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
+        metrics = {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
+        return TrainState(state.step + 1, params, opt_state, ema_params, state.key), metrics
+
+    return step
+
+
+def ema_update(ema_params: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
+    """`d ema + (1 - d) params`, `d = min(decay, (1 + step) / (10 + step))`, in the dtype of the average."""
+    decay_k = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    mean = optax.incremental_update(params, ema_params, 1.0 - decay_k)
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), mean, ema_params)

@@ -1,0 +1,158 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+from jax.sharding import AxisType, Mesh
+
+from gen_jax import training
+from gen_jax.training import compile_step
+
+
+def mesh(n, *axes):
+    return Mesh(np.array(jax.devices()[:n]).reshape(*(axes or (n,))), ("data", "model")[: max(1, len(axes))])
+
+
+MODES = {
+    "jit-1": lambda: {"mesh": mesh(1)},
+    "jit-8": lambda: {},
+    "jit-4x2": lambda: {"mesh": mesh(8, 4, 2)},
+    "jit-explicit": lambda: {"mesh": jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))},
+    "fsdp-8": lambda: {"fsdp": True},
+    "fsdp-4x2": lambda: {"fsdp": True, "mesh": mesh(8, 4, 2)},
+    "pmap-8": lambda: {"parallel": "pmap"},
+    "pmap-2": lambda: {"parallel": "pmap", "mesh": mesh(2)},
+}
+
+
+def run(num_steps=20, steps_per_call=1, select=False, **options):
+    step, state, _ = toy.setup(num_steps)
+    memory = toy.InMemory()
+    compiled = compile_step(
+        step, steps_per_call=steps_per_call, select=memory.select if select else None, **options
+    )
+    history = []
+    for k in range(0, num_steps, steps_per_call):
+        data = memory.arrays
+        if not select:
+            rows = np.asarray(memory.select(jnp.int32(k), steps_per_call))
+            data = {name: x[rows if steps_per_call > 1 else rows[0]] for name, x in data.items()}
+        state, metrics = compiled(state, data)
+        history.append(metrics)
+    return state, {name: np.concatenate([m[name] for m in history]) for name in history[0]}, compiled
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Plain jit on one device, no scan."""
+    return run(mesh=mesh(1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "steps_per_call", "select"),
+    [
+        ("jit-1", 5, True),
+        ("jit-8", 1, False),
+        ("jit-8", 5, True),
+        ("fsdp-8", 1, False),
+        ("fsdp-8", 5, True),
+        ("pmap-8", 1, False),
+        ("pmap-8", 5, False),
+        ("pmap-8", 5, True),
+        ("pmap-2", 5, True),
+        ("jit-4x2", 5, True),
+        ("fsdp-4x2", 5, False),
+        ("jit-explicit", 5, True),
+    ],
+)
+def test_compile_step_is_the_same_in_every_mode(reference, mode, steps_per_call, select):
+    state, metrics, compiled = run(steps_per_call=steps_per_call, select=select, **MODES[mode]())
+    toy.assert_close(state, reference[0], 1e-5)
+    for name, metric in reference[1].items():
+        np.testing.assert_allclose(metrics[name], metric, rtol=1e-4, err_msg=name)
+    assert compiled.traces == 1
+    assert state.step == 20
+    assert state.step.shape == ()
+    assert jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key)
+
+
+def test_compile_step_fsdp_shards_large_arrays_and_only_those():
+    state, *_ = run(10, 5, fsdp=True)
+    for tree in (state.params, state.ema_params, state.opt_state[1][0].mu):
+        kernel = tree["hidden"]["kernel"]
+        assert kernel.addressable_shards[0].data.shape == (toy.DIM, toy.WIDTH // 8)
+        assert tree["out"]["kernel"].addressable_shards[0].data.shape == (toy.WIDTH // 8, toy.DIM)
+        assert tree["hidden"]["bias"].sharding.is_fully_replicated
+
+
+def test_compile_step_averages_over_devices():
+    """The step on 8 devices against the gradient of the whole batch in numpy."""
+
+    def loss(params, key, batch):
+        return jnp.mean((params - batch["x"]) ** 2), {}
+
+    x = np.random.default_rng(0).normal(size=(32,)).astype(np.float32)
+    optimizer = optax.sgd(0.5)
+    for parallel in ("jit", "pmap"):
+        state = training.TrainState.create(jnp.float32(2.0), optimizer, jax.random.key(0))
+        state, metrics = compile_step(training.make_step(loss, optimizer), parallel=parallel)(state, {"x": x})
+        np.testing.assert_allclose(state.params, x.mean(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(metrics["grad_norm"][0], 2 * (2.0 - x.mean()), rtol=1e-5)
+
+
+@pytest.fixture
+def donation():
+    """JAX donates nothing while it looks for NaNs."""
+    jax.config.update("jax_debug_nans", False)
+    yield
+    jax.config.update("jax_debug_nans", True)
+
+
+@pytest.mark.parametrize("mode", ["jit-8", "fsdp-8", "pmap-8"])
+def test_compile_step_donates_its_own_state_but_not_the_first(mode, donation):
+    step, state, _ = toy.setup()
+    compiled = compile_step(step, **MODES[mode]())
+    batch = {name: x[: toy.BATCH] for name, x in toy.arrays().items()}
+    placed, _ = compiled(state, batch)
+    compiled(placed, batch)
+    assert placed.params["hidden"]["kernel"].is_deleted()
+    assert not any(x.is_deleted() for x in jax.tree.leaves(state))
+
+
+def test_compile_step_accepts_arrays_that_are_on_a_device_already():
+    step, state, _ = toy.setup()
+    batch = {name: jax.device_put(x[: toy.BATCH], jax.devices()[3]) for name, x in toy.arrays().items()}
+    for parallel in ("jit", "pmap"):
+        compile_step(step, parallel=parallel)(state, batch)
+
+
+@pytest.mark.parametrize("select", [False, True])
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_compile_step_refuses_a_batch_that_does_not_divide(parallel, select):
+    step, state, _ = toy.setup()
+    memory = toy.InMemory(batch_size=30)
+    compiled = compile_step(step, parallel=parallel, select=memory.select if select else None)
+    data = memory.arrays if select else {name: x[:30] for name, x in memory.arrays.items()}
+    with pytest.raises(ValueError, match=r"30 rows .* 8 devices.* multiple of 8"):
+        compiled(state, data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parallel": "pjit"}, '"jit" or "pmap"'),
+        ({"parallel": "pmap", "fsdp": True}, "fsdp=True needs"),
+        ({"steps_per_call": 0}, "at least 1"),
+    ],
+)
+def test_compile_step_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        compile_step(toy.setup()[0], **options)
+
+
+def test_compile_step_refuses_a_mesh_without_the_data_axis():
+    with pytest.raises(ValueError, match="an axis 'data'"):
+        compile_step(toy.setup()[0], mesh=Mesh(np.array(jax.devices()), ("batch",)))
+    with pytest.raises(ValueError, match="mesh of one axis"):
+        compile_step(toy.setup()[0], parallel="pmap", mesh=mesh(8, 4, 2))

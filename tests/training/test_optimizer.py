@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gen_jax import training
+from gen_jax.training import TrainState, make_step
+
+
+def updates(optimizer, grads, params):
+    """The parameters after each update."""
+
+    def body(carry, grad):
+        params, state = carry
+        update, state = optimizer.update(grad, state, params)
+        params = optax.apply_updates(params, update)
+        return (params, state), params
+
+    return jax.jit(lambda: jax.lax.scan(body, (params, optimizer.init(params)), grads)[1])()
+
+
+GRADS = jnp.asarray(np.random.default_rng(0).normal(size=(12, 3)) * 3, jnp.float32)
+PARAMS = jnp.asarray([1.0, -2.0, 0.5])
+WARM = optax.warmup_cosine_decay_schedule(0.0, 0.1, 3, 12)
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({"warmup_steps": 3}, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(WARM))),
+        ({"warmup_steps": 3, "clip_norm": None}, optax.adam(WARM)),
+        ({"warmup_steps": 3, "clip_norm": None, "weight_decay": 0.1}, optax.adamw(WARM, weight_decay=0.1)),
+        (
+            {"schedule": "constant", "clip_norm": None, "b1": 0.5, "b2": 0.9, "eps": 1e-3},
+            optax.adam(0.1, 0.5, 0.9, 1e-3),
+        ),
+        (
+            {"clip_norm": 0.5},
+            optax.chain(optax.clip_by_global_norm(0.5), optax.adam(optax.cosine_decay_schedule(0.1, 12))),
+        ),
+    ],
+)
+def test_adam_equals_optax(options, same):
+    optimizer, _ = training.adam(0.1, num_steps=12, **options)
+    np.testing.assert_allclose(updates(optimizer, GRADS, PARAMS), updates(same, GRADS, PARAMS), rtol=1e-6)
+
+
+def test_adam_schedule_is_linear_then_cosine():
+    _, schedule = training.adam(0.1, num_steps=100, warmup_steps=10)
+    k = np.arange(101)
+    u = (k - 10) / 90
+    expected = np.where(k < 10, 0.1 * k / 10, 0.05 * (1 + np.cos(np.pi * u)))
+    np.testing.assert_allclose([float(schedule(i)) for i in k], expected, atol=1e-7)
+
+
+def test_adam_schedule_stays_constant():
+    _, schedule = training.adam(0.1, num_steps=100, warmup_steps=10, schedule="constant")
+    np.testing.assert_allclose([float(schedule(i)) for i in (5, 10, 99)], [0.05, 0.1, 0.1], rtol=1e-6)
+
+
+def test_adam_accumulates_to_the_step_of_the_whole_batch():
+    whole, _ = training.adam(0.1, num_steps=3, clip_norm=1.0)
+    parts, _ = training.adam(0.1, num_steps=12, clip_norm=1.0, accumulate=4)
+    expected = updates(whole, GRADS.reshape(3, 4, 3).mean(1), PARAMS)
+    np.testing.assert_allclose(updates(parts, GRADS, PARAMS)[3::4], expected, rtol=1e-5)
+
+
+def test_adam_schedule_counts_steps_when_it_accumulates():
+    _, schedule = training.adam(0.1, num_steps=100, accumulate=4)
+    _, reference = training.adam(0.1, num_steps=25)
+    assert float(schedule(43)) == float(reference(10))
+
+
+def test_accumulation_equals_one_big_batch_for_sgd():
+    def loss(params, key, batch):
+        return jnp.mean((batch @ params) ** 2), {}
+
+    x = np.random.default_rng(1).normal(size=(2, 4, 8, 3)).astype(np.float32)
+    small = optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation()
+    states = {}
+    for name, optimizer, batches in [
+        ("big", optax.sgd(0.1), x.reshape(2, 32, 3)),
+        ("small", small, x.reshape(8, 8, 3)),
+    ]:
+        state, step = (
+            TrainState.create(PARAMS, optimizer, jax.random.key(0)),
+            jax.jit(make_step(loss, optimizer)),
+        )
+        for batch in batches:
+            state, _ = step(state, batch)
+        states[name] = state
+    np.testing.assert_allclose(states["small"].params, states["big"].params, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 0}, "at least 1"),
+        ({"warmup_steps": 10}, "shorten the warm-up"),
+        ({"schedule": "cosinus"}, "'cosinus'"),
+    ],
+)
+def test_adam_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        training.adam(0.1, num_steps=10, **options)
