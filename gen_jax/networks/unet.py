@@ -75,7 +75,7 @@ mnist_small = UNetConfig(
 )
 """The default on a CPU: 14 x 14 and 7 x 7 behind a space-to-depth stem."""
 
-mnist = UNetConfig(channels=(64, 96, 128), blocks=1, embedding=100, resample_conv=False)
+mnist = UNetConfig(channels=(64, 128), embedding=100, resample_conv=False)
 """The size of the book's network, about 2.2 M parameters."""
 
 cifar10 = UNetConfig(
@@ -161,7 +161,7 @@ class UNet(nn.Module):
         dense = lambda name: nn.Dense(c.embedding, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
         if t.shape != x.shape[:1]:
             raise ValueError(f"Expected one time for each of {x.shape[0]} images, t of shape {x.shape[:1]}, got {t.shape}.")
-        emb = layers.sinusoidal(t * c.time_scale, c.channels[0])
+        emb = layers.sinusoidal(t * c.time_scale, c.embedding)
         emb = dense("time_1")(nn.silu(dense("time_0")(emb)))
         if c.num_classes is not None:
             cond = jnp.full(t.shape, c.num_classes) if cond is None else cond

@@ -1,0 +1,295 @@
+"""Step 9: a diffusion model. Noise is added to an image little by little; a network learns to take it away.
+
+    python experiments/step09_diffusion.py
+
+trains on MNIST (embedded) and leaves pictures, metrics and checkpoints in checkpoints/step09_diffusion/. The same
+command goes on where an interrupted run stopped. Afterwards
+
+    python experiments/step09_diffusion.py --sample-only --num 64 --solver ddim --nfe 20 --seed 3
+
+samples from the checkpoint. Any other TFDS image set: `--dataset NAME`, with a `--workdir` of its own.
+"""
+
+import dataclasses
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from gen_jax import data, plots, samplers, training
+from gen_jax.diffusion import loss, prediction, process
+from gen_jax.networks import unet
+from gen_jax.training import workdir as run_directory
+
+ROOT = Path(__file__).resolve().parents[1]
+SOLVERS: dict[str, Any] = {
+    "ddpm": (samplers.DDPM(), samplers.times.uniform),
+    "ddim": (samplers.DDIM(), samplers.times.uniform),
+    "dpmpp": (samplers.DPMSolverPP(order=2), samplers.times.log_snr),
+}
+NETWORKS = {"mnist_small": unet.mnist_small, "mnist_best": unet.mnist_small, "mnist": unet.mnist, "cifar10": unet.cifar10}
+PRESETS: dict[str, dict[str, Any]] = {
+    "mnist_small": {"steps": 1500, "batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.995},
+    "mnist_best": {"steps": 10_000, "batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.999},
+    "mnist": {"steps": 20_000, "batch_size": 128, "learning_rate": 1e-3, "ema_decay": 0.999},
+    "cifar10": {"steps": 800_000, "batch_size": 128, "learning_rate": 2e-4, "ema_decay": 0.9999, "flip": True},
+}
+"""What a preset sets unless a flag does: `mnist_small` fits 10 minutes on two cores, `mnist_best` an hour, `mnist` is
+the book's size and `cifar10` the network and schedule of Ho et al. 2020."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a diffusion model, or sample from one. Fields left at None are the preset's."""
+
+    preset: Literal["mnist_small", "mnist_best", "mnist", "cifar10"] = "mnist_small"
+    """Network and training length: 10 minutes on two cores; an hour; the book's size; the size of Ho et al. 2020."""
+    dataset: str = "mnist"
+    """mnist (embedded) or the name of any TFDS image set, such as kmnist or cifar10."""
+    data_dir: Path | None = None
+    """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
+    workdir: Path = ROOT / "checkpoints" / "step09_diffusion"
+    """Where everything is written, and looked for when the run is resumed or sampled from."""
+    seed: int = 0
+    """Of parameters, data order and noise; with --sample-only, of the samples."""
+
+    steps: int | None = None
+    """Updates in the whole run."""
+    batch_size: int | None = None
+    """Images a step, over all devices."""
+    learning_rate: float | None = None
+    """Highest rate, after a warm-up over the first tenth of the steps (1,000 at most) and before a cosine decay."""
+    ema_decay: float | None = None
+    """Of the average of the parameters, with which samples are drawn."""
+    flip: bool | None = None
+    """Mirror every other image; for things that have no left and right."""
+    process: Literal["ddpm_linear", "ddpm_cosine", "vp"] = "ddpm_cosine"
+    """How noise is added."""
+    predicts: Literal["eps", "x0", "v"] = "v"
+    """What the network says."""
+    weighting: Literal["simple", "snr", "min_snr"] = "simple"
+    """Weights of the loss."""
+    dropout: float | None = None
+    """Dropout rate inside the network."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's arithmetic; parameters, losses and samplers stay in float32."""
+    remat: bool = False
+    """Trade a third more computation for far less memory."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged into one update."""
+
+    parallel: Literal["jit", "pmap"] = "jit"
+    """How a step is spread over the devices."""
+    fsdp: bool = False
+    """Shard parameters and optimizer over the devices as well (with jit)."""
+    steps_per_call: int = 10
+    """Steps in one call of the compiled program."""
+    log_every: int = 50
+    checkpoint_every: int = 500
+    keep: int = 3
+    """How many checkpoints stay."""
+    sample_every: int | None = None
+    """Steps between grids of samples, samples_STEP.png (default: a fifth of the run)."""
+
+    sample_only: bool = False
+    """Draw samples from the checkpoint in workdir: samples.npy and samples.png."""
+    num: int = 64
+    """How many samples."""
+    solver: Literal["ddpm", "ddim", "dpmpp"] = "ddpm"
+    """Ancestral, deterministic, or DPM-Solver++ of order 2."""
+    nfe: int = 100
+    """Network evaluations for a sample."""
+
+
+MAY_CHANGE = ("steps", "workdir", "data_dir", "log_every", "checkpoint_every", "keep", "sample_every", "sample_only")
+MAY_CHANGE += ("num", "solver", "nfe", "parallel", "fsdp", "steps_per_call", "remat")
+"""Fields that a resumed run may set otherwise; all others must be those of the checkpoint."""
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with the preset's values where none were given."""
+    defaults = {"flip": False, "dropout": NETWORKS[config.preset].dropout, **PRESETS[config.preset]}
+    return dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
+
+
+def build(config: Config) -> tuple[unet.UNet, process.Process]:
+    """The network and the process of a resolved configuration."""
+    proc: process.Process = {
+        "ddpm_linear": process.DDPM(schedule="linear"),
+        "ddpm_cosine": process.DDPM(schedule="cosine"),
+        "vp": process.VP(),
+    }[config.process]
+    network = dataclasses.replace(
+        NETWORKS[config.preset],
+        time_scale=1000 / proc.t_max,
+        dropout=config.dropout,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
+    return unet.UNet(network), proc
+
+
+def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training.state.Loss:
+    """`loss(params, key, batch)`: the error of the network's prediction at random times."""
+    weighting = {"simple": loss.simple, "snr": loss.snr, "min_snr": loss.min_snr()}[config.weighting]
+
+    def loss_fn(params, key, batch):
+        key_flip, key_dropout, key_loss = jax.random.split(key, 3)
+        x_0 = data.to_unit(batch["image"])
+        x_0 = data.flip(key_flip, x_0) if config.flip else x_0
+        predict = lambda x_t, t: net.apply(params, x_t, t, rngs={"dropout": key_dropout})
+        return loss.denoising(key_loss, predict, proc, x_0, predicts=config.predicts, weighting=weighting)
+
+    return loss_fn
+
+
+def make_denoiser(net: unet.UNet, proc: process.Process, config: Config, params) -> prediction.Denoiser:
+    """`denoise(x_t, t)`, its estimates kept in the range of images."""
+    apply = lambda x_t, t: net.apply(params, x_t, t)
+    return prediction.clipped(prediction.as_denoiser(apply, proc, predicts=config.predicts))
+
+
+def make_plan(proc: process.Process, solver: str, nfe: int) -> samplers.Plan:
+    """The table of a solver's steps."""
+    method, grid = SOLVERS[solver]
+    final = {"final": "denoise"} if isinstance(proc, process.VP) else {}
+    return method.plan(proc, grid(proc, nfe, **final))
+
+
+def make_sampler(net: unet.UNet, proc: process.Process, config: Config):
+    """`draw(params, key, plan, index) -> uint8 [len(index), H, W, C]`: sample `i` depends on `key` and `i` alone."""
+
+    @functools.partial(jax.jit, static_argnames="shape")
+    def draw(params, key, plan, index, shape):
+        key_prior, key_noise = jax.random.split(key)
+        x_T = proc.prior(key_prior, (len(index), *shape), index=index)
+        denoise = make_denoiser(net, proc, config, params)
+        return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index))
+
+    return draw
+
+
+def draw_samples(config: Config, chunk: int = 250) -> np.ndarray:
+    """Samples from the checkpoint in `config.workdir`: writes samples.npy and samples.png."""
+    params, saved, step = training.load(config.workdir)
+    learned = {f.name for f in dataclasses.fields(Config)} - {*MAY_CHANGE, "seed"}
+    trained = dataclasses.replace(config, **{name: saved[name] for name in learned})
+    shape, (net, proc) = tuple(saved["image_shape"]), build(trained)
+    draw, plan = make_sampler(net, proc, trained), make_plan(proc, config.solver, config.nfe)
+    key, size = jax.random.key(config.seed), min(chunk, config.num)
+    parts = []
+    for start in range(0, config.num, size):
+        parts.append(np.asarray(draw(params, key, plan, jnp.arange(start, start + size), shape)))
+    images = np.concatenate(parts)[: config.num]
+    if jax.process_index() == 0:
+        np.save(config.workdir / "samples.npy", images)
+        plots.save_grid(config.workdir / "samples.png", images[:64])
+        save_denoising(config.workdir / "denoising.png", make_denoiser(net, proc, trained, params), proc, plan, shape)
+    print(f"{config.num} samples at step {step} with {config.solver}, {plan.nfe} network evaluations each")
+    return images
+
+
+def save_denoising(path: Path, denoise: prediction.Denoiser, proc: process.Process, plan, shape, columns: int = 10) -> None:
+    """denoising.png: four samples on their way from noise to data, and what the network takes them for meanwhile."""
+    x_T = proc.prior(jax.random.key(0), (4, *shape))
+    keep = lambda x, x0_hat: (x, x0_hat)
+    _, (path_x, path_x0) = jax.jit(lambda: samplers.sample(jax.random.key(1), denoise, plan, x_T, trace=keep))()
+    shown = np.unique(np.linspace(0, plan.num_steps - 1, columns).astype(int))
+    pairs = [np.stack([np.asarray(data.to_uint8(p[:, i])) for p in (path_x, path_x0)]) for i in range(len(x_T))]
+    strips = np.concatenate(pairs)[:, shown]
+    labels = [f"step {k + 1}" for k in shown]
+    plots.save_strips(path, strips, labels, "from noise to data", ["$x_s$", r"$\hat{x}_0$"] * len(x_T))
+
+
+def save_forward(path: Path, images: np.ndarray, proc: process.Process, columns: int = 10) -> None:
+    """forward.png: images on their way from data to noise, the book's figure."""
+    times = np.linspace(0, proc.t_max, columns)
+    x_0 = data.to_unit(jnp.asarray(images))
+    eps = jax.random.normal(jax.random.key(0), x_0.shape)
+    x_t = jnp.stack([proc.perturb(x_0, jnp.asarray(t, jnp.float32), eps) for t in times], axis=1)
+    labels = [f"t = {t:.3g}" for t in times]
+    plots.save_strips(path, np.asarray(data.to_uint8(x_t)), labels, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$")
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Train to the end, or to the end of what is left; writes the figures and returns the summary."""
+    started = time.perf_counter()
+    arrays = data.load(config.dataset, data_dir=config.data_dir)
+    images, (net, proc) = arrays["image"], build(config)
+    key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
+    params = jax.jit(net.init)(key_params, jnp.zeros((1, *images.shape[1:])), jnp.zeros(1))
+    optimizer, schedule = training.adam(
+        config.learning_rate,
+        num_steps=config.steps,
+        warmup_steps=min(config.steps // 10, 1000),
+        accumulate=config.accumulate,
+        b2=0.99,
+    )
+    draw, plan = make_sampler(net, proc, config), make_plan(proc, config.solver, min(config.nfe, 50))
+
+    def on_sample(step, state):
+        grid = draw(state.ema_params, jax.random.key(config.seed), plan, jnp.arange(64), images.shape[1:])
+        if jax.process_index() == 0:
+            plots.save_grid(config.workdir / f"samples_{step}.png", np.asarray(grid))
+
+    state = training.fit(
+        training.make_step(make_loss(net, proc, config), optimizer, ema_decay=config.ema_decay),
+        training.TrainState.create(params, optimizer, key_steps),
+        data.batches({"image": images}, config.batch_size, key=key_data),
+        num_steps=config.steps,
+        workdir=config.workdir,
+        config={**dataclasses.asdict(config), "image_shape": images.shape[1:]},
+        may_change=MAY_CHANGE,
+        schedule=schedule,
+        **{k: getattr(config, k) for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")},
+        sample_every=config.sample_every or max(config.steps // 5, 1),
+        on_sample=on_sample,
+    )
+    trained = time.perf_counter()
+    draw_samples(config)
+    count = sum(p.size for p in jax.tree.leaves(state.params))
+    summary: dict[str, Any] = {"steps": int(state.step), "parameters": count, "batch_size": config.batch_size}
+    if jax.process_index() == 0:
+        save_forward(config.workdir / "forward.png", images[:3], proc)
+        plots.save_loss(config.workdir / "loss.png", config.workdir / "metrics.jsonl", label=f"error of {config.predicts}")
+        last = plots.read_metrics(config.workdir / "metrics.jsonl")[-1]
+        summary |= {k: last[k] for k in ("loss", "images_per_second")} | {"seconds_of_training": last["seconds"]}
+        summary |= {"num_samples": config.num, "solver": config.solver, "nfe": config.nfe}
+        summary |= {"seconds_here": trained - started, "seconds_of_sampling": time.perf_counter() - trained}
+        run_directory.write_json(config.workdir / "summary.json", summary)
+    return summary
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train (or go on training) and sample, or sample alone."""
+    training.initialize_distributed()
+    if config.sample_only:
+        draw_samples(config)
+        return {}
+    config = resolve(config)
+    summary = train(config)
+    if jax.process_index() == 0:
+        report(config, summary)
+    return summary
+
+
+def report(config: Config, summary: dict[str, Any]) -> None:
+    """What was done, and what can be done next."""
+    print(
+        f"{summary['steps']} steps, {summary['parameters'] / 1e6:.2f} M parameters, loss {summary['loss']:.4f}, "
+        f"{summary['images_per_second']:.0f} images/s\n"
+        f"{summary['seconds_of_training']:.0f} s of training, {summary['seconds_of_sampling']:.0f} s of sampling\n"
+        f"pictures, metrics and checkpoints: {config.workdir}\n"
+        f"sample again: python experiments/step09_diffusion.py --sample-only --workdir {config.workdir} "
+        "--num 64 --solver ddim --nfe 20 --seed 3"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,74 @@
+"""Pictures of images and of runs: uint8 arrays `[..., H, W, C]` and `metrics.jsonl` in, PNG files out."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+def tile(images: UInt8[np.ndarray, "N H W C"], columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """Images side by side in rows of `columns` (default: as square as it gets) on white, `[H', W', C]`."""
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (gap + (height + gap) * (i // columns), gap + (width + gap) * (i % columns))
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def save_grid(
+    path: str | Path, images: UInt8[np.ndarray, "N H W C"], columns: int | None = None, scale: int = 2
+) -> None:
+    """Write `tile(images, columns)`, every pixel `scale` times as wide and high."""
+    from PIL import Image
+
+    canvas = tile(images, columns).repeat(scale, 0).repeat(scale, 1)
+    Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(path)
+
+
+def save_strips(
+    path: str | Path,
+    strips: UInt8[np.ndarray, "R T H W C"],
+    labels: Sequence[str],
+    title: str,
+    rows: Sequence[str] = (),
+) -> None:
+    """Write rows of images through time, column `k` under `labels[k]`; `rows` names the rows."""
+    from matplotlib.figure import Figure
+
+    count, length = strips.shape[:2]
+    figure = Figure(figsize=(length * 0.9 + (0.7 if rows else 0), count * 0.9 + 0.7), layout="constrained")
+    axes: Any = figure.subplots(count, length, squeeze=False)
+    for i, j in np.ndindex(count, length):
+        axes[i, j].imshow(strips[i, j].squeeze(-1) if strips.shape[-1] == 1 else strips[i, j], cmap="gray", vmin=0, vmax=255)
+        axes[i, j].set(xticks=[], yticks=[])
+    for axis, label in zip(axes[0], labels, strict=True):
+        axis.set_title(label, fontsize=9)
+    for axis, label in zip(axes[:, 0], rows, strict=False):
+        axis.set_ylabel(label, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`, one dict a log point."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def save_loss(path: str | Path, metrics: str | Path, *, name: str = "loss", label: str = "loss") -> None:
+    """Write the curve of one metric of a `metrics.jsonl` against the step."""
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(metrics)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([line["step"] for line in lines], [line[name] for line in lines], marker="." if len(lines) < 50 else "")
+    axes.set(xlabel="step", ylabel=label, yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,88 @@
+"""The convolution against `lax`'s own, in value and in every kind of derivative, and the trap it avoids."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from gen_jax.networks.conv import conv
+
+
+def reference(x, w, stride):
+    return lax.conv_general_dilated(
+        x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def scalar(c, x, w, stride):
+    return (jnp.sin(c(x, w, stride))).sum()
+
+
+DERIVATIVES = {
+    "value": lambda c, x, w, s: c(x, w, s),
+    "grad of weights": lambda c, x, w, s: jax.grad(lambda w: scalar(c, x, w, s))(w),
+    "grad of input": lambda c, x, w, s: jax.grad(lambda x: scalar(c, x, w, s))(x),
+    "jvp": lambda c, x, w, s: jax.jvp(lambda x, w: c(x, w, s), (x, w), (x + 1, w - 1))[1],
+    "vmap of grad": lambda c, x, w, s: jax.vmap(jax.grad(lambda w, x: scalar(c, x[None], w, s)), (None, 0))(w, x),
+    "vmap over weights": lambda c, x, w, s: jax.vmap(lambda k: jax.grad(lambda w: scalar(c, x, w, s))(k * w))(
+        jnp.arange(1.0, 3)
+    ),
+    "grad of grad": lambda c, x, w, s: jax.grad(
+        lambda x: (jax.grad(lambda w: scalar(c, x, w, s))(w) ** 2).sum()
+    )(x),
+    "jvp of grad": lambda c, x, w, s: jax.jvp(jax.grad(lambda w: scalar(c, x, w, s)), (w,), (w + 1,))[1],
+    "remat": lambda c, x, w, s: jax.grad(jax.checkpoint(lambda w: scalar(c, x, w, s)))(w),
+    "scan": lambda c, x, w, s: lax.scan(
+        lambda w, xi: (w - 0.1 * jax.grad(lambda w: scalar(c, xi[None], w, s))(w), None), w, x
+    )[0],
+}
+SHAPES = {  # image, kernel, channels in and out, stride, batch
+    "3x3": ((14, 14), 3, (8, 4), 1, 4),
+    "small map": ((7, 7), 3, (3, 5), 1, 4),
+    "odd and oblong": ((9, 5), 3, (2, 3), 1, 3),
+    "one channel": ((13, 11), 3, (1, 4), 1, 5),
+    "1x1": ((6, 7), 1, (3, 2), 1, 2),
+    "5x5": ((10, 9), 5, (2, 2), 1, 17),
+    "even kernel": ((9, 8), 2, (2, 3), 1, 2),
+    "stride 2": ((10, 10), 3, (2, 3), 2, 4),
+    "stride 2, odd": ((9, 7), 3, (2, 3), 2, 3),
+}
+
+
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_conv_equals_lax(shape, derivative):
+    size, kernel, (channels, features), stride, batch = SHAPES[shape]
+    x = jax.random.normal(jax.random.key(0), (batch, *size, channels))
+    w = jax.random.normal(jax.random.key(1), (kernel, kernel, channels, features)) / kernel
+    run = lambda c: jax.jit(lambda x, w: DERIVATIVES[derivative](c, x, w, stride))(x, w)
+    ours, theirs = run(conv), run(reference)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("size", [7, 14])
+def test_conv_weight_gradient_stays_fast_inside_a_scan(size):
+    """The compiled loop must hold no convolution that XLA's CPU backend does not bring to its fast form.
+
+    A convolution in fast form names its dimensions b01f_01io->b01f; lax's own weight gradient in a loop does not.
+    """
+    x = jax.random.normal(jax.random.key(0), (3, 4, size, size, 8))
+    w = jax.random.normal(jax.random.key(1), (3, 3, 8, 8))
+
+    def slow_convolutions(c):
+        two_layers = lambda w, x: jnp.sum(c(jnp.tanh(c(x, w, 1)), w, 1) ** 2)
+        steps = lambda w, x: lax.scan(lambda w, x: (w - jax.grad(two_layers)(w, x), None), w, x)[0]
+        lines = jax.jit(steps).lower(w, x).compile().as_text().splitlines()
+        return [line for line in lines if " convolution(" in line and "dim_labels=b01f_01io->b01f" not in line]
+
+    assert slow_convolutions(reference), "XLA has changed: see whether the trap is still there"
+    assert not slow_convolutions(conv)
+
+
+def test_conv_in_bfloat16_accumulates_in_float32():
+    x = jnp.ones((32, 16, 16, 1), jnp.bfloat16)
+    w = jnp.ones((1, 1, 1, 1), jnp.bfloat16)
+    gradient = jax.grad(lambda w: conv(x, w).astype(jnp.float32).sum())(w)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(gradient, np.float32), 32 * 16 * 16, rtol=0.01)

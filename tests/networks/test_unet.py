@@ -1,0 +1,187 @@
+"""The shared U-Net: sizes, conditions, precision, memory, derivatives, and where it can be lowered to."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import export
+from jax.test_util import check_grads
+
+from gen_jax import training
+from gen_jax.diffusion import loss, process
+from gen_jax.networks import unet
+
+KEY = jax.random.key(0)
+TINY = unet.UNetConfig(channels=(8, 12), embedding=16, groups=4)
+
+
+def perturbed(net, *args, scale=0.1):
+    """Parameters away from the zeros that a network starts with."""
+    params = net.init(KEY, *args)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten([p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+
+
+def images(size=(8, 8), channels=1, batch=2):
+    return jax.random.normal(jax.random.key(2), (batch, *size, channels))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "millions"),
+    [("mnist", (28, 28, 1), 2.2), ("cifar10", (32, 32, 3), 35.7)],
+)
+def test_preset_has_the_size_it_says(name, shape, millions):
+    net = unet.UNet(getattr(unet, name))
+    params = jax.eval_shape(net.init, KEY, jnp.zeros((1, *shape)), jnp.zeros(1))
+    count = sum(p.size for p in jax.tree.leaves(params)) / 1e6
+    assert abs(count / millions - 1) < 0.02, f"{count:.2f} M"
+
+
+CONFIGS = {
+    "plain": TINY,
+    "patch": dataclasses.replace(TINY, patch=2),
+    "three levels": dataclasses.replace(TINY, channels=(4, 8, 12), blocks=2),
+    "light": dataclasses.replace(TINY, patch=2, dense_skips=False, resample_conv=False),
+    "attention": dataclasses.replace(TINY, attention=(1,), middle_attention=True, head_features=4),
+}
+
+
+@pytest.mark.parametrize("size", [(28, 28), (27, 27), (9, 14), (4, 4)])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_unet_keeps_any_shape_and_starts_at_zero(config, size):
+    net, x = unet.UNet(CONFIGS[config]), images(size, 3)
+    y, _ = jax.jit(net.init_with_output)(KEY, x, jnp.ones(2))
+    np.testing.assert_array_equal(y, np.zeros_like(x))
+
+
+def test_unet_sees_everything_in_its_window():
+    """Each output depends on its own image, through all levels, and on no other image of the batch."""
+    net, x, t = unet.UNet(CONFIGS["three levels"]), images((16, 16)), jnp.ones(2)
+    params = perturbed(net, x, t)
+    influence = jax.jacobian(lambda x: net.apply(params, x, t)[0, 8, 8, 0])(x)
+    assert np.all(np.asarray(influence[1]) == 0)
+    assert (np.asarray(influence[0]) != 0).all()
+
+
+def test_unet_treats_integer_and_float_times_alike():
+    net, x = unet.UNet(TINY), images()
+    params = perturbed(net, x, jnp.ones(2))
+    a, b, c = (net.apply(params, x, t) for t in (jnp.array([3, 700]), jnp.array([3.0, 700.0]), jnp.array([3.5, 700.0])))
+    np.testing.assert_array_equal(a, b)
+    assert not np.allclose(a[0], c[0])
+    np.testing.assert_array_equal(a[1], c[1])
+
+
+def test_unet_scales_time():
+    a = unet.UNet(dataclasses.replace(TINY, time_scale=1000.0))
+    x, t = images(), jnp.array([0.25, 0.5])
+    params = perturbed(a, x, t)
+    np.testing.assert_array_equal(a.apply(params, x, t), unet.UNet(TINY).apply(params, x, 1000 * t))
+
+
+def test_unet_null_label_is_no_label():
+    net, x, t = unet.UNet(dataclasses.replace(TINY, num_classes=3)), images(), jnp.ones(2)
+    params = perturbed(net, x, t)
+    np.testing.assert_array_equal(net.apply(params, x, t, jnp.array([3, 3])), net.apply(params, x, t))
+    one, two = net.apply(params, x, t, jnp.array([0, 1])), net.apply(params, x, t, jnp.array([0, 2]))
+    np.testing.assert_array_equal(one[0], two[0])
+    assert not np.allclose(one[1], two[1])
+
+
+def test_unet_takes_a_vector_or_none():
+    net, x, t = unet.UNet(dataclasses.replace(TINY, cond_features=5)), images(), jnp.ones(2)
+    params = net.init(KEY, x, t, jnp.ones((2, 5)))
+    params = {"params": params["params"] | unet.UNet(net.config).init(KEY, x, t)["params"]}
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    with_vector, without = net.apply(params, x, t, jnp.ones((2, 5))), net.apply(params, x, t)
+    assert not np.allclose(with_vector, without)
+
+
+def test_unet_attends_to_context_without_regard_to_its_order():
+    net, x, t = unet.UNet(CONFIGS["attention"]), images(), jnp.ones(2)
+    context = jax.random.normal(KEY, (2, 6, 7))
+    params = perturbed(net, x, t, None, context, scale=0.3)
+    y = net.apply(params, x, t, None, context)
+    np.testing.assert_allclose(y, net.apply(params, x, t, None, context[:, ::-1]), atol=1e-4)
+    assert not np.allclose(y, net.apply(params, x, t, None, 2 * context), atol=1e-3)
+
+
+def test_unet_dropout_is_on_only_with_a_key():
+    net, x, t = unet.UNet(dataclasses.replace(TINY, dropout=0.5)), images(), jnp.ones(2)
+    params = perturbed(net, x, t)
+    run = lambda key: net.apply(params, x, t, rngs=None if key is None else {"dropout": key})
+    np.testing.assert_array_equal(run(None), run(None))
+    np.testing.assert_array_equal(run(jax.random.key(5)), run(jax.random.key(5)))
+    assert not np.allclose(run(None), run(jax.random.key(5)))
+    assert not np.allclose(run(jax.random.key(6)), run(jax.random.key(5)))
+
+
+def test_unet_computes_in_bfloat16_with_float32_parameters():
+    half = unet.UNet(dataclasses.replace(CONFIGS["attention"], dtype=jnp.bfloat16))
+    x, t = images(), jnp.ones(2)
+    params = perturbed(half, x, t)
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    y16, y32 = half.apply(params, x, t), unet.UNet(CONFIGS["attention"]).apply(params, x, t)
+    assert y16.dtype == jnp.float32
+    assert 0 < float(jnp.abs(y16 - y32).max()) < 0.05 * float(jnp.abs(y32).max())
+
+
+def test_unet_remat_changes_memory_not_gradients():
+    x, t = images((16, 16), batch=8), jnp.ones(8)
+    nets = [unet.UNet(dataclasses.replace(CONFIGS["three levels"], remat=remat)) for remat in (False, True)]
+    params = perturbed(nets[0], x, t)
+    programs = [jax.jit(jax.grad(lambda p, net=net: jnp.sum(net.apply(p, x, t) ** 2))).lower(params) for net in nets]
+    plain, remat = (program.compile() for program in programs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), plain(params), remat(params))
+    assert "checkpoint" in programs[1].as_text() or "optimization_barrier" in programs[1].as_text()
+
+
+def test_unet_gradient_is_the_derivative():
+    net, x, t = unet.UNet(CONFIGS["attention"]), images((5, 5)), jnp.array([1.0, 20.0])
+    params = perturbed(net, x, t)
+    check_grads(lambda p: jnp.mean(net.apply(p, x, t) ** 2), (params,), order=1, modes=["rev"], eps=1e-2, rtol=0.05)
+    check_grads(lambda x: net.apply(params, x, t), (x,), order=1, modes=["fwd", "rev"], eps=1e-2, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("config", "args", "message"),
+    [
+        (TINY, (jnp.ones(3), None), "one time for each of 2 images"),
+        (TINY, (jnp.ones(2), jnp.array([0, 1])), "takes no condition"),
+        (dataclasses.replace(TINY, num_classes=3), (jnp.ones(2), jnp.ones(2)), "integer labels"),
+        (dataclasses.replace(TINY, cond_features=3), (jnp.ones(2), jnp.ones((2, 4))), r"\(2, 3\)"),
+    ],
+)
+def test_unet_says_what_does_not_fit(config, args, message):
+    with pytest.raises(ValueError, match=message):
+        unet.UNet(config).init(KEY, images(), *args)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"channels": ()}, "level"), ({"attention": (2,)}, "0 to 1"), ({"num_classes": 3, "cond_features": 4}, "not both")],
+)
+def test_unet_config_says_what_does_not_fit(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **fields)
+
+
+def test_train_step_of_mnist_lowers_for_cpu_cuda_and_tpu():
+    net, proc = unet.UNet(unet.mnist), process.DDPM()
+    optimizer = optax.adam(1e-3)
+
+    def loss_fn(params, key, x_0):
+        return loss.denoising(key, lambda x, t: net.apply(params, x, t), proc, x_0)
+
+    step = training.make_step(loss_fn, optimizer)
+    batch = jax.ShapeDtypeStruct((8, 28, 28, 1), jnp.float32)
+    params = jax.eval_shape(net.init, KEY, jnp.zeros((1, 28, 28, 1)), jnp.zeros(1))
+    state = jax.eval_shape(lambda p: training.TrainState.create(p, optimizer, KEY), params)
+    with jax.debug_nans(False):
+        exported = export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(state, batch)
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    assert "stablehlo.convolution" in exported.mlir_module()
