@@ -52,13 +52,19 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     for batch, size, channels in SHAPES:
         xs = jax.random.normal(jax.random.key(0), (config.steps, batch, size, size, channels))
         w = jax.random.normal(jax.random.key(1), (3, 3, channels, channels)) / 30
-        gflop = 5 * 2 * batch * size**2 * 9 * channels**2 / 1e9  # two forward, one input, two weight gradients
+        gflop = (
+            5 * 2 * batch * size**2 * 9 * channels**2 / 1e9
+        )  # two forward, one input, two weight gradients
         row = table[f"{batch} x {size} x {size} x {channels}"] = {}
         for name, c in (("lax", plain), ("ours", conv)):
-            step = lambda w, x, c=c: w - 1e-3 * jax.grad(lambda w: jnp.mean(c(jax.nn.silu(c(x, w)), w) ** 2))(w)
+            step = lambda w, x, c=c: (
+                w - 1e-3 * jax.grad(lambda w: jnp.mean(c(jax.nn.silu(c(x, w)), w) ** 2))(w)
+            )
             scan = lambda w, xs, step=step: lax.scan(lambda w, x: (step(w, x), None), w, xs)[0]
             row[f"{name}, alone"] = gflop / median_seconds(jax.jit(step), w, xs[0], rounds=config.rounds)
-            row[f"{name}, in scan"] = gflop * config.steps / median_seconds(jax.jit(scan), w, xs, rounds=config.rounds)
+            row[f"{name}, in scan"] = (
+                gflop * config.steps / median_seconds(jax.jit(scan), w, xs, rounds=config.rounds)
+            )
         print(next(reversed(table)), {k: round(v, 1) for k, v in row.items()}, flush=True)
     return table
 

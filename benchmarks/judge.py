@@ -67,7 +67,10 @@ def judge(weights: Path) -> nn.Module:
         net.load_state_dict(torch.load(weights))
         return net
     torch.manual_seed(0)
-    x, y = as_input(idx("train-images-idx3-ubyte")), torch.from_numpy(idx("train-labels-idx1-ubyte").astype(np.int64))
+    x, y = (
+        as_input(idx("train-images-idx3-ubyte")),
+        torch.from_numpy(idx("train-labels-idx1-ubyte").astype(np.int64)),
+    )
     epochs, batch = 6, 128
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * (len(x) // batch))
@@ -79,7 +82,10 @@ def judge(weights: Path) -> nn.Module:
             optimizer.step()
             schedule.step()
         guesses = probabilities(net, idx("t10k-images-idx3-ubyte")).argmax(1)
-        print(f"epoch {epoch + 1}: {np.mean(guesses == idx('t10k-labels-idx1-ubyte')):.2%} of the test set", flush=True)
+        print(
+            f"epoch {epoch + 1}: {np.mean(guesses == idx('t10k-labels-idx1-ubyte')):.2%} of the test set",
+            flush=True,
+        )
     weights.parent.mkdir(parents=True, exist_ok=True)
     torch.save(net.state_dict(), weights)
     return net

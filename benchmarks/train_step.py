@@ -41,7 +41,10 @@ class TorchBlock(nn.Module):
     def __init__(self, inputs: int, features: int, embedding: int):
         super().__init__()
         self.norm_0, self.norm_1 = nn.GroupNorm(32, inputs), nn.GroupNorm(32, features)
-        self.conv_0, self.conv_1 = nn.Conv2d(inputs, features, 3, padding=1), nn.Conv2d(features, features, 3, padding=1)
+        self.conv_0, self.conv_1 = (
+            nn.Conv2d(inputs, features, 3, padding=1),
+            nn.Conv2d(features, features, 3, padding=1),
+        )
         self.film = nn.Linear(embedding, 2 * features)
         self.skip = nn.Conv2d(inputs, features, 1) if inputs != features else nn.Identity()
         nn.init.zeros_(self.conv_1.weight)
@@ -152,11 +155,17 @@ def main(config: Config) -> dict:
     sides = {"gen_jax float32": ours, "torch float32": float32, "torch bfloat16": bfloat16}
     for step in sides.values():
         step()
-    rounds = [{name: seconds(step) / config.steps for name, step in sides.items()} for _ in range(config.rounds)]
+    rounds = [
+        {name: seconds(step) / config.steps for name, step in sides.items()} for _ in range(config.rounds)
+    ]
     result: dict = {"parameters": count, "batch_size": config.batch_size}
     result["seconds_a_step"] = {name: round(statistics.median(r[name] for r in rounds), 3) for name in sides}
-    result["times_torch_float32"] = round(statistics.median(r["torch float32"] / r["gen_jax float32"] for r in rounds), 3)
-    result["times_torch_bfloat16"] = round(statistics.median(r["torch bfloat16"] / r["gen_jax float32"] for r in rounds), 3)
+    result["times_torch_float32"] = round(
+        statistics.median(r["torch float32"] / r["gen_jax float32"] for r in rounds), 3
+    )
+    result["times_torch_bfloat16"] = round(
+        statistics.median(r["torch bfloat16"] / r["gen_jax float32"] for r in rounds), 3
+    )
     print(json.dumps(result))
     return result
 

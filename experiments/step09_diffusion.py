@@ -13,6 +13,7 @@ samples from the checkpoint. Any other TFDS image set: `--dataset NAME`, with a 
 import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,20 +34,17 @@ SOLVERS: dict[str, Any] = {
     "ddim": (samplers.DDIM(), samplers.times.uniform),
     "dpmpp": (samplers.DPMSolverPP(order=2), samplers.times.log_snr),
 }
-NETWORKS = {"mnist_small": unet.mnist_small, "mnist_best": unet.mnist_small, "mnist": unet.mnist, "cifar10": unet.cifar10}
-PRESETS: dict[str, dict[str, Any]] = {
-    "mnist_small": {"steps": 1500, "batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.995},
-    "mnist_best": {"steps": 10_000, "batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.999},
-    "mnist": {"steps": 20_000, "batch_size": 128, "learning_rate": 1e-3, "ema_decay": 0.999},
-    "cifar10": {"steps": 800_000, "batch_size": 128, "learning_rate": 2e-4, "ema_decay": 0.9999, "flip": True},
+NETWORKS = {
+    "mnist_small": unet.mnist_small,
+    "mnist_best": unet.mnist_small,
+    "mnist": unet.mnist,
+    "cifar10": unet.cifar10,
 }
-"""What a preset sets unless a flag does: `mnist_small` fits 10 minutes on two cores, `mnist_best` an hour, `mnist` is
-the book's size and `cifar10` the network and schedule of Ho et al. 2020."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train a diffusion model, or sample from one. Fields left at None are the preset's."""
+    """Train a diffusion model, or sample from one. The defaults shown are those of the preset."""
 
     preset: Literal["mnist_small", "mnist_best", "mnist", "cifar10"] = "mnist_small"
     """Network and training length: 10 minutes on two cores; an hour; the book's size; the size of Ho et al. 2020."""
@@ -59,15 +57,15 @@ class Config:
     seed: int = 0
     """Of parameters, data order and noise; with --sample-only, of the samples."""
 
-    steps: int | None = None
+    steps: int = 2800
     """Updates in the whole run."""
-    batch_size: int | None = None
+    batch_size: int = 32
     """Images a step, over all devices."""
-    learning_rate: float | None = None
+    learning_rate: float = 2e-3
     """Highest rate, after a warm-up over the first tenth of the steps (1,000 at most) and before a cosine decay."""
-    ema_decay: float | None = None
+    ema_decay: float = 0.998
     """Of the average of the parameters, with which samples are drawn."""
-    flip: bool | None = None
+    flip: bool = False
     """Mirror every other image; for things that have no left and right."""
     process: Literal["ddpm_linear", "ddpm_cosine", "vp"] = "ddpm_cosine"
     """How noise is added."""
@@ -75,7 +73,7 @@ class Config:
     """What the network says."""
     weighting: Literal["simple", "snr", "min_snr"] = "simple"
     """Weights of the loss."""
-    dropout: float | None = None
+    dropout: float = 0.0
     """Dropout rate inside the network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the network's arithmetic; parameters, losses and samplers stay in float32."""
@@ -107,19 +105,47 @@ class Config:
     """Network evaluations for a sample."""
 
 
-MAY_CHANGE = ("steps", "workdir", "data_dir", "log_every", "checkpoint_every", "keep", "sample_every", "sample_only")
-MAY_CHANGE += ("num", "solver", "nfe", "parallel", "fsdp", "steps_per_call", "remat")
+PRESETS = {
+    "mnist_small": Config(),
+    "mnist_best": Config("mnist_best", steps=6000, ema_decay=0.999),
+    "mnist": Config("mnist", steps=20_000, batch_size=128, learning_rate=1e-3, ema_decay=0.999),
+    "cifar10": Config(
+        preset="cifar10",
+        dataset="cifar10",
+        steps=800_000,
+        batch_size=128,
+        learning_rate=2e-4,
+        ema_decay=0.9999,
+        flip=True,
+        dropout=0.1,
+        process="ddpm_linear",
+        predicts="eps",
+        checkpoint_every=5000,
+    ),
+}
+"""`cifar10` is the network and the training of Ho et al. 2020."""
+
+MAY_CHANGE = (
+    *("steps", "workdir", "data_dir", "log_every", "checkpoint_every", "keep", "sample_every", "sample_only"),
+    *("num", "solver", "nfe", "parallel", "fsdp", "steps_per_call", "remat"),
+)
 """Fields that a resumed run may set otherwise; all others must be those of the checkpoint."""
 
 
-def resolve(config: Config) -> Config:
-    """The configuration with the preset's values where none were given."""
-    defaults = {"flip": False, "dropout": NETWORKS[config.preset].dropout, **PRESETS[config.preset]}
-    return dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line: the preset's, with what the flags change."""
+
+    @dataclass
+    class Choice:
+        preset: str = "mnist_small"
+
+    choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
+    default = PRESETS.get(choice.preset, Config())  # a wrong name is reported by the parser of Config
+    return tyro.cli(Config, args=args, default=default, description=__doc__)
 
 
 def build(config: Config) -> tuple[unet.UNet, process.Process]:
-    """The network and the process of a resolved configuration."""
+    """The network and the process of a configuration."""
     proc: process.Process = {
         "ddpm_linear": process.DDPM(schedule="linear"),
         "ddpm_cosine": process.DDPM(schedule="cosine"),
@@ -190,18 +216,26 @@ def draw_samples(config: Config, chunk: int = 250) -> np.ndarray:
     if jax.process_index() == 0:
         np.save(config.workdir / "samples.npy", images)
         plots.save_grid(config.workdir / "samples.png", images[:64])
-        save_denoising(config.workdir / "denoising.png", make_denoiser(net, proc, trained, params), proc, plan, shape)
+        save_denoising(
+            config.workdir / "denoising.png", make_denoiser(net, proc, trained, params), proc, plan, shape
+        )
     print(f"{config.num} samples at step {step} with {config.solver}, {plan.nfe} network evaluations each")
     return images
 
 
-def save_denoising(path: Path, denoise: prediction.Denoiser, proc: process.Process, plan, shape, columns: int = 10) -> None:
+def save_denoising(
+    path: Path, denoise: prediction.Denoiser, proc: process.Process, plan, shape, columns: int = 10
+) -> None:
     """denoising.png: four samples on their way from noise to data, and what the network takes them for meanwhile."""
     x_T = proc.prior(jax.random.key(0), (4, *shape))
     keep = lambda x, x0_hat: (x, x0_hat)
-    _, (path_x, path_x0) = jax.jit(lambda: samplers.sample(jax.random.key(1), denoise, plan, x_T, trace=keep))()
+    _, (path_x, path_x0) = jax.jit(
+        lambda: samplers.sample(jax.random.key(1), denoise, plan, x_T, trace=keep)
+    )()
     shown = np.unique(np.linspace(0, plan.num_steps - 1, columns).astype(int))
-    pairs = [np.stack([np.asarray(data.to_uint8(p[:, i])) for p in (path_x, path_x0)]) for i in range(len(x_T))]
+    pairs = [
+        np.stack([np.asarray(data.to_uint8(p[:, i])) for p in (path_x, path_x0)]) for i in range(len(x_T))
+    ]
     strips = np.concatenate(pairs)[:, shown]
     labels = [f"step {k + 1}" for k in shown]
     plots.save_strips(path, strips, labels, "from noise to data", ["$x_s$", r"$\hat{x}_0$"] * len(x_T))
@@ -214,7 +248,9 @@ def save_forward(path: Path, images: np.ndarray, proc: process.Process, columns:
     eps = jax.random.normal(jax.random.key(0), x_0.shape)
     x_t = jnp.stack([proc.perturb(x_0, jnp.asarray(t, jnp.float32), eps) for t in times], axis=1)
     labels = [f"t = {t:.3g}" for t in times]
-    plots.save_strips(path, np.asarray(data.to_uint8(x_t)), labels, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$")
+    plots.save_strips(
+        path, np.asarray(data.to_uint8(x_t)), labels, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$"
+    )
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -231,7 +267,7 @@ def train(config: Config) -> dict[str, Any]:
         accumulate=config.accumulate,
         b2=0.99,
     )
-    draw, plan = make_sampler(net, proc, config), make_plan(proc, config.solver, min(config.nfe, 50))
+    draw, plan = make_sampler(net, proc, config), make_plan(proc, config.solver, min(config.nfe, 25))
 
     def on_sample(step, state):
         grid = draw(state.ema_params, jax.random.key(config.seed), plan, jnp.arange(64), images.shape[1:])
@@ -247,7 +283,10 @@ def train(config: Config) -> dict[str, Any]:
         config={**dataclasses.asdict(config), "image_shape": images.shape[1:]},
         may_change=MAY_CHANGE,
         schedule=schedule,
-        **{k: getattr(config, k) for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")},
+        **{
+            k: getattr(config, k)
+            for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
+        },
         sample_every=config.sample_every or max(config.steps // 5, 1),
         on_sample=on_sample,
     )
@@ -257,9 +296,13 @@ def train(config: Config) -> dict[str, Any]:
     summary: dict[str, Any] = {"steps": int(state.step), "parameters": count, "batch_size": config.batch_size}
     if jax.process_index() == 0:
         save_forward(config.workdir / "forward.png", images[:3], proc)
-        plots.save_loss(config.workdir / "loss.png", config.workdir / "metrics.jsonl", label=f"error of {config.predicts}")
+        plots.save_loss(
+            config.workdir / "loss.png", config.workdir / "metrics.jsonl", label=f"error of {config.predicts}"
+        )
         last = plots.read_metrics(config.workdir / "metrics.jsonl")[-1]
-        summary |= {k: last[k] for k in ("loss", "images_per_second")} | {"seconds_of_training": last["seconds"]}
+        summary |= {k: last[k] for k in ("loss", "images_per_second")} | {
+            "seconds_of_training": last["seconds"]
+        }
         summary |= {"num_samples": config.num, "solver": config.solver, "nfe": config.nfe}
         summary |= {"seconds_here": trained - started, "seconds_of_sampling": time.perf_counter() - trained}
         run_directory.write_json(config.workdir / "summary.json", summary)
@@ -272,7 +315,6 @@ def main(config: Config) -> dict[str, Any]:
     if config.sample_only:
         draw_samples(config)
         return {}
-    config = resolve(config)
     summary = train(config)
     if jax.process_index() == 0:
         report(config, summary)
@@ -292,4 +334,4 @@ def report(config: Config, summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse())

@@ -46,7 +46,9 @@ def save_strips(
     figure = Figure(figsize=(length * 0.9 + (0.7 if rows else 0), count * 0.9 + 0.7), layout="constrained")
     axes: Any = figure.subplots(count, length, squeeze=False)
     for i, j in np.ndindex(count, length):
-        axes[i, j].imshow(strips[i, j].squeeze(-1) if strips.shape[-1] == 1 else strips[i, j], cmap="gray", vmin=0, vmax=255)
+        axes[i, j].imshow(
+            strips[i, j].squeeze(-1) if strips.shape[-1] == 1 else strips[i, j], cmap="gray", vmin=0, vmax=255
+        )
         axes[i, j].set(xticks=[], yticks=[])
     for axis, label in zip(axes[0], labels, strict=True):
         axis.set_title(label, fontsize=9)
@@ -68,7 +70,11 @@ def save_loss(path: str | Path, metrics: str | Path, *, name: str = "loss", labe
     lines = read_metrics(metrics)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([line["step"] for line in lines], [line[name] for line in lines], marker="." if len(lines) < 50 else "")
+    axes.plot(
+        [line["step"] for line in lines],
+        [line[name] for line in lines],
+        marker="." if len(lines) < 50 else "",
+    )
     axes.set(xlabel="step", ylabel=label, yscale="log")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=150)

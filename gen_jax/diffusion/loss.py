@@ -84,8 +84,7 @@ def denoising(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean over examples and dimensions of the weighted squared error of a prediction, each at a random time.
 
-        mean_i  w(log_snr_{t_i}) q_i^2 |y_i - predict(x_{t_i}, t_i)|^2 / D,     x_t = alpha_t x_0 + sigma_t
-        eps
+        mean_i  w(log_snr_{t_i}) q_i^2 |y_i - predict(x_{t_i}, t_i)|^2 / D,   x_t = alpha_t x_0 + sigma_t eps
 
     with `q^2` of `prediction.error_ratio`; with `simple` both factors are left out (Ho et al. 2020, Eq. 14;
     weights in log SNR as in Kingma & Gao 2023, Eq. 2).

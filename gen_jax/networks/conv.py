@@ -26,7 +26,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def conv(
     x: Float[Array, "B H W C"], weights: Float[Array, "k l C D"], stride: int = 1
-) -> Float[Array, "B H/s W/s D"]:
+) -> Float[Array, "B h w D"]:
     """Convolution with zero ("SAME") padding: `y[b, i, j] = sum_{k, l} x[b, s i + k - p, s j + l - p] @ w[k, l]`.
 
     Output size is `ceil(H / stride)`. Reverse mode costs the same in and out of a `scan`; see the module's docstring.
@@ -81,7 +81,9 @@ def _by_weights_on_cpu(x, d_weights, stride):
         return _transposed(weight_gradient, d_weights, (*x.shape[:3], d_weights.shape[3]))
     size = x.shape[0]
     chunk = next(c for c in range(min(_CHUNK, size), 0, -1) if size % c == 0)
-    products = jax.checkpoint(lambda part: _products(part, d_weights, stride))  # keeps no patches for reverse mode
+    products = jax.checkpoint(
+        lambda part: _products(part, d_weights, stride)
+    )  # keeps no patches for reverse mode
     y = lax.map(products, x.reshape(size // chunk, chunk, *x.shape[1:]))
     return y.reshape(size, *y.shape[2:])
 
@@ -92,12 +94,15 @@ def _products(x, weights, stride):
     pads = lax.padtype_to_pads(x.shape[1:3], weights.shape[:2], (stride, stride), "SAME")
     height, width = (-(-size // stride) for size in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    patches = jnp.concatenate([x[:, :, j : j + stride * (width - 1) + 1 : stride] for j in range(taps)], axis=-1)
-    return sum(
+    patches = jnp.concatenate(
+        [x[:, :, j : j + stride * (width - 1) + 1 : stride] for j in range(taps)], axis=-1
+    )
+    products = [
         jnp.dot(
             patches[:, i : i + stride * (height - 1) + 1 : stride],
             weights[i].reshape(taps * channels, features),
             preferred_element_type=jnp.float32,
         )
         for i in range(rows)
-    ).astype(x.dtype)
+    ]
+    return jnp.asarray(sum(products), x.dtype)

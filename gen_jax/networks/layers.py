@@ -132,11 +132,11 @@ def pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     return x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels).mean((2, 4))
 
 
-def upsample(x: Float[Array, "B h w C"], size: tuple[int, int]) -> Float[Array, "B H W C"]:
-    """Each pixel four times, cropped to `size`: the way back from `pool`."""
+def upsample(x: Float[Array, "B h w C"], shape: tuple[int, ...]) -> Float[Array, "B H W C"]:
+    """Each pixel four times, cropped to the `shape` [B, H, W, ...]: the way back from `pool`."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)[:, : size[0], : size[1]]
+    return x.reshape(batch, 2 * height, 2 * width, channels)[:, : shape[1], : shape[2]]
 
 
 def space_to_depth(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B h w P"]:
@@ -148,10 +148,8 @@ def space_to_depth(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B h 
     return x.reshape(batch, rows, columns, patch * patch * channels)
 
 
-def depth_to_space(
-    x: Float[Array, "B h w P"], patch: int, size: tuple[int, int]
-) -> Float[Array, "B H W C"]:
-    """The inverse of `space_to_depth`, cropped to `size`."""
+def depth_to_space(x: Float[Array, "B h w P"], patch: int, shape: tuple[int, ...]) -> Float[Array, "B H W C"]:
+    """The inverse of `space_to_depth`, cropped to the `shape` [B, H, W, ...]."""
     batch, rows, columns, depth = x.shape
     x = x.reshape(batch, rows, columns, patch, patch, depth // patch**2).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, rows * patch, columns * patch, -1)[:, : size[0], : size[1]]
+    return x.reshape(batch, rows * patch, columns * patch, -1)[:, : shape[1], : shape[2]]

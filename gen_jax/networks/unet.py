@@ -71,7 +71,7 @@ class UNetConfig:
 
 
 mnist_small = UNetConfig(
-    channels=(64, 128), blocks=1, patch=2, dense_skips=False, resample_conv=False, embedding=128
+    channels=(32, 128), patch=2, dense_skips=False, resample_conv=False, embedding=128, groups=8
 )
 """The default on a CPU: 14 x 14 and 7 x 7 behind a space-to-depth stem."""
 
@@ -79,7 +79,12 @@ mnist = UNetConfig(channels=(64, 128), embedding=100, resample_conv=False)
 """The size of the book's network, about 2.2 M parameters."""
 
 cifar10 = UNetConfig(
-    channels=(128, 256, 256, 256), blocks=2, attention=(1,), middle_attention=True, head_features=256, dropout=0.1
+    channels=(128, 256, 256, 256),
+    blocks=2,
+    attention=(1,),
+    middle_attention=True,
+    head_features=256,
+    dropout=0.1,
 )
 """The network of Ho et al. 2020 for CIFAR-10, 35.7 M parameters."""
 
@@ -145,28 +150,32 @@ class UNet(nn.Module):
             for i in range(c.blocks + c.dense_skips):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_{i}")
             if level > 0 and c.resample_conv:
-                h = layers.upsample(h, skips[-1].shape[1:3])
+                h = layers.upsample(h, skips[-1].shape)
                 h = layers.Conv(c.channels[level], name=f"up_{level}", **conv)(h)
             elif level > 0:  # fewer channels first, while there are fewer pixels
                 h = nn.Dense(c.channels[level - 1], name=f"up_{level}", **conv)(h)
-                h = layers.upsample(h, skips[-1].shape[1:3])
+                h = layers.upsample(h, skips[-1].shape)
 
         h = nn.silu(layers.GroupNorm(name="out_norm", **kind)(h))
         h = layers.Conv(depth, zero_init=True, name="out", **conv)(h)
-        return layers.depth_to_space(h, c.patch, x.shape[1:3]).astype(x.dtype)
+        return layers.depth_to_space(h, c.patch, x.shape).astype(x.dtype)
 
     def _embed(self, x, t, cond):
         """One vector an example, out of its time and its condition."""
         c = self.config
         dense = lambda name: nn.Dense(c.embedding, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
         if t.shape != x.shape[:1]:
-            raise ValueError(f"Expected one time for each of {x.shape[0]} images, t of shape {x.shape[:1]}, got {t.shape}.")
+            raise ValueError(
+                f"Expected one time for each of {x.shape[0]} images, t of shape {x.shape[:1]}, got {t.shape}."
+            )
         emb = layers.sinusoidal(t * c.time_scale, c.embedding)
         emb = dense("time_1")(nn.silu(dense("time_0")(emb)))
         if c.num_classes is not None:
             cond = jnp.full(t.shape, c.num_classes) if cond is None else cond
             if cond.shape != t.shape or not jnp.issubdtype(cond.dtype, jnp.integer):
-                raise ValueError(f"Expected integer labels of shape {t.shape}, got {cond.dtype} of shape {cond.shape}.")
+                raise ValueError(
+                    f"Expected integer labels of shape {t.shape}, got {cond.dtype} of shape {cond.shape}."
+                )
             embed = nn.Embed(c.num_classes + 1, c.embedding, param_dtype=c.param_dtype, name="label")
             return emb + embed(cond).astype(c.dtype)
         if c.cond_features is not None:
@@ -177,5 +186,7 @@ class UNet(nn.Module):
                 raise ValueError(f"Expected cond of shape {(*t.shape, c.cond_features)}, got {cond.shape}.")
             return emb + dense("cond")(cond)
         if cond is not None:
-            raise ValueError("This network takes no condition: set num_classes or cond_features in its UNetConfig.")
+            raise ValueError(
+                "This network takes no condition: set num_classes or cond_features in its UNetConfig."
+            )
         return emb

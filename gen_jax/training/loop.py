@@ -26,8 +26,13 @@ from gen_jax.training.state import Step, TrainState
 class InMemory(Protocol):
     """A data set that lives on the devices; the batch of a step is a pure function of the step."""
 
-    arrays: Mapping[str, Any]
-    batch_size: int
+    @property
+    def arrays(self) -> Mapping[str, Any]:
+        """Arrays with one leading axis of examples."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
 
     def select(self, step: Int[Array, ""], num_steps: int) -> Int[Array, "K B"]:
         """Rows of the batches of `num_steps` steps from `step`."""
@@ -37,7 +42,9 @@ class InMemory(Protocol):
 class Stream(Protocol):
     """Host batches in an order that is a function of the step; `batch_size` is that of all processes."""
 
-    batch_size: int
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
 
     def seek(self, step: int) -> None:
         """Go to the batch of `step`."""

@@ -18,7 +18,7 @@ def test_depth_to_space_inverts_space_to_depth(height, width, patch, channels):
     x = np.random.default_rng(0).normal(size=(2, height, width, channels)).astype(np.float32)
     folded = layers.space_to_depth(jnp.asarray(x), patch)
     assert folded.shape == (2, -(-height // patch), -(-width // patch), patch**2 * channels)
-    np.testing.assert_array_equal(layers.depth_to_space(folded, patch, (height, width)), x)
+    np.testing.assert_array_equal(layers.depth_to_space(folded, patch, x.shape), x)
 
 
 def test_space_to_depth_keeps_squares_together():
@@ -37,7 +37,7 @@ def test_pool_is_the_mean_of_squares_with_edges_repeated(size):
 @pytest.mark.parametrize("size", [(4, 6), (7, 7), (27, 14)])
 def test_pool_undoes_upsample(size):
     x = jax.random.normal(KEY, (2, -(-size[0] // 2), -(-size[1] // 2), 3))
-    up = layers.upsample(x, size)
+    up = layers.upsample(x, (2, *size, 3))
     assert up.shape == (2, *size, 3)
     np.testing.assert_allclose(layers.pool(up), x, atol=1e-6)
 
@@ -85,7 +85,9 @@ def test_attention_equals_its_formula():
     for name in ("self", "cross"):
         norm = p[f"{name}_norm"]["GroupNorm_0"]
         groups = h.reshape(6, 2, 4)
-        normed = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(groups.var((0, 2), keepdims=True) + 1e-5)
+        normed = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(
+            groups.var((0, 2), keepdims=True) + 1e-5
+        )
         normed = normed.reshape(6, 8) * norm["scale"] + norm["bias"]
         source = normed if name == "self" else np.asarray(context[0])
         q, k, v = (

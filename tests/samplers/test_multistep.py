@@ -85,7 +85,7 @@ def test_sample_is_init_step_finalize(name):
     for _ in range(plan.num_steps):
         state, x0_hat = step(plan, state)
         path.append((state.x, x0_hat))
-    trace = lambda x, x0_hat: (x, x0_hat)  # noqa: E731
+    trace = lambda x, x0_hat: (x, x0_hat)
     x_0, traced = jax.jit(partial(samplers.sample, KEY, denoise, trace=trace))(plan, x_T)
     np.testing.assert_allclose(samplers.finalize(state), x_0, rtol=1e-6)
     jax.tree.map(

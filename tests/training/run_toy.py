@@ -16,13 +16,13 @@ parser.add_argument("--fsdp", action="store_true")
 parser.add_argument("--stream", action="store_true")
 options = parser.parse_args()
 
-from gen_jax import training  # noqa: E402
+from gen_jax import training
 
 training.initialize_distributed()
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import toy  # noqa: E402
+import jax
+import numpy as np
+import toy
 
 step, state, schedule = toy.setup(options.num_steps)
 state = training.fit(

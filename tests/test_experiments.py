@@ -1,0 +1,136 @@
+"""Each experiment as a user runs it, small: what it leaves behind, going on, sampling again, wrong flags."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen_jax import data
+from gen_jax.networks import unet
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(name):
+    """The module of an experiment, which is a script and in no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def step09():
+    """The experiment with a network small enough for a test."""
+    module = load("step09_diffusion")
+    small = dataclasses.replace(unet.mnist_small, channels=(8, 16), embedding=16)
+    module.NETWORKS["mnist_small"] = small
+    return module
+
+
+def arguments(workdir, *more):
+    flags = "--steps 4 --batch-size 16 --num 3 --nfe 3 --steps-per-call 2 --checkpoint-every 2 --log-every 2"
+    return [*flags.split(), "--workdir", str(workdir), *more]
+
+
+@pytest.fixture(scope="module")
+def run(step09, tmp_path_factory):
+    """A finished run: its directory and its summary."""
+    workdir = tmp_path_factory.mktemp("step09")
+    return workdir, step09.main(step09.parse(arguments(workdir)))
+
+
+def test_step09_leaves_everything_it_promises(run):
+    workdir, summary = run
+    for name in ("forward", "loss", "samples", "denoising"):
+        with Image.open(workdir / f"{name}.png") as image:
+            assert min(image.size) > 28
+            assert np.asarray(image.convert("L")).std() > 0
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert summary["steps"] == 4
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["batch_size"] == 16
+    assert config["ema_decay"] is not None, "the preset's values are there"
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert np.isfinite([line["loss"] for line in lines]).all()
+    samples = np.load(workdir / "samples.npy")
+    assert samples.shape == (3, 28, 28, 1)
+    assert samples.dtype == np.uint8
+
+
+def test_step09_same_command_again_trains_no_further(step09, run):
+    workdir, summary = run
+    before = (workdir / "metrics.jsonl").read_text()
+    again = step09.main(step09.parse(arguments(workdir)))
+    assert again["steps"] == summary["steps"]
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_step09_samples_do_not_depend_on_how_many_are_drawn(step09, run):
+    workdir, _ = run
+    draw = lambda *more: step09.draw_samples(
+        step09.parse(["--sample-only", "--workdir", str(workdir), "--solver", "ddpm", *more])
+    )
+    five, two = draw("--num", "5", "--nfe", "4"), draw("--num", "2", "--nfe", "4")
+    assert np.abs(five[:2].astype(int) - two).max() <= 1
+    assert not np.array_equal(draw("--num", "2", "--nfe", "4", "--seed", "3"), two)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpmpp"])
+def test_step09_samples_with_every_solver(step09, run, solver):
+    workdir, _ = run
+    flags = ["--sample-only", "--workdir", str(workdir), "--solver", solver, "--nfe", "5", "--num", "2"]
+    step09.main(step09.parse(flags))
+    assert np.load(workdir / "samples.npy").shape == (2, 28, 28, 1)
+
+
+def test_step09_names_the_field_that_does_not_fit_the_checkpoint(step09, run):
+    workdir, _ = run
+    with pytest.raises(ValueError, match=r"learning_rate.*saved.*now"):
+        step09.main(step09.parse(arguments(workdir, "--learning-rate", "0.5")))
+
+
+def test_step09_sampling_without_a_checkpoint_says_what_to_do(step09, tmp_path):
+    with pytest.raises(ValueError, match="train first"):
+        step09.main(step09.parse(["--sample-only", "--workdir", str(tmp_path)]))
+
+
+def test_step09_rejects_an_unknown_flag(step09):
+    with pytest.raises(SystemExit):
+        step09.parse(["--batchsize", "3"])
+
+
+@pytest.mark.parametrize("process", ["ddpm_linear", "ddpm_cosine", "vp"])
+def test_step09_trains_on_colour_images_of_odd_size(step09, tmp_path, monkeypatch, process):
+    images = np.random.default_rng(0).integers(0, 256, (40, 11, 9, 3), np.uint8)
+    monkeypatch.setattr(data, "load", lambda name, **_: {"image": images})
+    summary = step09.main(
+        step09.parse(arguments(tmp_path, "--dataset", "odd", "--process", process, "--flip"))
+    )
+    assert np.isfinite(summary["loss"])
+    assert np.load(tmp_path / "samples.npy").shape == (3, 11, 9, 3)
+
+
+def test_step09_modes_give_the_same_parameters(step09, tmp_path):
+    """jit on 8 devices == pmap on 8 devices == FSDP on 8 devices, through the whole experiment, to 1e-5."""
+    from gen_jax import training
+
+    assert len(jax.devices()) == 8
+    params = {}
+    for mode in ("--parallel jit", "--parallel pmap", "--fsdp"):
+        workdir = tmp_path / mode.strip("-").replace(" ", "_")
+        flags = arguments(workdir, "--steps", "20", "--steps-per-call", "5", *mode.split())
+        step09.main(step09.parse([*flags, "--checkpoint-every", "20"]))
+        params[mode] = training.load(workdir, ema=False).params
+    for mode in ("--parallel pmap", "--fsdp"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params["--parallel jit"], params[mode]
+        )

@@ -1,0 +1,41 @@
+"""The README's code runs as pasted and says what it says; its commands parse."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from tests.test_experiments import load
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_readme_python_samples_what_it_says(capsys):
+    (code,) = blocks("python")
+    assert len(code.strip().splitlines()) <= 15
+    exec(compile(code, "README.md", "exec"), {})
+    mean, std = (float(number) for number in capsys.readouterr().out.split())
+    np.testing.assert_allclose([mean, std], [2.0, 0.5], atol=0.02)
+
+
+def test_readme_commands_parse():
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python ")]
+    assert commands
+    for command in commands:
+        _, script, *flags = shlex.split(command, comments=True)
+        assert (ROOT / script).exists(), script
+        if script.startswith("experiments/"):
+            load(Path(script).stem).parse(flags)
+
+
+def test_readme_pictures_are_there():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).exists(), picture
