@@ -58,7 +58,7 @@ def save_strips(
     figure.savefig(path, dpi=150)
 
 
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, one dict a log point."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 

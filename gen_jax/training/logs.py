@@ -3,26 +3,23 @@
 import json
 import math
 import os
-import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gen_jax.training.optimizer import Schedule
-
 
 class Meter:
     """Averages of the metrics since the last log point, and the rate."""
 
-    def __init__(self, step: int):
-        self.reset(step)
+    def __init__(self, step: int, now: float):
+        self.reset(step, now)
 
-    def reset(self, step: int) -> None:
-        """Start a new interval after `step`."""
+    def reset(self, step: int, now: float) -> None:
+        """Start a new interval after `step`, at the time `now`."""
         self._values: list[dict[str, np.ndarray]] = []
-        self._step, self._start = step, time.perf_counter()
+        self._step, self._start = step, now
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
         """Take in the metrics `[K]` of one call."""
@@ -37,9 +34,9 @@ class Meter:
         names = self._values[0] if self._values else {}
         return {name: float(np.mean(np.concatenate([v[name] for v in self._values]))) for name in names}
 
-    def steps_per_second(self, step: int) -> float:
-        """Rate from the start of the interval to `step`."""
-        return (step - self._step) / max(time.perf_counter() - self._start, 1e-9)
+    def steps_per_second(self, step: int, now: float) -> float:
+        """Rate from the start of the interval to `step`, reached at the time `now`."""
+        return (step - self._step) / max(now - self._start, 1e-9)
 
 
 class MetricsFile:
@@ -136,13 +133,3 @@ class Reporter:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
-
-
-def figures(
-    meter: Meter, step: int, *, seconds: float, batch_size: int, schedule: Schedule | None
-) -> dict[str, float]:
-    """What is logged at `step`: mean metrics, learning rate of its update, rates, seconds of training."""
-    rate = meter.steps_per_second(step)
-    learning_rate = {} if schedule is None else {"learning_rate": float(schedule(step - 1))}
-    rates = {"steps_per_second": rate, "images_per_second": rate * batch_size, "seconds": seconds}
-    return {**meter.mean(), **learning_rate, **rates}

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gen_jax.training.checkpoint import Checkpoints, NotFiniteError
-from gen_jax.training.logs import Meter, MetricsFile, Reporter, figures
+from gen_jax.training.logs import Meter, MetricsFile, Reporter
 from gen_jax.training.optimizer import Schedule
 from gen_jax.training.state import TrainState
 
@@ -40,14 +40,11 @@ class Run:
         reporter: Reporter,
         file: MetricsFile | None,
     ):
-        self.schedule, self.num_steps, self.log_every, self.batch_size = (
-            schedule,
-            num_steps,
-            log_every,
-            batch_size,
-        )
+        self.num_steps, self.log_every, self.batch_size = num_steps, log_every, batch_size
+        # once: while the devices work, asking for a rate would wait for them
+        self.rates = None if schedule is None else np.asarray(jax.vmap(schedule)(np.arange(num_steps)))
         self.meta, self.checkpoints, self.reporter, self.file = meta, checkpoints, reporter, file
-        self.meter = Meter(start)
+        self.meter = Meter(start, time.perf_counter())
         self.began = time.perf_counter() - (file.seconds if file else 0.0)
         self.compiled = False
         self.pending: tuple[int, PyTree] | None = None
@@ -73,9 +70,8 @@ class Run:
             )
         logs = crossed(end, size, self.log_every) or end == self.num_steps
         if not self.compiled and not logs:
-            self.meter.reset(
-                end
-            )  # the first call compiled: rates count from its end where there is a second one
+            # the first call compiled: rates count from its end where there is a second one
+            self.meter.reset(end, time.perf_counter())
         self.compiled = True
         self.meter.add(metrics)
         self.reporter.advance(end)
@@ -84,12 +80,17 @@ class Run:
 
     def log(self, end: int) -> None:
         """One log point."""
-        seconds = time.perf_counter() - self.began
-        values = figures(self.meter, end, seconds=seconds, batch_size=self.batch_size, schedule=self.schedule)
+        now = time.perf_counter()
+        rate = self.meter.steps_per_second(end, now)
+        values = self.meter.mean()
+        if self.rates is not None:
+            values["learning_rate"] = float(self.rates[end - 1])
+        values |= {"steps_per_second": rate, "images_per_second": rate * self.batch_size}
+        values["seconds"] = now - self.began
+        self.meter.reset(end, now)
         if self.file is not None:
             self.file.write(end, values)
         self.reporter.log(end, values)
-        self.meter.reset(end)
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, unless something in it is not finite."""
@@ -102,7 +103,7 @@ class Run:
 
     def diverged(self, step: int, what: str) -> NoReturn:
         """Say where it happened and what is left."""
-        rate = "" if self.schedule is None else f" (learning rate {float(self.schedule(step)):.4g})"
+        rate = "" if self.rates is None else f" (learning rate {self.rates[step]:.4g})"
         steps = self.checkpoints.steps()
         good = (
             f"last good checkpoint: {self.checkpoints.directory / str(steps[-1])}"
