@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh
 from PIL import Image
@@ -122,12 +123,16 @@ def test_step09_trains_on_colour_images_of_odd_size(step09, tmp_path, monkeypatc
 
 
 def test_step09_every_way_of_spreading_a_step_gives_the_same_parameters(step09):
-    """One device == 8 with jit == 8 with pmap == 8 with FSDP, parameters after 20 steps to 1e-5."""
+    """One device == 8 with jit == 8 with pmap == 8 with FSDP, parameters after 20 steps to 1e-5.
+
+    With momentum, not Adam: a bias in front of a GroupNorm with one channel a group has no gradient but rounding
+    errors, which Adam scales up to full steps.
+    """
     config = step09.parse([])
     net, proc = step09.build(config)
     images = data.load("mnist", split="test")["image"][:64]
     feed = data.InMemory.create({"image": images}, 16, key=jax.random.key(1))
-    optimizer, _ = training.adam(1e-3, num_steps=20)
+    optimizer = optax.sgd(0.05, momentum=0.9)
     step = training.make_step(step09.make_loss(net, proc, config), optimizer)
     params = jax.jit(net.init)(jax.random.key(0), images[:1].astype(np.float32), np.zeros(1, np.float32))
     one = Mesh(np.array(jax.devices()[:1]), (keys.AXIS,))

@@ -98,7 +98,7 @@ class UNet(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B H W C"],
-        t: Num[Array, " B"],
+        t: Num[Array, " T"],
         cond: Num[Array, "B ..."] | None = None,
         context: Float[Array, "B L K"] | None = None,
     ) -> Float[Array, "B H W C"]:
