@@ -101,7 +101,7 @@ def _products(x, weights, stride):
         jnp.dot(
             patches[:, i : i + stride * (height - 1) + 1 : stride],
             weights[i].reshape(taps * channels, features),
-            preferred_element_type=jnp.float32,
+            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
         for i in range(rows)
     ]
