@@ -63,8 +63,8 @@ class TorchUNet(nn.Module):
     def __init__(self, config: unet.UNetConfig):
         super().__init__()
         (c0, c1), e = config.channels, config.embedding
-        self.features = c0
-        self.time = nn.Sequential(nn.Linear(c0, e), nn.SiLU(), nn.Linear(e, e))
+        self.features = e
+        self.time = nn.Sequential(nn.Linear(e, e), nn.SiLU(), nn.Linear(e, e))
         self.stem = nn.Conv2d(1, c0, 3, padding=1)
         self.down_0, self.down_1 = TorchBlock(c0, c0, e), TorchBlock(c0, c1, e)
         self.middle_0, self.middle_1 = TorchBlock(c1, c1, e), TorchBlock(c1, c1, e)

@@ -36,7 +36,7 @@ SOLVERS: dict[str, Any] = {
 }
 NETWORKS = {
     "mnist_small": unet.mnist_small,
-    "mnist_best": unet.mnist_small,
+    "mnist_best": unet.mnist_best,
     "mnist": unet.mnist,
     "cifar10": unet.cifar10,
 }
@@ -57,13 +57,15 @@ class Config:
     seed: int = 0
     """Of parameters, data order and noise; with --sample-only, of the samples."""
 
-    steps: int = 2800
+    steps: int = 1300
     """Updates in the whole run."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Images a step, over all devices."""
-    learning_rate: float = 2e-3
+    optimizer: Literal["adam", "muon"] = "muon"
+    """Adam, or Muon for all matrices and kernels, which needs about a third fewer steps."""
+    learning_rate: float = 8e-3
     """Highest rate, after a warm-up over the first tenth of the steps (1,000 at most) and before a cosine decay."""
-    ema_decay: float = 0.998
+    ema_decay: float = 0.995
     """Of the average of the parameters, with which samples are drawn."""
     flip: bool = False
     """Mirror every other image; for things that have no left and right."""
@@ -73,6 +75,11 @@ class Config:
     """What the network says."""
     weighting: Literal["simple", "snr", "min_snr"] = "simple"
     """Weights of the loss."""
+    times: Literal["uniform", "logit_normal"] = "logit_normal"
+    """At which times to train; logit_normal dwells on the noisy middle, where it is decided what is in the picture."""
+    times_mean: float = 0.8
+    """Of the logit of t / t_max, with logit_normal; larger is noisier."""
+    times_std: float = 1.0
     dropout: float = 0.0
     """Dropout rate inside the network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -107,8 +114,10 @@ class Config:
 
 PRESETS = {
     "mnist_small": Config(),
-    "mnist_best": Config("mnist_best", steps=6000, ema_decay=0.999),
-    "mnist": Config("mnist", steps=20_000, batch_size=128, learning_rate=1e-3, ema_decay=0.999),
+    "mnist_best": Config("mnist_best", steps=5000, learning_rate=6e-3, ema_decay=0.999),
+    "mnist": Config(
+        "mnist", steps=20_000, batch_size=128, optimizer="adam", learning_rate=1e-3, ema_decay=0.999
+    ),
     "cifar10": Config(
         preset="cifar10",
         dataset="cifar10",
@@ -120,6 +129,8 @@ PRESETS = {
         dropout=0.1,
         process="ddpm_linear",
         predicts="eps",
+        times="uniform",
+        optimizer="adam",
         checkpoint_every=5000,
     ),
 }
@@ -164,13 +175,20 @@ def build(config: Config) -> tuple[unet.UNet, process.Process]:
 def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training.state.Loss:
     """`loss(params, key, batch)`: the error of the network's prediction at random times."""
     weighting = {"simple": loss.simple, "snr": loss.snr, "min_snr": loss.min_snr()}[config.weighting]
+    quantiles = {
+        "uniform": loss.stratified,
+        "logit_normal": loss.logit_normal(config.times_mean, config.times_std),
+    }[config.times]
+    objective = functools.partial(
+        loss.denoising, predicts=config.predicts, weighting=weighting, quantiles=quantiles
+    )
 
     def loss_fn(params, key, batch):
         key_flip, key_dropout, key_loss = jax.random.split(key, 3)
         x_0 = data.to_unit(batch["image"])
         x_0 = data.flip(key_flip, x_0) if config.flip else x_0
         predict = lambda x_t, t: net.apply(params, x_t, t, rngs={"dropout": key_dropout})
-        return loss.denoising(key_loss, predict, proc, x_0, predicts=config.predicts, weighting=weighting)
+        return objective(key_loss, predict, proc, x_0)
 
     return loss_fn
 
@@ -260,7 +278,8 @@ def train(config: Config) -> dict[str, Any]:
     images, (net, proc) = arrays["image"], build(config)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     params = jax.jit(net.init)(key_params, jnp.zeros((1, *images.shape[1:])), jnp.zeros(1))
-    optimizer, schedule = training.adam(
+    make_optimizer = {"adam": training.adam, "muon": training.muon}[config.optimizer]
+    optimizer, schedule = make_optimizer(
         config.learning_rate,
         num_steps=config.steps,
         warmup_steps=min(config.steps // 10, 1000),

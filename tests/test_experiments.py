@@ -3,7 +3,12 @@
 import dataclasses
 import importlib.util
 import json
+import os
+import random
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -155,3 +160,61 @@ def test_step09_every_way_of_spreading_a_step_gives_the_same_parameters(step09):
     for name in ("jit", "pmap", "fsdp"):
         close = lambda a, b, name=name: np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
         jax.tree.map(close, results["one device"], results[name])
+
+
+def start(script, *flags):
+    """A script of the project in a process of its own, with one device, as a user starts it."""
+    environment = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen([sys.executable, ROOT / script, *map(str, flags)], env=environment, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "minutes", "confident"), [("mnist_small", 10, 0.75), ("mnist_best", 60, 0.95)]
+)
+def test_step09_draws_digits_that_a_judge_can_read(tmp_path, preset, minutes, confident):
+    """In time on two cores; the judge is a classifier in PyTorch, the real digits' share of confidence is 0.98."""
+    pytest.importorskip("torch")
+    script, begin = "experiments/step09_diffusion.py", time.monotonic()
+    assert start(script, "--preset", preset, "--workdir", tmp_path).wait() == 0
+    elapsed = time.monotonic() - begin
+    assert (
+        start(script, "--sample-only", "--num", 1000, "--preset", preset, "--workdir", tmp_path).wait() == 0
+    )
+    command = [sys.executable, ROOT / "benchmarks" / "judge.py", tmp_path / "samples.npy"]
+    verdict = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+    print(f"{preset}: {elapsed:.0f} s, {verdict}")
+    assert verdict["judge_test_accuracy"] >= 0.99
+    assert verdict["confident"] >= confident
+    assert min(verdict["share_of_each_digit"]) >= 0.04
+    assert elapsed <= 60 * minutes
+
+
+@pytest.mark.slow
+def test_step09_killed_three_times_is_the_same_to_the_bit(tmp_path):
+    """The default network itself; tests/training/test_processes.py has the same with a small model."""
+    flags = "--steps 60 --log-every 10 --checkpoint-every 20 --num 4 --nfe 5 --sample-every 60"
+    flags = flags.split()
+    script, whole, broken = "experiments/step09_diffusion.py", tmp_path / "whole", tmp_path / "broken"
+    assert start(script, *flags, "--workdir", whole).wait() == 0
+    seed = random.randrange(2**32)
+    print(f"seed of the instants: {seed}")
+    instants = random.Random(seed)
+    for target in (10, 20, 40):
+        process = start(script, *flags, "--workdir", broken)
+        log = broken / "metrics.jsonl"
+        while not log.exists() or f'"step": {target}' not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(instants.uniform(0.0, 3.0))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert start(script, *flags, "--workdir", broken).wait() == 0
+    for ema in (True, False):
+        (a, *_), (b, *_) = (training.load(workdir, ema=ema) for workdir in (whole, broken))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    losses = [
+        [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        for workdir in (whole, broken)
+    ]
+    assert losses[0] == losses[1]

@@ -41,6 +41,9 @@ from gen_jax.diffusion.process import Process
 Weighting: TypeAlias = Callable[[Float[Array, "B"]], Float[Array, "B"]]
 """Weight of the squared error in `x_0` as a function of `log_snr_t`."""
 
+Quantiles: TypeAlias = Callable[[Key[Array, ""], int], Float[Array, "B"]]
+"""`(key, n) -> u [n]` in [0, 1]: where on the process's axis of times to train."""
+
 simple: Final = None
 """No weighting: the squared error counts where it is made (`L_simple`; Ho et al. 2020, Eq. 14)."""
 
@@ -72,6 +75,19 @@ def independent(key: Key[Array, ""], n: int) -> Float[Array, "{n}"]:
     return jax.vmap(jax.random.uniform)(keys.per_example(key, n))
 
 
+def logit_normal(mean: float = 0.0, std: float = 1.0, *, quantiles: Quantiles = stratified) -> Quantiles:
+    """Quantiles `sigmoid(mean + std z)`, `z ~ N(0, 1)`: more of the batch at middle times (Esser et al. 2024, Eq. 19).
+
+    A positive `mean` favours noisy times, where a picture's content is decided. The loss is not reweighted for it, so
+    it is the expectation over these times. `quantiles` says how `z = ndtri(u)` is spread, stratified by default.
+    """
+    if not std > 0:
+        raise ValueError(
+            f"std must be positive, got {std}; 1 is a usual value, and larger is closer to both ends."
+        )
+    return lambda key, n: jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(quantiles(key, n)))
+
+
 def denoising(
     key: Key[Array, ""],
     predict: Callable[[Float[Array, "B *x"], Float[Array, "B"]], Any],
@@ -80,7 +96,7 @@ def denoising(
     *,
     predicts: Predicts = "eps",
     weighting: Weighting | None = simple,
-    quantiles: Callable[[Key[Array, ""], int], Float[Array, "B"]] = stratified,
+    quantiles: Quantiles = stratified,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean over examples and dimensions of the weighted squared error of a prediction, each at a random time.
 
@@ -98,8 +114,8 @@ def denoising(
             devices, this one's slice.
         predicts: what `y` is, one of `prediction.PREDICTIONS`.
         weighting: weight on the error in `x_0` as a function of `log_snr_t`, or `simple`.
-        quantiles: `(key, n) -> u [n]` in [0, 1), mapped to times by `process.times`: `stratified`,
-            `independent` or your own.
+        quantiles: `(key, n) -> u [n]` in [0, 1], mapped to times by `process.times`: `stratified`,
+            `independent`, `logit_normal(mean, std)` or your own.
 
     Returns:
         The loss, a scalar in float32 or better, and `{"mse": ...}`, the error of the prediction without

@@ -11,7 +11,7 @@ from gen_jax.training.compile import Compiled, compile_step
 from gen_jax.training.distributed import initialize_distributed
 from gen_jax.training.layout import Layout
 from gen_jax.training.loop import InMemory, Stream, fit
-from gen_jax.training.optimizer import adam
+from gen_jax.training.optimizer import adam, muon, scheduled
 from gen_jax.training.run import Preempted, TrainingDiverged
 from gen_jax.training.state import TrainState, make_step
 
@@ -32,4 +32,6 @@ __all__ = [
     "initialize_distributed",
     "load",
     "make_step",
+    "muon",
+    "scheduled",
 ]

@@ -1,9 +1,12 @@
-"""The optimizer of the experiments: a composition of optax, with its schedule at hand for the log."""
+"""The optimizers of the experiments: compositions of optax, with the schedule at hand for the log."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 Schedule = Callable[[Any], Any]
 """`step -> learning rate`."""
@@ -12,17 +15,61 @@ Schedule = Callable[[Any], Any]
 def adam(
     learning_rate: float,
     *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    **options: Any,
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Adam (AdamW where `weight_decay > 0`) with the schedule, clipping and accumulation of `scheduled`.
+
+    Source: Kingma & Ba 2015; Loshchilov & Hutter 2019 (decoupled decay).
+    """
+    rule = partial(optax.adamw, weight_decay=weight_decay) if weight_decay else optax.adam
+    return scheduled(partial(rule, b1=b1, b2=b2, eps=eps), learning_rate, **options)
+
+
+def muon(
+    learning_rate: float, *, momentum: float = 0.95, b2: float = 0.999, iterations: int = 5, **options: Any
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Muon for matrices and kernels, Adam for vectors, with the options of `scheduled`.
+
+        M <- momentum M + (1 - momentum) G,   W <- W - lr 0.2 sqrt(max(m, n)) U V^T   where   U S V^T = svd(M)
+
+    with Nesterov's look-ahead in `M` and `U V^T` by `iterations` of Newton and Schulz. A convolution's kernel counts as
+    the matrix `[k l C, D]` that it multiplies patches by. The factor makes an entry's step as large as Adam's, so rates
+    carry over.
+
+    Source: Jordan et al. 2024; the factor, Liu et al. 2025, Eq. 4.
+    """
+
+    def as_matrices(params):
+        matrix = lambda p: MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None
+        return jax.tree.map(matrix, params)
+
+    rule = partial(
+        optax.contrib.muon,
+        ns_steps=iterations,
+        preconditioning="aol",  # converges in an iteration less, at no cost
+        beta=momentum,
+        adam_b2=b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=as_matrices,
+    )
+    return scheduled(rule, learning_rate, **options)
+
+
+def scheduled(
+    rule: Callable[[Schedule], optax.GradientTransformation],
+    learning_rate: float,
+    *,
     num_steps: int,
     warmup_steps: int = 0,
     schedule: str = "cosine",
     clip_norm: float | None = 1.0,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
     accumulate: int = 1,
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """Adam (AdamW where `weight_decay > 0`) on clipped gradients, with linear warm-up and cosine or no decay.
+    """Any `rule` of optax (a function of its schedule) on clipped gradients, with warm-up and cosine or no decay.
 
         lr(k) = learning_rate * k / warmup_steps                      for k < warmup_steps
         lr(k) = learning_rate * (1 + cos(pi u)) / 2,  u in [0, 1]     after it, to 0 at `num_steps` ("cosine")
@@ -32,7 +79,7 @@ def adam(
     step.
 
     Returns `(optimizer, schedule)`. Raises ValueError for a warm-up that does not end before `num_steps`.
-    Source: Kingma & Ba 2015; Loshchilov & Hutter 2019 (decoupled decay), 2017 (cosine).
+    Source: Loshchilov & Hutter 2017 (cosine).
     """
     if accumulate < 1:
         raise ValueError(
@@ -51,13 +98,8 @@ def adam(
         rate = optax.cosine_decay_schedule(learning_rate, max(1, updates - warmup))
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rate], [warmup])
-    steps = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    steps.append(
-        optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay)
-        if weight_decay
-        else optax.adam(rate, b1, b2, eps)
-    )
-    optimizer: Any = optax.chain(*steps)
+    clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    optimizer: Any = optax.chain(*clip, rule(rate))
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
     return optimizer, lambda step: rate(step // accumulate)

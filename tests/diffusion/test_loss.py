@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
@@ -142,6 +144,27 @@ def test_independent_quantiles_are_uniform():
     assert np.abs(u - (np.arange(4000) + 0.5) / 4000).max() < 1.95 / 4000**0.5
 
 
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.8, 1.0), (-1.0, 0.5)])
+def test_logit_normal_quantiles_have_their_distribution(mean, std):
+    u = np.float64(loss.logit_normal(mean, std)(KEY, 4000))
+    z = (scipy.special.logit(u) - mean) / std
+    assert (
+        scipy.stats.kstest(z, scipy.stats.norm.cdf).statistic < 2 / 4000
+    )  # one in each interval of 1 / 4000
+    independent = loss.logit_normal(mean, std, quantiles=loss.independent)(KEY, 4000)
+    assert scipy.stats.kstest((scipy.special.logit(independent) - mean) / std, "norm").pvalue > 0.01
+
+
+def test_logit_normal_quantiles_stay_inside_the_process_at_the_ends():
+    ends = loss.logit_normal(3.0, 20.0, quantiles=lambda key, n: jnp.array([0.0, 1 - 2.0**-24, 1.0]))(KEY, 3)
+    for process in DDPM(), VP():
+        times = process.times(ends)
+        assert float(times.min()) >= process.t_min
+        assert float(times.max()) <= process.t_max
+    with pytest.raises(ValueError, match="std must be positive"):
+        loss.logit_normal(0.0, 0.0)
+
+
 def test_stratified_times_make_the_loss_vary_less():
     x_0 = jnp.zeros((16, 100))  # the error of predicting v = 0 is then alpha_t^2, but for the noise
 
@@ -176,7 +199,7 @@ def compiled(quantiles):
 @pytest.mark.parametrize(
     ("how", "quantiles"),
     [(how, loss.stratified) for how in ("eager", "sharded", "shard_map", "pmap")]
-    + [("pmap", loss.independent)],
+    + [("pmap", loss.independent), ("pmap", loss.logit_normal(0.5))],
 )
 def test_loss_and_gradient_are_the_same_on_eight_devices(how, quantiles):
     assert jax.device_count() == 8

@@ -46,6 +46,45 @@ def test_adam_equals_optax(options, same):
     np.testing.assert_allclose(updates(optimizer, GRADS, PARAMS), updates(same, GRADS, PARAMS), rtol=1e-6)
 
 
+def polar(matrix):
+    """The nearest matrix with orthonormal rows or columns, by numpy's singular values."""
+    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (3, 3, 4, 8), (3, 3, 16, 8)])
+def test_muon_moves_a_kernel_along_the_polar_factor_of_its_momentum(shape):
+    grads = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    optimizer, _ = training.muon(0.1, num_steps=12, clip_norm=None, schedule="constant", momentum=0.9)
+    kernels = updates(optimizer, {"kernel": jnp.asarray(grads)}, {"kernel": jnp.zeros(shape)})["kernel"]
+    steps = -np.diff(np.concatenate([np.zeros((1, *shape)), kernels]), axis=0).reshape(2, -1, shape[-1])
+    g = grads.reshape(2, -1, shape[-1])
+    m, n = g.shape[1:]
+    first = 0.1 * g[0]
+    momenta = [
+        0.9 * first + 0.1 * g[0],
+        0.9 * (0.9 * first + 0.1 * g[1]) + 0.1 * g[1],
+    ]  # Nesterov looks ahead
+    for step, momentum in zip(steps, momenta, strict=True):
+        step = step / (0.1 * 0.2 * np.sqrt(max(m, n)))
+        singular = np.linalg.svd(step, compute_uv=False)
+        assert 0.6 < singular.min() < singular.max() < 1.3  # what five iterations of Jordan's quintic leave
+        alike = np.sum(step * polar(momentum)) / np.linalg.norm(step) / np.linalg.norm(polar(momentum))
+        assert alike > 0.98
+
+
+def test_muon_moves_vectors_by_adam():
+    muon, _ = training.muon(0.1, num_steps=12, b2=0.9, warmup_steps=3)
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.nadam(WARM, b2=0.9))
+    np.testing.assert_allclose(updates(muon, GRADS, PARAMS), updates(adam, GRADS, PARAMS), rtol=1e-6)
+
+
+def test_scheduled_takes_any_rule_of_optax():
+    ours, _ = training.scheduled(optax.sgd, 0.1, num_steps=12, clip_norm=None)
+    same = optax.sgd(optax.cosine_decay_schedule(0.1, 12))
+    np.testing.assert_allclose(updates(ours, GRADS, PARAMS), updates(same, GRADS, PARAMS), rtol=1e-6)
+
+
 def test_adam_schedule_is_linear_then_cosine():
     _, schedule = training.adam(0.1, num_steps=100, warmup_steps=10)
     k = np.arange(101)
