@@ -47,7 +47,7 @@ class Config:
     """Train a diffusion model, or sample from one. The defaults shown are those of the preset."""
 
     preset: Literal["mnist_small", "mnist_best", "mnist", "cifar10"] = "mnist_small"
-    """Network and training length: 10 minutes on two cores; an hour; the book's size; the size of Ho et al. 2020."""
+    """Network and training length: 8 minutes on two cores; an hour; the book's size; the size of Ho et al. 2020."""
     dataset: str = "mnist"
     """mnist (embedded) or the name of any TFDS image set, such as kmnist or cifar10."""
     data_dir: Path | None = None
