@@ -50,7 +50,7 @@ def muon(
     rule = partial(
         optax.contrib.muon,
         ns_steps=iterations,
-        preconditioning="aol",  # converges in an iteration less, at no cost
+        preconditioning="aol",
         beta=momentum,
         adam_b2=b2,
         consistent_rms=0.2,
