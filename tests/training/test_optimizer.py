@@ -61,13 +61,14 @@ def test_muon_moves_a_kernel_along_the_polar_factor_of_its_momentum(shape):
     ]  # Nesterov looks ahead
     for step, momentum in zip(steps, momenta, strict=True):
         step = step / (0.1 * 0.2 * np.sqrt(max(m, n)))
+        low, high = 0.6, 1.3  # what five iterations of Jordan's quintic leave of singular values of 1
+        singular = np.linalg.svd(step, compute_uv=False)
+        assert low < singular.min() < singular.max() < high
         u, _, v = np.linalg.svd(np.float64(momentum), full_matrices=False)
-        inside = (
-            u.T @ step @ v.T
-        )  # the singular values, which five iterations of Jordan's quintic bring near 1
-        np.testing.assert_allclose(inside - np.diag(np.diagonal(inside)), 0, atol=1e-3)
-        np.testing.assert_allclose(u @ inside @ v, step, atol=1e-3)  # and nothing outside these vectors
-        assert 0.6 < np.diagonal(inside).min() < np.diagonal(inside).max() < 1.3
+        alike = np.sum(step * (u @ v)) / np.linalg.norm(step) / np.linalg.norm(u @ v)
+        assert alike > 2 * np.sqrt(low * high) / (
+            low + high
+        )  # the least for such singular values (Kantorovich)
 
 
 def test_muon_moves_vectors_by_adam():
