@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from gen_jax import data, plots, samplers, training
+from gen_jax import data, guidance, keys, plots, samplers, training
 from gen_jax.diffusion import loss, prediction, process
 from gen_jax.networks import unet
 from gen_jax.training import workdir as run_directory
@@ -47,7 +47,7 @@ class Config:
     """Train a diffusion model, or sample from one. The defaults shown are those of the preset."""
 
     preset: Literal["mnist_small", "mnist_best", "mnist", "cifar10"] = "mnist_small"
-    """Network and training length: 8 minutes on two cores; an hour; the book's size; the size of Ho et al. 2020."""
+    """Network and training length: 8 minutes on two cores; half an hour; the book's size; the size of Ho et al. 2020."""
     dataset: str = "mnist"
     """mnist (embedded) or the name of any TFDS image set, such as kmnist or cifar10."""
     data_dir: Path | None = None
@@ -80,6 +80,10 @@ class Config:
     times_mean: float = 0.8
     """Of the logit of t / t_max, with logit_normal; larger is noisier."""
     times_std: float = 1.0
+    labels: bool = False
+    """Learn from the labels too. Each sample is then drawn for a label of its own, written to labels.npy."""
+    label_dropout: float = 0.1
+    """Share of the images whose label is hidden from the network, without which there is no guidance."""
     dropout: float = 0.0
     """Dropout rate inside the network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -109,12 +113,24 @@ class Config:
     solver: Literal["ddpm", "ddim", "dpmpp"] = "ddpm"
     """Ancestral, deterministic, or DPM-Solver++ of order 2."""
     nfe: int = 100
-    """Network evaluations for a sample."""
+    """Evaluations of the denoiser for a sample."""
+    guidance: float = 1.5
+    """Weight of classifier-free guidance where labels were learned: 1 is none, larger is clearer and less varied."""
+    label: int | None = None
+    """The label of all samples, where labels were learned (default: each its own, at random)."""
 
 
 PRESETS = {
     "mnist_small": Config(),
-    "mnist_best": Config("mnist_best", steps=5000, learning_rate=6e-3, ema_decay=0.999),
+    "mnist_best": Config(
+        "mnist_best",
+        steps=2500,
+        learning_rate=6e-3,
+        ema_decay=0.999,
+        labels=True,
+        times_mean=0.5,
+        times_std=1.4,
+    ),
     "mnist": Config(
         "mnist", steps=20_000, batch_size=128, optimizer="adam", learning_rate=1e-3, ema_decay=0.999
     ),
@@ -138,7 +154,7 @@ PRESETS = {
 
 MAY_CHANGE = (
     *("steps", "workdir", "data_dir", "log_every", "checkpoint_every", "keep", "sample_every", "sample_only"),
-    *("num", "solver", "nfe", "parallel", "fsdp", "steps_per_call", "remat"),
+    *("num", "solver", "nfe", "guidance", "label", "parallel", "fsdp", "steps_per_call", "remat"),
 )
 """Fields that a resumed run may set otherwise; all others must be those of the checkpoint."""
 
@@ -155,8 +171,8 @@ def parse(args: Sequence[str] | None = None) -> Config:
     return tyro.cli(Config, args=args, default=default, description=__doc__)
 
 
-def build(config: Config) -> tuple[unet.UNet, process.Process]:
-    """The network and the process of a configuration."""
+def build(config: Config, num_classes: int | None = None) -> tuple[unet.UNet, process.Process]:
+    """The network and the process of a configuration; `num_classes` where it learns from labels."""
     proc: process.Process = {
         "ddpm_linear": process.DDPM(schedule="linear"),
         "ddpm_cosine": process.DDPM(schedule="cosine"),
@@ -165,6 +181,7 @@ def build(config: Config) -> tuple[unet.UNet, process.Process]:
     network = dataclasses.replace(
         NETWORKS[config.preset],
         time_scale=1000 / proc.t_max,
+        num_classes=num_classes,
         dropout=config.dropout,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
@@ -173,7 +190,10 @@ def build(config: Config) -> tuple[unet.UNet, process.Process]:
 
 
 def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training.state.Loss:
-    """`loss(params, key, batch)`: the error of the network's prediction at random times."""
+    """`loss(params, key, batch)`: the error of the network's prediction at random times.
+
+    A label is hidden, replaced by the null label, with probability `label_dropout` (Ho & Salimans 2022, Algorithm 1).
+    """
     weighting = {"simple": loss.simple, "snr": loss.snr, "min_snr": loss.min_snr()}[config.weighting]
     quantiles = {
         "uniform": loss.stratified,
@@ -184,19 +204,31 @@ def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training
     )
 
     def loss_fn(params, key, batch):
-        key_flip, key_dropout, key_loss = jax.random.split(key, 3)
+        key_flip, key_dropout, key_label, key_loss = jax.random.split(key, 4)
         x_0 = data.to_unit(batch["image"])
         x_0 = data.flip(key_flip, x_0) if config.flip else x_0
-        predict = lambda x_t, t: net.apply(params, x_t, t, rngs={"dropout": key_dropout})
+        label, null = batch.get("label"), net.config.num_classes
+        if null is not None:
+            hidden = loss.independent(key_label, len(label)) < config.label_dropout
+            label = jnp.where(hidden, null, label)
+        predict = lambda x_t, t: net.apply(params, x_t, t, label, rngs={"dropout": key_dropout})
         return objective(key_loss, predict, proc, x_0)
 
     return loss_fn
 
 
-def make_denoiser(net: unet.UNet, proc: process.Process, config: Config, params) -> prediction.Denoiser:
-    """`denoise(x_t, t)`, its estimates kept in the range of images."""
-    apply = lambda x_t, t: net.apply(params, x_t, t)
-    return prediction.clipped(prediction.as_denoiser(apply, proc, predicts=config.predicts))
+def make_denoiser(
+    net: unet.UNet, proc: process.Process, config: Config, params, label=None
+) -> prediction.Denoiser:
+    """`denoise(x_t, t)`, for labels where there are some, its estimates kept in the range of images."""
+
+    def denoiser(label):
+        apply = lambda x_t, t: net.apply(params, x_t, t, label)
+        return prediction.as_denoiser(apply, proc, predicts=config.predicts)
+
+    if label is None or config.guidance == 1:
+        return prediction.clipped(denoiser(label))
+    return prediction.clipped(guidance.classifier_free(denoiser(label), denoiser(None), config.guidance))
 
 
 def make_plan(proc: process.Process, solver: str, nfe: int) -> samplers.Plan:
@@ -207,16 +239,32 @@ def make_plan(proc: process.Process, solver: str, nfe: int) -> samplers.Plan:
 
 
 def make_sampler(net: unet.UNet, proc: process.Process, config: Config):
-    """`draw(params, key, plan, index) -> uint8 [len(index), H, W, C]`: sample `i` depends on `key` and `i` alone."""
+    """`draw(params, key, plan, index) -> (uint8 [len(index), H, W, C], labels)`: `i` depends on `key` and `i` alone."""
 
     @functools.partial(jax.jit, static_argnames="shape")
     def draw(params, key, plan, index, shape):
-        key_prior, key_noise = jax.random.split(key)
+        key_prior, key_noise, key_label = jax.random.split(key, 3)
         x_T = proc.prior(key_prior, (len(index), *shape), index=index)
-        denoise = make_denoiser(net, proc, config, params)
-        return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index))
+        label = choose_labels(config, net.config.num_classes, key_label, index)
+        denoise = make_denoiser(net, proc, config, params, label)
+        return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index)), label
 
     return draw
+
+
+def choose_labels(config: Config, num_classes: int | None, key, index):
+    """A label for each sample, `--label` or one at random; None where the run has learned from none."""
+    if num_classes is None:
+        if config.label is not None:
+            raise ValueError("--label asks for what this run has not learned: train one with --labels.")
+        return None
+    if config.label is None:
+        return jax.vmap(lambda k: jax.random.randint(k, (), 0, num_classes))(
+            keys.per_example(key, len(index), index)
+        )
+    if not 0 <= config.label < num_classes:
+        raise ValueError(f"--label must be from 0 to {num_classes - 1}, got {config.label}.")
+    return jnp.full(len(index), config.label)
 
 
 def draw_samples(config: Config, chunk: int = 250) -> np.ndarray:
@@ -224,19 +272,21 @@ def draw_samples(config: Config, chunk: int = 250) -> np.ndarray:
     params, saved, step = training.load(config.workdir)
     learned = {f.name for f in dataclasses.fields(Config)} - {*MAY_CHANGE, "seed"}
     trained = dataclasses.replace(config, **{name: saved[name] for name in learned})
-    shape, (net, proc) = tuple(saved["image_shape"]), build(trained)
+    shape, (net, proc) = tuple(saved["image_shape"]), build(trained, saved["num_classes"])
     draw, plan = make_sampler(net, proc, trained), make_plan(proc, config.solver, config.nfe)
     key, size = jax.random.key(config.seed), min(chunk, config.num)
     parts = []
     for start in range(0, config.num, size):
-        parts.append(np.asarray(draw(params, key, plan, jnp.arange(start, start + size), shape)))
-    images = np.concatenate(parts)[: config.num]
+        parts.append(jax.device_get(draw(params, key, plan, jnp.arange(start, start + size), shape)))
+    images, labels = jax.tree.map(lambda *part: np.concatenate(part)[: config.num], *parts)
     if jax.process_index() == 0:
         np.save(config.workdir / "samples.npy", images)
+        if labels is not None:
+            np.save(config.workdir / "labels.npy", labels)
         plots.save_grid(config.workdir / "samples.png", images[:64])
-        save_denoising(
-            config.workdir / "denoising.png", make_denoiser(net, proc, trained, params), proc, plan, shape
-        )
+        label = choose_labels(config, net.config.num_classes, key, jnp.arange(4))
+        denoise = make_denoiser(net, proc, trained, params, label)
+        save_denoising(config.workdir / "denoising.png", denoise, proc, plan, shape)
     print(f"{config.num} samples at step {step} with {config.solver}, {plan.nfe} network evaluations each")
     return images
 
@@ -275,7 +325,11 @@ def train(config: Config) -> dict[str, Any]:
     """Train to the end, or to the end of what is left; writes the figures and returns the summary."""
     started = time.perf_counter()
     arrays = data.load(config.dataset, data_dir=config.data_dir)
-    images, (net, proc) = arrays["image"], build(config)
+    num_classes = data.info(config.dataset, data_dir=config.data_dir).num_classes if config.labels else None
+    if config.labels and num_classes is None:
+        raise ValueError(f"{config.dataset} has no labels: train without --labels.")
+    arrays = {name: arrays[name] for name in (("image", "label") if config.labels else ("image",))}
+    images, (net, proc) = arrays["image"], build(config, num_classes)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     params = jax.jit(net.init)(key_params, jnp.zeros((1, *images.shape[1:])), jnp.zeros(1))
     make_optimizer = {"adam": training.adam, "muon": training.muon}[config.optimizer]
@@ -289,17 +343,17 @@ def train(config: Config) -> dict[str, Any]:
     draw, plan = make_sampler(net, proc, config), make_plan(proc, config.solver, min(config.nfe, 25))
 
     def on_sample(step, state):
-        grid = draw(state.ema_params, jax.random.key(config.seed), plan, jnp.arange(64), images.shape[1:])
+        grid, _ = draw(state.ema_params, jax.random.key(config.seed), plan, jnp.arange(64), images.shape[1:])
         if jax.process_index() == 0:
             plots.save_grid(config.workdir / f"samples_{step}.png", np.asarray(grid))
 
     state = training.fit(
         training.make_step(make_loss(net, proc, config), optimizer, ema_decay=config.ema_decay),
         training.TrainState.create(params, optimizer, key_steps),
-        data.batches({"image": images}, config.batch_size, key=key_data),
+        data.batches(arrays, config.batch_size, key=key_data),
         num_steps=config.steps,
         workdir=config.workdir,
-        config={**dataclasses.asdict(config), "image_shape": images.shape[1:]},
+        config={**dataclasses.asdict(config), "image_shape": images.shape[1:], "num_classes": num_classes},
         may_change=MAY_CHANGE,
         schedule=schedule,
         **{
