@@ -1,10 +1,16 @@
 """gen_jax: generative models in JAX, one story in ten steps.
 
-    6   networks      layers, and the one U-Net
-    9   diffusion     process, prediction, loss
+    1   normal        the normal distribution: log_prob, cdf, sample
+    2   normal        maximum likelihood: fit
+    3   normal        many dimensions: marginal, conditional
+    4   gmm           the Gaussian mixture
+    5   em            expectation maximisation
+    6   networks      the multilayer perceptron, layers, and the one U-Net
+    9   diffusion     process, prediction, loss, and the exact answers of the oracle
     9   samplers      time grids, solvers, `sample`
+    10  guidance      denoisers combined into a denoiser
         training      a pure step, compiled for many devices, and the loop around it
-        data          MNIST, any TFDS set, batches on the device or streamed
+        data          MNIST and tables, any TFDS set, batches on the device or streamed
         plots         pictures of what came out
 
 Nothing is imported with the package itself: `from gen_jax import samplers` loads what it needs and no more.

@@ -1,8 +1,9 @@
-"""Pictures of images and of runs: uint8 arrays `[..., H, W, C]` and `metrics.jsonl` in, PNG files out."""
+"""Pictures: of images (uint8 `[..., H, W, C]`), of runs (`metrics.jsonl`), and figures that save themselves."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def save_strips(
     figure.savefig(path, dpi=150)
 
 
+@contextmanager
+def figure(
+    path: str | Path, *, width: float | int = 6, height: float | int = 4, **subplots: Any
+) -> Iterator[Any]:
+    """A figure that is written to `path` at the end of the block; gives its axes (`Figure.subplots(**subplots)`)."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    yield drawn.subplots(**subplots)
+    drawn.savefig(path, dpi=150)
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, one dict a log point."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
@@ -65,16 +78,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def save_loss(path: str | Path, metrics: str | Path, *, name: str = "loss", label: str = "loss") -> None:
     """Write the curve of one metric of a `metrics.jsonl` against the step."""
-    from matplotlib.figure import Figure
-
     lines = read_metrics(metrics)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(
-        [line["step"] for line in lines],
-        [line[name] for line in lines],
-        marker="." if len(lines) < 50 else "",
-    )
-    axes.set(xlabel="step", ylabel=label, yscale="log")
-    axes.grid(alpha=0.3, which="both")
-    figure.savefig(path, dpi=150)
+    with figure(path) as axes:
+        marker = "." if len(lines) < 50 else ""
+        axes.plot([line["step"] for line in lines], [line[name] for line in lines], marker=marker)
+        axes.set(xlabel="step", ylabel=label, yscale="log")
+        axes.grid(alpha=0.3, which="both")

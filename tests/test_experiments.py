@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -31,6 +32,84 @@ def load(name):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def figures(workdir):
+    """The pictures in a directory, all of which must show something."""
+    names = set()
+    for path in [*workdir.glob("*.png"), *workdir.glob("*.gif")]:
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 1
+        names.add(path.name)
+    return names
+
+
+def run_step(name, workdir, **options):
+    """An experiment without a network; what it returns is what it wrote."""
+    module = load(name)
+    summary = module.main(module.Config(workdir=workdir, **options))
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    return summary, figures(workdir)
+
+
+def test_step01_sums_become_normal(tmp_path):
+    summary, drawn = run_step("step01_normal", tmp_path)
+    assert drawn == {"density.png", "parameters.png", "averages.png", "sums.png"}
+    distances = [summary[f"distance_to_normal_{n}"] for n in (1, 2, 4, 10)]
+    assert distances == sorted(distances, reverse=True)
+    np.testing.assert_allclose(distances[0], 0.0577, atol=0.005)  # sup |u - Phi((u - 1/2) sqrt(12))|
+    assert distances[-1] < 0.006
+
+
+def test_step02_fits_the_heights(tmp_path):
+    summary, drawn = run_step("step02_maximum_likelihood", tmp_path)
+    assert drawn == {"histogram.png", "fit.png", "generated.png"}
+    x = data.table("heights")[:, 0]
+    np.testing.assert_allclose([summary["mean"], summary["std"]], [x.mean(), x.std()], rtol=1e-5)
+    model = scipy.stats.norm(x.mean(), x.std())
+    np.testing.assert_allclose(summary["model_P(x<=160)"], model.cdf(160), rtol=1e-3)
+    np.testing.assert_allclose(summary["model_P(x>180)"], model.sf(180), rtol=1e-3)
+    np.testing.assert_allclose(summary["data_P(x<=160)"], np.mean(x <= 160))
+
+
+def test_step02_takes_a_file_of_the_reader(tmp_path):
+    (tmp_path / "mine.txt").write_text("1\n2\n4\n")
+    summary, _ = run_step("step02_maximum_likelihood", tmp_path, data=str(tmp_path / "mine.txt"))
+    np.testing.assert_allclose(summary["mean"], 7 / 3, rtol=1e-6)
+
+
+def test_step03_fits_heights_and_weights(tmp_path):
+    summary, drawn = run_step("step03_multivariate_normal", tmp_path)
+    assert drawn == {"surface.png", "contour.png", "data.png", "fit.png"}
+    x = data.table("height_weight")
+    np.testing.assert_allclose(summary["cov"], np.cov(x.T, ddof=0), rtol=1e-4)
+    np.testing.assert_allclose(summary["correlation"], np.corrcoef(x.T)[0, 1], rtol=1e-4)
+
+
+def test_step04_draws_a_mixture(tmp_path):
+    summary, drawn = run_step("step04_gaussian_mixture", tmp_path)
+    assert drawn == {"data.png", "surface.png", "contour.png", "samples.png"}
+    names = "log_likelihood_per_row_of_the_mixture", "log_likelihood_per_row_of_one_normal"
+    assert -4.2 < summary[names[0]] < -4.155382
+    assert summary[names[1]] < summary[names[0]] - 0.3
+
+
+def test_step05_finds_the_books_answer(tmp_path):
+    summary, drawn = run_step("step05_em", tmp_path, num_restarts=4)
+    assert drawn == {"em.gif", "log_likelihood.png", "criteria.png", "generated.png"}
+    np.testing.assert_allclose(summary["log_likelihood_per_row"], -4.155382, atol=1e-5)
+    assert summary["status"] == "converged"
+    assert summary["components_by_bic"] == 2
+
+
+def test_step06_descends(tmp_path):
+    summary, drawn = run_step("step06_neural_network", tmp_path)
+    assert drawn == {"rosenbrock.png", "line.png", "curve.png", "loss.png"}
+    assert summary["grad_of_3x^2_at_5"] == 30.0
+    assert summary["grad_of_rosenbrock_at_(0,2)"] == [-2.0, 400.0]
+    np.testing.assert_allclose(summary["rosenbrock_minimum"], [1, 1], atol=0.03)
+    np.testing.assert_allclose(summary["line_by_descent"], summary["line_by_least_squares"], rtol=1e-3)
+    assert summary["curve_mse"] < 1.3 * summary["noise_variance"]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +194,34 @@ def test_step09_rejects_an_unknown_flag(step09):
         step09.parse(["--batchsize", "3"])
 
 
+def test_step09_learns_from_labels_and_draws_for_them(step09, tmp_path):
+    summary = step09.main(step09.parse(arguments(tmp_path, "--labels", "--steps", "8", "--num", "40")))
+    assert np.isfinite(summary["loss"])
+    samples, labels = np.load(tmp_path / "samples.npy"), np.load(tmp_path / "labels.npy")
+    assert len(samples) == len(labels) == 40
+    assert len(np.unique(labels)) > 5
+    assert set(labels) <= set(range(10))
+    again = lambda *more: step09.draw_samples(
+        step09.parse(["--sample-only", "--workdir", str(tmp_path), "--nfe", "3", "--num", "4", *more])
+    )
+    assert np.abs(again().astype(int) - samples[:4]).max() <= 1
+    threes = again("--label", "3")
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), [3] * 4)
+    assert not np.array_equal(threes, again("--label", "4", "--guidance", "5"))
+    with pytest.raises(ValueError, match="from 0 to 9, got 10"):
+        again("--label", "10")
+
+
+def test_step09_says_that_a_label_needs_labels(step09, run, tmp_path, monkeypatch):
+    workdir, _ = run
+    with pytest.raises(ValueError, match="train one with --labels"):
+        step09.draw_samples(step09.parse(["--sample-only", "--workdir", str(workdir), "--label", "3"]))
+    monkeypatch.setattr(data, "load", lambda name, **_: {"image": np.zeros((40, 8, 8, 1), np.uint8)})
+    monkeypatch.setattr(data, "info", lambda name, **_: data.Info(name, 40, (8, 8, 1), None))
+    with pytest.raises(ValueError, match="has no labels"):
+        step09.main(step09.parse(arguments(tmp_path, "--labels")))
+
+
 def test_step09_trains_on_colour_images_of_odd_size(step09, tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (40, 11, 9, 3), np.uint8)
     monkeypatch.setattr(data, "load", lambda name, **_: {"image": images})
@@ -182,11 +289,14 @@ def test_step09_draws_digits_that_a_judge_can_read(tmp_path, preset, minutes, co
         start(script, "--sample-only", "--num", 1000, "--preset", preset, "--workdir", tmp_path).wait() == 0
     )
     command = [sys.executable, ROOT / "benchmarks" / "judge.py", tmp_path / "samples.npy"]
+    if preset == "mnist_best":  # which learns from labels
+        command += ["--labels", tmp_path / "labels.npy"]
     verdict = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
     print(f"{preset}: {elapsed:.0f} s, {verdict}")
     assert verdict["judge_test_accuracy"] >= 0.99
     assert verdict["confident"] >= confident
     assert min(verdict["share_of_each_digit"]) >= 0.04
+    assert verdict.get("label_agreement", 1) >= 0.95
     assert elapsed <= 60 * minutes
 
 

@@ -1,0 +1,289 @@
+"""The whole fit: starts, iterations on the device until nothing changes, restarts side by side."""
+
+import enum
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
+
+from gen_jax import keys, normal
+from gen_jax.em.steps import CHUNK, Statistics, check_covariance, e_step, m_step
+from gen_jax.gmm import GMM
+
+_EMPTY = 1e-2
+"""Of a row's average weight: a component that explains less is empty, and starts again elsewhere."""
+
+
+class Status(enum.StrEnum):
+    """How a fit ended; equal to its name in small letters."""
+
+    CONVERGED = "converged"
+    MAX_ITERATIONS = "max_iterations"
+    NOT_FINITE = "not_finite"
+
+
+_CONVERGED, _MAX_ITERATIONS, _NOT_FINITE = range(3)
+"""The same on the device."""
+
+
+class Fit(NamedTuple):
+    """What `fit` found; with several restarts, the best."""
+
+    params: GMM
+    log_likelihood: Float[Array, "I"]
+    """Mean log-likelihood in nats at the start of each iteration (traced: padded with the last one)."""
+    num_iters: Int[Array, ""]
+    status: Status | Int[Array, ""]
+    """Why it ended (traced: the place of the `Status` among all)."""
+    num_reseeded: Int[Array, ""]
+    """How many times a component was found empty and started again."""
+
+
+def fit(
+    key: Key[Array, ""],
+    x: ArrayLike,
+    num_components: int,
+    *,
+    covariance: str = "full",
+    init: str | GMM = "kmeans++",
+    num_restarts: int = 1,
+    max_iters: int = 200,
+    tol: float = 1e-4,
+    regularization: float = 1e-6,
+    weights: ArrayLike | None = None,
+    chunk_size: int = CHUNK,
+    mesh: Mesh | None = None,
+) -> Fit:
+    """Fit a mixture to the rows of `x` by expectation maximisation.
+
+    It ends when the mean log-likelihood changes by less than `tol` from one iteration to the next, after `max_iters`,
+    or when it is no longer finite (the parameters are then the last good ones). A component that explains less than a
+    hundredth of a row is put on a random row and counted in `num_reseeded`.
+
+    Args:
+        key: of the initial parameters and of reseeding; restart `i` has `fold_in(key, i)`.
+        x: data `[N, D]`; float64 where jax's x64 mode is on, else float32.
+        num_components: `K`, at most the number of distinct rows.
+        covariance: "full", "tied", "diagonal" or "spherical".
+        init: "kmeans++" (rows far from each other; Arthur & Vassilvitskii 2007), "random" (any rows), or a mixture.
+        num_restarts: runs from different starts, of which the best that is finite is returned.
+        max_iters: most iterations.
+        tol: least change of the mean log-likelihood, in nats a row.
+        regularization: added to variances in every M-step, in the squared unit of `x`; keeps components that hold one
+            point, or lie in a plane, from collapsing.
+        weights: `[N]`, not negative, how often each row counts; 1 by default.
+        chunk_size: rows that are in work at a time.
+        mesh: split the rows over the devices of its axis `keys.AXIS`.
+
+    Raises:
+        ValueError: data of another shape than `[N, D]`, rows that are not finite (it says which), fewer distinct rows
+            than components, weights that are negative or all zero, or options that do not exist.
+    """
+    if jnp.ndim(x) != 2 or jnp.size(x) == 0:
+        advice = " For one variable give x[:, None]." if jnp.ndim(x) == 1 else ""
+        raise ValueError(f"Expected x of shape [N, D] with at least one row, got {jnp.shape(x)}.{advice}")
+    x, w = normal.checked_rows(x, weights)
+    check_covariance(covariance)
+    if isinstance(init, GMM):
+        _check_init(init, num_components, x.shape[1], covariance)
+        init = GMM(*(jnp.asarray(a, x.dtype) for a in init))
+    elif init not in ("kmeans++", "random"):
+        raise ValueError(f'init must be "kmeans++", "random" or a GMM, got {init!r}.')
+    if num_restarts < 1 or max_iters < 1 or not tol >= 0 or not regularization >= 0 or chunk_size < 1:
+        raise ValueError(
+            "num_restarts, max_iters and chunk_size must be at least 1, tol and regularization not negative; got "
+            f"{num_restarts}, {max_iters}, {chunk_size}, {tol} and {regularization}."
+        )
+    _check_distinct(x, w, num_components)
+    if mesh is not None:
+        missing = -len(x) % mesh.shape[keys.AXIS]
+        x, w = jnp.concatenate([x, x[:missing]]), jnp.pad(w, (0, missing))
+        x, w = jax.device_put((x, w), NamedSharding(mesh, PartitionSpec(keys.AXIS)))
+    start, how = (init, None) if isinstance(init, GMM) else (None, init)
+    found = _fit(
+        key,
+        x,
+        w,
+        start,
+        tol,
+        regularization,
+        num_components=num_components,
+        covariance=covariance,
+        num_restarts=num_restarts,
+        max_iters=max_iters,
+        chunk_size=chunk_size,
+        mesh=mesh,
+        how=how,
+    )
+    if isinstance(found.num_iters, jax.core.Tracer):
+        return found
+    return found._replace(
+        log_likelihood=found.log_likelihood[: int(found.num_iters)], status=list(Status)[int(found.status)]
+    )
+
+
+class _State(NamedTuple):
+    """What an iteration hands to the next."""
+
+    params: GMM
+    trace: Float[Array, "I"]
+    previous: Float[Array, ""]
+    iteration: Int[Array, ""]
+    status: Int[Array, ""]
+    num_reseeded: Int[Array, ""]
+
+
+@partial(
+    jax.jit,
+    static_argnames=(
+        "num_components",
+        "covariance",
+        "num_restarts",
+        "max_iters",
+        "chunk_size",
+        "mesh",
+        "how",
+    ),
+)
+def _fit(
+    key,
+    x,
+    w,
+    start,
+    tol,
+    regularization,
+    *,
+    num_components,
+    covariance,
+    num_restarts,
+    max_iters,
+    chunk_size,
+    mesh,
+    how,
+) -> Fit:
+    """Every restart side by side, and the best of them."""
+    statistics = partial(e_step, chunk_size=chunk_size)
+    if mesh is not None:
+        rows = PartitionSpec(keys.AXIS)
+        statistics = jax.shard_map(
+            partial(statistics, axis_name=keys.AXIS),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), rows, rows),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+    maximise = partial(m_step, covariance=covariance, regularization=regularization)
+    cumulative = jnp.cumsum(w)  # to draw rows by
+
+    def iterate(key: Key[Array, ""], s: _State) -> _State:
+        stats = statistics(s.params, x, w)
+        new = maximise(stats)
+        empty = stats.mass * len(x) < _EMPTY * stats.weight
+        new = _reseed(jax.random.fold_in(key, s.iteration), new, stats, empty, x, cumulative)
+        mean = stats.log_likelihood / stats.weight
+        finite = jnp.isfinite(mean) & jnp.stack([jnp.isfinite(a).all() for a in new]).all()
+        converged = (jnp.abs(mean - s.previous) < tol) & ~empty.any()
+        status = jnp.where(converged, _CONVERGED, _MAX_ITERATIONS)
+        return _State(
+            jax.tree.map(partial(jnp.where, finite), new, s.params),
+            jnp.where(
+                jnp.arange(max_iters) < s.iteration, s.trace, mean
+            ),  # and beyond, for what is never reached
+            mean,
+            s.iteration + 1,
+            jnp.where(finite, status, _NOT_FINITE).astype(jnp.int32),
+            s.num_reseeded + empty.sum(dtype=jnp.int32),
+        )
+
+    def run(key: Key[Array, ""]) -> _State:
+        key_init, key_seed = jax.random.split(key)
+        params = start
+        if params is None:
+            params = maximise(statistics(_initial(key_init, x, w, how, num_components), x, w))
+        zero, none = jnp.zeros((), jnp.int32), jnp.asarray(-jnp.inf, x.dtype)
+        state = _State(params, jnp.zeros(max_iters, x.dtype), none, zero, zero + _MAX_ITERATIONS, zero)
+        go_on = lambda s: (s.iteration < max_iters) & (s.status == _MAX_ITERATIONS)
+        return jax.lax.while_loop(go_on, partial(iterate, key_seed), state)
+
+    runs = jax.vmap(run)(jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_restarts)))
+    good = runs.status != _NOT_FINITE
+    best = jax.tree.map(lambda a: a[jnp.argmax(jnp.where(good, runs.previous, -jnp.inf))], runs)
+    return Fit(best.params, best.trace, best.iteration, best.status, best.num_reseeded)
+
+
+def _initial(key: Key[Array, ""], x: Array, w: Array, how: str, num_components: int) -> GMM:
+    """Round components of one size, on rows that are far from each other ("kmeans++") or on any."""
+    distance = lambda row: jnp.square(x - x[row][None]).sum(-1)
+
+    def choose(k, carry):
+        rows, nearest = carry
+        chance = w * nearest if how == "kmeans++" else jnp.where(nearest > 0, w, 0)
+        row = jax.random.categorical(jax.random.fold_in(key, k), jnp.log(chance))
+        return rows.at[k].set(row), jnp.minimum(nearest, distance(row))
+
+    first = jax.random.categorical(jax.random.fold_in(key, 0), jnp.log(w))
+    rows = jnp.zeros(num_components, first.dtype).at[0].set(first)
+    rows, nearest = jax.lax.fori_loop(1, num_components, choose, (rows, distance(first)))
+    components, dims = num_components, x.shape[1]
+    variance = jnp.vdot(w, nearest) / w.sum() / dims
+    variance = jnp.where(variance > 0, variance, 1)  # every row is a centre
+    eye = jnp.eye(dims, dtype=x.dtype)[None]
+    weights = jnp.full(components, 1 / components, x.dtype)
+    return GMM(weights, x[rows], jnp.broadcast_to(variance * eye, (components, dims, dims)))
+
+
+def _reseed(
+    key: Key[Array, ""], params: GMM, stats: Statistics, empty: Bool[Array, "K"], x: Array, cumulative: Array
+) -> GMM:
+    """Empty components on random rows, with an average weight and covariance."""
+    components = len(params.weights)
+    height = cumulative[-1] * jax.random.uniform(key, (components,), x.dtype)
+    rows = jnp.searchsorted(cumulative, height, side="right")
+    weights = jnp.where(empty, 1 / components, params.weights)
+    covs = params.covs
+    if len(covs) == components:
+        shares = jnp.where(empty, 0, stats.mass) / stats.weight
+        pooled = jnp.tensordot(shares, jnp.where(_like(empty, covs), 0, covs), 1)
+        covs = jnp.where(_like(empty, covs), pooled[None], covs)
+    return GMM(weights / weights.sum(), jnp.where(empty[:, None], x[rows], params.means), covs)
+
+
+def _like(flags: Array, array: Array) -> Array:
+    return flags.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def _check_init(init: GMM, num_components: int, dims: int, covariance: str) -> None:
+    """Raises a ValueError where a given start is not a mixture of the asked-for shape."""
+    shapes = {
+        "full": (num_components, dims, dims),
+        "tied": (1, dims, dims),
+        "diagonal": (num_components, dims),
+        "spherical": (num_components, 1),
+    }
+    expected = (num_components,), (num_components, dims), shapes[covariance]
+    got = tuple(jnp.shape(a) for a in init)
+    if got != expected:
+        raise ValueError(
+            f"init must have weights, means and covs of shapes {expected} for {num_components} {covariance} "
+            f"components in {dims} dimensions, got {got}."
+        )
+
+
+def _check_distinct(x: Array, w: Array, num_components: int) -> None:
+    """Raises a ValueError where there are fewer distinct rows than components."""
+    if num_components < 1:
+        raise ValueError(f"num_components must be at least 1, got {num_components}.")
+    if isinstance(x, jax.core.Tracer) or isinstance(w, jax.core.Tracer):
+        return
+    for size in (10 * num_components, len(x)):  # nearly always the first rows settle it
+        head = np.asarray(x[:size])[np.asarray(w[:size] > 0)]
+        distinct = len(np.unique(head, axis=0)) if len(head) else 0
+        if distinct >= num_components:
+            return
+    raise ValueError(
+        f"{num_components} components need as many distinct rows with a positive weight, x has {distinct}."
+    )

@@ -1,0 +1,197 @@
+"""The two halves of an iteration, and what passes between them: `Statistics`, a sum over rows."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, ArrayLike, Float
+
+from gen_jax import gmm, keys
+from gen_jax.gmm import GMM
+
+_PRECISION = jax.lax.Precision.HIGHEST
+CHUNK = 2048
+"""Rows that an E-step takes at a time, so that what it makes of them stays in the cache."""
+
+
+class Statistics(NamedTuple):
+    """What the M-step needs of the data: sums over rows, of differences from `centre`, the means of the E-step."""
+
+    centre: Float[Array, "K D"]
+    mass: Float[Array, "K"]
+    """`sum_n w_n r_nk`."""
+    first: Float[Array, "K D"]
+    """`sum_n w_n r_nk (x_n - centre_k)`."""
+    second: Float[Array, "..."]
+    """`sum_n w_n r_nk (x_n - centre_k)(x_n - centre_k)^T`, `[K, D, D]`, or its diagonal, `[K, D]`."""
+    log_likelihood: Float[Array, ""]
+    """`sum_n w_n log p(x_n)` in nats, under the parameters of the E-step."""
+    weight: Float[Array, ""]
+    """`sum_n w_n`."""
+
+
+def e_step(
+    params: GMM,
+    x: Float[Array | np.ndarray, "N D"],
+    weights: Float[Array | np.ndarray, "N"] | None = None,
+    *,
+    chunk_size: int = CHUNK,
+    axis_name: str | None = None,
+) -> Statistics:
+    """Expected sufficient statistics of `x`, `chunk_size` rows at a time; summed over `axis_name`, where one is bound."""
+    x, size, chunk = jnp.asarray(x), len(x), min(chunk_size, len(x))
+    (components, dims), matrices = params.means.shape, params.covs.ndim == 3
+    white, log_weights = gmm.whitening(params), jnp.log(params.weights)[:, None]
+
+    def add(i, sums):
+        # the last chunk may overlap the one before: rows that were seen then count nothing
+        start = jnp.minimum(i * chunk, size - chunk)
+        fresh = (start + jnp.arange(chunk) >= i * chunk).astype(x.dtype)
+        rows = jax.lax.dynamic_slice_in_dim(x, start, chunk)
+        w = fresh if weights is None else fresh * jax.lax.dynamic_slice_in_dim(weights, start, chunk)
+        z = gmm.whitened(white, rows)
+        log_joint = log_weights + gmm.log_density(white, z)
+        log_p = jax.nn.logsumexp(log_joint, axis=0)
+        r = w[None] * jnp.exp(log_joint - log_p[None])
+        zr = z * r[:, None]
+        if matrices:  # sum_n r z (x - centre)^T, and beside it sum_n r z
+            ones = gmm.with_one(rows - white.centre[None])
+            cross = jnp.matmul(zr.reshape(-1, chunk), ones, precision=_PRECISION)
+            first, second = cross[:, -1].reshape(components, dims), cross[:, :-1]
+            second = second.reshape(components, dims, dims)
+        else:
+            first, second = zr.sum(2), (zr * z).sum(2)
+        return jax.tree.map(jnp.add, sums, (r.sum(1), first, second, jnp.vdot(w, log_p), w.sum()))
+
+    square = (components, dims, dims) if matrices else (components, dims)
+    shapes = ((components,), (components, dims), square, (), ())
+    start = tuple(jnp.zeros(shape, x.dtype) for shape in shapes)
+    mass, first, second, log_likelihood, weight = jax.lax.fori_loop(0, -(-size // chunk), add, start)
+    if matrices:  # back from whitened coordinates
+        second = second - first[:, :, None] * (params.means - white.centre[None])[:, None]
+        second = jnp.matmul(white.factor, second, precision=_PRECISION)
+        second = (second + second.swapaxes(1, 2)) / 2
+        first = jnp.matmul(white.factor, first[:, :, None], precision=_PRECISION)[:, :, 0]
+    else:
+        first, second = first * white.factor, second * jnp.square(white.factor)
+    stats = mass, first, second, log_likelihood, weight
+    return Statistics(params.means, *(stats if axis_name is None else jax.lax.psum(stats, axis_name)))
+
+
+def m_step(stats: Statistics, *, covariance: str = "full", regularization: ArrayLike = 1e-6) -> GMM:
+    """The mixture that maximises the expected log-likelihood (PRML Eqs. 9.24 to 9.27).
+
+    `covariance` is one of `gmm.COVARIANCES`; full and tied need the scatter of matrices. `regularization` is added to
+    variances, in the squared unit of `x`.
+    """
+    count = jnp.maximum(stats.mass, jnp.finfo(stats.mass.dtype).tiny)
+    shift = stats.first / count[:, None]
+    matrices = stats.second.ndim == 3
+    if matrices and covariance in ("full", "tied"):
+        scatter = stats.second - stats.first[:, :, None] * shift[:, None]
+        scatter = (scatter + scatter.swapaxes(1, 2)) / 2
+        ridge = regularization * jnp.eye(shift.shape[1], dtype=shift.dtype)[None]
+        full = lambda: scatter / count[:, None, None] + ridge
+        covs = full() if covariance == "full" else scatter.sum(0, keepdims=True) / stats.weight + ridge
+    elif covariance in ("diagonal", "spherical"):
+        squares = jnp.diagonal(stats.second, axis1=1, axis2=2) if matrices else stats.second
+        covs = (squares - stats.first * shift) / count[:, None]
+        covs = (covs if covariance == "diagonal" else covs.mean(1, keepdims=True)) + regularization
+    else:
+        check_covariance(covariance)
+        raise ValueError(
+            f"covariance={covariance!r} needs statistics of matrices, from a full or tied mixture."
+        )
+    return GMM(stats.mass / stats.weight, stats.centre + shift, covs)
+
+
+def recentre(stats: Statistics, centre: Float[Array, "K D"]) -> Statistics:
+    """The same sums, of differences from other means."""
+    move = stats.centre - centre
+    cross = stats.first[:, :, None] * move[:, None]
+    squares = stats.mass[:, None, None] * move[:, :, None] * move[:, None]
+    change = cross + cross.swapaxes(1, 2) + squares
+    if stats.second.ndim == 2:
+        change = jnp.diagonal(change, axis1=1, axis2=2)
+    return stats._replace(
+        centre=centre, first=stats.first + stats.mass[:, None] * move, second=stats.second + change
+    )
+
+
+def stepwise(stats: Statistics | None, batch: Statistics, rate: ArrayLike) -> Statistics:
+    """Running statistics for a stream: `(1 - rate) stats + rate batch`, a row (Cappe & Moulines 2009, Eq. 12).
+
+    Both are first divided by their weight and brought to the newer means. `rate = (k + 2)^-0.7` at step `k` forgets
+    slowly enough to converge. With `stats=None` it is the batch alone.
+    """
+    mean = lambda s: Statistics(s.centre, *(a / s.weight for a in s[1:]))
+    if stats is None:
+        return mean(batch)
+    old, new = recentre(mean(stats), batch.centre), mean(batch)
+    mixed = (jnp.asarray(1 - rate) * a + jnp.asarray(rate) * b for a, b in zip(old[1:], new[1:], strict=True))
+    return Statistics(batch.centre, *mixed)
+
+
+def step(
+    params: GMM,
+    x: Float[Array | np.ndarray, "N D"],
+    weights: Float[Array | np.ndarray, "N"] | None = None,
+    *,
+    regularization: ArrayLike = 1e-6,
+    chunk_size: int = CHUNK,
+    axis_name: str | None = None,
+) -> tuple[GMM, Float[Array, ""]]:
+    """One iteration: the new mixture, of the same structure, and the mean log-likelihood in nats of the old one."""
+    stats = e_step(params, x, weights, chunk_size=chunk_size, axis_name=axis_name)
+    new = m_step(stats, covariance=gmm.structure(params), regularization=regularization)
+    return new, stats.log_likelihood / stats.weight
+
+
+def compile_step(
+    *,
+    parallel: str = "jit",
+    mesh: Mesh | None = None,
+    regularization: ArrayLike = 1e-6,
+    chunk_size: int = CHUNK,
+) -> Callable[..., tuple[GMM, Float[Array, ""]]]:
+    """`step(params, x, weights)`, compiled, with rows split over the devices and parameters on all.
+
+    With `parallel="jit"` the rows are split over the axis `keys.AXIS` of `mesh` (by default one of all devices), with
+    "pmap" over the local devices. Rows that do not divide by the devices are padded with rows of weight 0.
+    """
+    if parallel not in ("jit", "pmap"):
+        raise ValueError(f'parallel must be "jit" or "pmap", got {parallel!r}.')
+    one = partial(step, regularization=regularization, chunk_size=chunk_size, axis_name=keys.AXIS)
+    if parallel == "pmap":
+        devices = jax.local_device_count()
+        mapped = jax.pmap(one, keys.AXIS, in_axes=(None, 0, 0), out_axes=None)
+        shape = lambda a: a.reshape(devices, -1, *a.shape[1:])
+    else:
+        mesh = Mesh(np.array(jax.devices()), (keys.AXIS,)) if mesh is None else mesh
+        devices, rows = mesh.shape[keys.AXIS], PartitionSpec(keys.AXIS)
+        none = PartitionSpec()
+        mapped = jax.jit(
+            jax.shard_map(one, mesh=mesh, in_specs=(none, rows, rows), out_specs=none, check_vma=False)
+        )
+        shape = lambda a: a
+
+    def compiled(params: GMM, x: ArrayLike, weights: ArrayLike | None = None):
+        x = jnp.asarray(x)
+        weights = jnp.ones(len(x), x.dtype) if weights is None else jnp.asarray(weights, x.dtype)
+        missing = -len(x) % devices
+        if missing:
+            x, weights = jnp.concatenate([x, x[:missing]]), jnp.pad(weights, (0, missing))
+        return mapped(params, shape(x), shape(weights))
+
+    return compiled
+
+
+def check_covariance(covariance: str) -> None:
+    """Raises a ValueError that names the choices, unless `covariance` is one of them."""
+    if covariance not in gmm.COVARIANCES:
+        choices = ", ".join(map(repr, gmm.COVARIANCES))
+        raise ValueError(f"covariance must be one of {choices}; got {covariance!r}.")

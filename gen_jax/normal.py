@@ -1,0 +1,327 @@
+"""Steps 1 to 3: the normal distribution, its fit by maximum likelihood, and the same in many dimensions.
+
+    Normal               p(x) = exp(-(x - mean)^2 / (2 std^2)) / sqrt(2 pi std^2)
+    MultivariateNormal   p(x) = exp(-(x - mean)^T cov^-1 (x - mean) / 2) / sqrt(det(2 pi cov))
+
+Both are tuples of parameters, and every function here takes either:
+
+    params = normal.fit(x)                 # x [N] -> Normal;  x [N, D] -> MultivariateNormal
+    nats = normal.log_prob(params, x)      # [N]
+
+All of it is pure: it works under `jit`, `vmap` and `grad`. A covariance is only ever used through its Cholesky
+factor `cov = L L^T`: `(x - mean)^T cov^-1 (x - mean) = |L^-1 (x - mean)|^2` and `log det cov = 2 sum log L_ii`.
+Equations "PRML" are those of Bishop 2006.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.special import log_ndtr, ndtr
+from jaxtyping import Array, ArrayLike, Float, Key
+
+from gen_jax import keys
+
+_LOG_2PI = float(np.log(2 * np.pi))
+_PRECISION = jax.lax.Precision.HIGHEST
+
+
+class Normal(NamedTuple):
+    """`N(mean, std^2)`: numbers, or arrays of one shape for as many independent normals."""
+
+    mean: Float[Array, "..."]
+    std: Float[Array, "..."]
+    """Standard deviation, positive, in the unit of `x`."""
+
+
+class MultivariateNormal(NamedTuple):
+    """`N(mean, cov)` in `D` dimensions."""
+
+    mean: Float[Array, "D"]
+    cov: Float[Array, "D D"]
+    """Covariance, symmetric and positive definite."""
+
+
+Params: TypeAlias = Normal | MultivariateNormal
+
+
+def log_prob(params: Params, x: ArrayLike) -> Float[Array, "..."]:
+    """Log-density in nats, `[...]` for `x [...]` (Normal) or `x [..., D]` (MultivariateNormal; PRML Eq. 2.43)."""
+    match params:
+        case Normal(mean, std):
+            return -(jnp.square((x - mean) / std) + _LOG_2PI) / 2 - jnp.log(std)
+        case MultivariateNormal(mean, cov):
+            factor = cholesky(cov)
+            z = whiten(factor, jnp.asarray(x) - _as_row(mean, x))
+            return -(jnp.square(z).sum(-1) + len(mean) * _LOG_2PI) / 2 - _half_log_det(factor)
+
+
+def cdf(params: Params, x: ArrayLike) -> Float[Array, "..."]:
+    """`P(X <= x)`.
+
+    Raises ValueError for a MultivariateNormal, whose cdf has no closed form.
+    """
+    if isinstance(params, MultivariateNormal):
+        raise ValueError(
+            "A MultivariateNormal has no closed-form cdf; take `marginal(params, i)` of one variable, or count samples."
+        )
+    return ndtr((jnp.asarray(x) - params.mean) / params.std)
+
+
+def interval(params: Normal, low: ArrayLike, high: ArrayLike) -> Float[Array, "..."]:
+    """`P(low < X <= high)`, exact in both tails: `-inf` and `inf` are welcome as ends.
+
+    In the upper tail it is the difference of the small numbers `Phi(-a) - Phi(-b)`, not of two that are nearly 1.
+    """
+    a, b = ((jnp.asarray(end) - params.mean) / params.std for end in (low, high))
+    upper = a > 0
+    return ndtr(jnp.where(upper, -a, b)) - ndtr(jnp.where(upper, -b, a))
+
+
+def log_cdf(params: Normal, x: ArrayLike) -> Float[Array, "..."]:
+    """`log P(X <= x)`, finite far into the lower tail."""
+    return log_ndtr((jnp.asarray(x) - params.mean) / params.std)
+
+
+def sample(key: Key[Array, ""], params: Params, n: int) -> Float[Array, "n ..."]:
+    """`n` independent draws; draw `i` depends on `key` and `i` alone."""
+    z = keys.normal(key, (n, *params.mean.shape))
+    match params:
+        case Normal(mean, std):
+            return mean[None] + std[None] * z
+        case MultivariateNormal(mean, cov):
+            return mean[None] + jnp.matmul(z, cholesky(cov).T, precision=_PRECISION)
+
+
+def fit(
+    x: ArrayLike, *, weights: ArrayLike | None = None, unbiased: bool = False, regularization: float = 0.0
+) -> Params:
+    """Maximum likelihood: the weighted mean and covariance (PRML Eqs. 2.121, 2.122).
+
+        mean = sum_n w_n x_n / W      cov = sum_n w_n (x_n - mean)(x_n - mean)^T / C      W = sum_n w_n
+
+    with `C = W`, or, where `unbiased`, `C = W - sum_n w_n^2 / W` (which is `N - 1` for weights of 1). Sums are taken
+    of centred data, so an offset of any size costs no digits.
+
+    Args:
+        x: `[N]` for a Normal, `[N, D]` for a MultivariateNormal.
+        weights: `[N]`, not negative; 1 by default.
+        unbiased: divide by `N - 1` in place of `N`.
+        regularization: added to the variance, or to the covariance's diagonal, in the squared unit of `x`.
+
+    Raises:
+        ValueError: wrong shapes, values that are not finite (it says which rows), weights that are negative or all
+            zero, or data without a density: constant, or with a linear dependence between columns (D >= N, say).
+            Under `jit` values cannot be looked at, and these become NaN parameters.
+    """
+    if jnp.ndim(x) not in (1, 2) or jnp.size(x) == 0:
+        raise ValueError(f"Expected x of shape [N] or [N, D] with at least one row, got {jnp.shape(x)}.")
+    x, w = checked_rows(x, weights)
+    total = w.sum()
+    count = total - jnp.square(w).sum() / total if unbiased else total
+    shares = (w / total).reshape(-1, *[1] * (x.ndim - 1))
+    start = x[:1]  # close enough to the mean to centre by; the second pass takes what is left
+    start = start + (shares * (x - start)).sum(0, keepdims=True)
+    centred = x - start
+    rest = (shares * centred).sum(0, keepdims=True)
+    centred, mean = centred - rest, (start + rest)[0]
+    if x.ndim == 1:
+        params: Params = Normal(mean, jnp.sqrt((w * centred**2).sum() / count + regularization))
+    else:
+        cov = jnp.matmul(centred.T * w[None], centred, precision=_PRECISION) / count
+        params = MultivariateNormal(mean, cov + regularization * jnp.eye(x.shape[1], dtype=x.dtype))
+    _check_density(params, x)
+    return params
+
+
+def entropy(params: Params) -> Float[Array, "..."]:
+    """`E[-log p(x)]` in nats: `(1 + log(2 pi)) D / 2 + log det(cov) / 2` (PRML Eq. 2.283)."""
+    match params:
+        case Normal(_, std):
+            return jnp.log(std) + (1 + _LOG_2PI) / 2
+        case MultivariateNormal(mean, cov):
+            return _half_log_det(cholesky(cov)) + len(mean) * (1 + _LOG_2PI) / 2
+
+
+def kl(p: Params, q: Params) -> Float[Array, "..."]:
+    """`E_p[log p(x) - log q(x)]` in nats, of two of the same kind.
+
+    2 kl = |L_q^-1 L_p|_F^2 + |L_q^-1 (mean_q - mean_p)|^2 - D + log det(cov_q) - log det(cov_p)
+    """
+    match p, q:
+        case Normal(mean_p, std_p), Normal(mean_q, std_q):
+            ratio = std_p / std_q
+            return (jnp.square(ratio) + jnp.square((mean_q - mean_p) / std_q) - 1) / 2 - jnp.log(ratio)
+        case MultivariateNormal(mean_p, cov_p), MultivariateNormal(mean_q, cov_q):
+            factor_p, factor_q = cholesky(cov_p), cholesky(cov_q)
+            spread = solve_triangular(factor_q, factor_p, lower=True)
+            distance = whiten(factor_q, mean_q - mean_p)
+            squares = jnp.square(spread).sum() + jnp.square(distance).sum() - len(mean_p)
+            return squares / 2 + _half_log_det(factor_q) - _half_log_det(factor_p)
+        case _:
+            raise ValueError(f"kl compares two of a kind, got {type(p).__name__} and {type(q).__name__}.")
+
+
+def marginal(params: MultivariateNormal, dims: int | Sequence[int]) -> Params:
+    """The distribution of some variables alone: a Normal for one index, else a MultivariateNormal (PRML Eq. 2.98)."""
+    if isinstance(dims, int):
+        return Normal(params.mean[dims], jnp.sqrt(params.cov[dims, dims]))
+    kept = check_dims(dims, len(params.mean))
+    return MultivariateNormal(params.mean[kept], params.cov[np.ix_(kept, kept)])
+
+
+def conditional(
+    params: MultivariateNormal, dims: Sequence[int] | np.ndarray, values: ArrayLike
+) -> MultivariateNormal:
+    """The distribution of the other variables, in their order, given `x[dims] = values` (PRML Eqs. 2.81, 2.82).
+
+    mean = mean_a + cov_ab cov_bb^-1 (values - mean_b)      cov = cov_aa - cov_ab cov_bb^-1 cov_ba
+    """
+    given = check_dims(dims, len(params.mean))
+    free = np.setdiff1d(np.arange(len(params.mean)), given)
+    if not len(free):
+        raise ValueError(f"dims={dims} are all {len(params.mean)} variables; leave at least one free.")
+    values = jnp.asarray(values, params.mean.dtype)
+    if values.shape != given.shape:
+        raise ValueError(f"Expected a value for each of the dims {dims}, got values of shape {values.shape}.")
+    cov, cross = params.cov[np.ix_(free, free)], params.cov[np.ix_(given, free)]
+    factor = cholesky(params.cov[np.ix_(given, given)])
+    gain = cho_solve((factor, True), cross)
+    explained = whiten_columns(factor, cross)
+    mean = params.mean[free] + jnp.matmul(values - params.mean[given], gain, precision=_PRECISION)
+    return MultivariateNormal(mean, cov - jnp.matmul(explained.T, explained, precision=_PRECISION))
+
+
+def affine(params: Any, scale: ArrayLike, offset: ArrayLike = 0.0) -> Any:
+    """The distribution of `scale x + offset`; with a MultivariateNormal `scale` is a number or a matrix `[E, D]`."""
+    scale, offset = jnp.asarray(scale, params.mean.dtype), jnp.asarray(offset, params.mean.dtype)
+    match params:
+        case Normal(mean, std):
+            return Normal(scale * mean + offset, jnp.abs(scale) * std)
+        case MultivariateNormal(mean, cov):
+            matrix = scale * jnp.eye(len(mean), dtype=mean.dtype) if scale.ndim == 0 else scale
+            if matrix.ndim != 2 or matrix.shape[1] != len(mean):
+                raise ValueError(
+                    f"scale must be a number or of shape [E, {len(mean)}], got {jnp.shape(scale)}."
+                )
+            apply = lambda a, b: jnp.matmul(a, b, precision=_PRECISION)
+            moved = apply(matrix, mean)
+            return MultivariateNormal(
+                moved + jnp.broadcast_to(offset, moved.shape), apply(apply(matrix, cov), matrix.T)
+            )
+
+
+def cholesky(cov: Float[Array, "*K D D"]) -> Float[Array, "*K D D"]:
+    """Lower triangular `L` with `L L^T = cov`; NaN where `cov` is not positive definite."""
+    return jnp.linalg.cholesky(cov)
+
+
+def whiten(factor: Float[Array, "D D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """`L^-1 x` for each row `x`."""
+    return whiten_columns(factor, x.reshape(-1, x.shape[-1]).T).T.reshape(x.shape)
+
+
+def whiten_columns(factor: Float[Array, "D D"], x: Float[Array, "D N"]) -> Float[Array, "D N"]:
+    """`L^-1 x`."""
+    return solve_triangular(factor, x, lower=True)
+
+
+def checked_rows(x: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
+    """Data and weights, as floats of one type.
+
+    Raises a ValueError about what no fit can use; values that are traced cannot be looked at.
+    """
+    weights = np.ones(jnp.shape(x)[0]) if weights is None else weights
+    if jnp.shape(weights) != jnp.shape(x)[:1]:
+        raise ValueError(
+            f"Expected one weight for each of {jnp.shape(x)[0]} rows, got weights of shape {jnp.shape(weights)}."
+        )
+    if not isinstance(x, jax.core.Tracer) and not isinstance(weights, jax.core.Tracer):
+        for name, rows in (("x", np.asarray(x)), ("weights", np.asarray(weights))):
+            bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(1))
+            if len(bad):
+                shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+                raise ValueError(
+                    f"{name} has NaN or infinite values in {len(bad)} of {len(rows)} rows: {shown}. "
+                    "Remove or mend them."
+                )
+        if not (np.asarray(weights) >= 0).all() or not (np.asarray(weights) > 0).any():
+            raise ValueError("weights must not be negative, and at least one must be positive.")
+    x = jnp.asarray(x)
+    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+    return x, jnp.asarray(weights, x.dtype)
+
+
+def check_dims(dims: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+    """Indices of variables, checked."""
+    index = np.atleast_1d(np.asarray(dims, int))
+    if not len(index) or len(set(index % size)) < len(index) or not ((-size <= index) & (index < size)).all():
+        raise ValueError(f"dims must be different indices of {size} variables, got {dims}.")
+    return index % size
+
+
+class Free(NamedTuple):
+    """A Normal or a MultivariateNormal without constraints, for gradient descent."""
+
+    mean: Float[Array, "..."]
+    factor: Float[Array, "..."]
+    """Log standard deviation, or the Cholesky factor with the logarithm of its diagonal in its place."""
+
+
+def constrain(free: Free) -> Params:
+    """`std = exp(factor)`; `cov = L L^T` with `diag(L) = exp(diag(factor))`, for a square `factor` of `mean`'s size."""
+    if free.factor.shape == free.mean.shape:
+        return Normal(free.mean, jnp.exp(free.factor))
+    factor = constrain_factor(free.factor)
+    return MultivariateNormal(free.mean, jnp.matmul(factor, factor.T, precision=_PRECISION))
+
+
+def unconstrain(params: Params) -> Free:
+    """The inverse of `constrain`."""
+    match params:
+        case Normal(mean, std):
+            return Free(mean, jnp.log(std))
+        case MultivariateNormal(mean, cov):
+            return Free(mean, unconstrain_factor(cholesky(cov)))
+
+
+def constrain_factor(free: Float[Array, "D D"]) -> Float[Array, "D D"]:
+    """Lower triangular with a positive diagonal, `exp` of the diagonal of `free`; what is above it is not read."""
+    return jnp.tril(free, -1) + jnp.diag(jnp.exp(jnp.diagonal(free)))
+
+
+def unconstrain_factor(factor: Float[Array, "D D"]) -> Float[Array, "D D"]:
+    """The inverse of `constrain_factor`."""
+    return jnp.tril(factor, -1) + jnp.diag(jnp.log(jnp.diagonal(factor)))
+
+
+def _check_density(params: Params, x: Array) -> None:
+    """Raises a ValueError where the fit has no density."""
+    if isinstance(x, jax.core.Tracer):
+        return
+    advice = "There is no density to fit; drop what is constant or dependent, or set regularization > 0."
+    variance = np.square(params.std)[None] if isinstance(params, Normal) else np.diagonal(params.cov)
+    flat = np.flatnonzero(~(variance > 0))
+    if len(flat):
+        where = "x is constant" if x.ndim == 1 else f"columns {flat.tolist()} of x are constant"
+        raise ValueError(f"{where} over {len(x)} rows. {advice}")
+    if isinstance(params, MultivariateNormal):
+        scale = np.sqrt(variance)
+        correlation = np.float64(params.cov) / np.outer(scale, scale)
+        least = np.linalg.eigvalsh(correlation)[0]
+        if not least > len(variance) * jnp.finfo(x.dtype).eps:
+            raise ValueError(
+                f"the covariance of {x.shape[0]} rows and {x.shape[1]} columns is singular: its correlation matrix "
+                f"has an eigenvalue of {least:.1e}. {advice}"
+            )
+
+
+def _as_row(mean: Array, x: ArrayLike) -> Array:
+    return mean.reshape(*[1] * (jnp.ndim(x) - 1), -1)
+
+
+def _half_log_det(factor: Float[Array, "*K D D"]) -> Float[Array, "*K"]:
+    return jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
