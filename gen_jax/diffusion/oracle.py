@@ -1,0 +1,268 @@
+"""Exact denoisers: what a perfect network would say, for data whose distribution is known.
+
+    E[x_0 | x_t] = (x_t + sigma_t^2 grad log p_t(x_t)) / alpha_t        (Tweedie; Efron 2011, Eq. 2.8)
+
+A Gaussian mixture stays one under noise (`gmm.diffuse`), so its denoiser, score, log-density and posterior over
+components are in closed form at every time. Each oracle is a denoiser, `oracle(x_t, t) -> x0_hat`, and has methods
+for the rest:
+
+    den = oracle.mixture(params, proc)
+    samplers.sample(key, den, plan, x_T)      # from a network that has nothing left to learn
+    den.log_prob(x_t, t), den.score(x_t, t), den.posterior(x_t, t)
+
+Rows of `x_t [B, ...]` are data points, flattened where they have more than one axis; `t` is a scalar with `sigma_t
+> 0`. Oracles are pytrees: close over them, or pass them through `jit`, `vmap` and `grad`.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from gen_jax import normal as _normal
+from gen_jax.diffusion.process import Process
+from gen_jax.gmm import GMM
+
+_LOG_2PI = float(np.log(2 * np.pi))
+_PRECISION = jax.lax.Precision.HIGHEST
+_CHUNK = 256
+"""Data points that `Empirical` compares with at a time."""
+
+_pytree = partial(jax.tree_util.register_dataclass, meta_fields=["process"])
+
+
+@partial(_pytree, data_fields=["log_weights", "means", "vectors", "values", "labels"])
+@dataclass(frozen=True)
+class Mixture:
+    """The exact denoiser of Gaussian mixture data, through the eigenvectors of its covariances.
+
+    With `cov_k = U_k diag(v_k) U_k^T` the noised covariance is `U_k diag(alpha_t^2 v_k + sigma_t^2) U_k^T` at every
+    time, and the denoiser of a component is
+
+        mean_k + U_k diag(alpha_t v_k / (alpha_t^2 v_k + sigma_t^2)) U_k^T (x_t - alpha_t mean_k)
+
+    Nothing is factorised at a time step and nothing is divided by `alpha_t` or `sigma_t`; a covariance may be singular,
+    and a component a point.
+    """
+
+    log_weights: Float[Array, "K"]
+    means: Float[Array, "K D"]
+    vectors: Float[Array, "#K D D"] | None
+    """Eigenvectors, in columns; None for the axes themselves."""
+    values: Float[Array, "#K #D"]
+    """Eigenvalues."""
+    labels: Int[Array, "K"]
+    """The class of each component."""
+    process: Process
+
+    def __call__(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
+        """`E[x_0 | x_t]`."""
+        alpha_t, variance, z = self._along_axes(x_t, t)
+        each = self.means[None] + self._back(z * (alpha_t * self.values / variance)[None])
+        return self._expected(variance, z, each).reshape(x_t.shape)
+
+    def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
+        """`grad log p_t(x_t)`."""
+        _, variance, z = self._along_axes(x_t, t)
+        return self._expected(variance, z, -self._back(z / variance[None])).reshape(x_t.shape)
+
+    def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
+        """`log p_t(x_t)` in nats."""
+        _, variance, z = self._along_axes(x_t, t)
+        return jax.nn.logsumexp(self._log_joint(variance, z), axis=-1)
+
+    def posterior(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B K"]:
+        """`p(z = k | x_t)`."""
+        _, variance, z = self._along_axes(x_t, t)
+        return jax.nn.softmax(self._log_joint(variance, z), axis=-1)
+
+    def log_class(self, x_t: Float[Array, "B *x"], t: ArrayLike, label: Int[Array, "B"]) -> Float[Array, "B"]:
+        """`log p(y = label | x_t)`, one label a row: the exact noise-conditional classifier."""
+        _, variance, z = self._along_axes(x_t, t)
+        log_joint = self._log_joint(variance, z)
+        member = self.labels[None] == label[:, None]
+        return jax.nn.logsumexp(log_joint, axis=-1, where=member) - jax.nn.logsumexp(log_joint, axis=-1)
+
+    def given(self, label: ArrayLike) -> "Mixture":
+        """The oracle of one class's data: the components with that label alone. `label` may be traced."""
+        log_weights = jnp.where(self.labels == label, self.log_weights, -jnp.inf)
+        return replace(self, log_weights=jax.nn.log_softmax(log_weights))
+
+    def _along_axes(self, x_t, t):
+        """`alpha_t`, the noised variances along each component's axes, and the differences from its mean."""
+        rows = _rows(x_t, self.means.shape[1])
+        alpha_t, sigma_t = _levels(self.process, t)
+        variance = jnp.square(alpha_t) * self.values + jnp.square(sigma_t)
+        z = rows[:, None] - alpha_t * self.means[None]
+        if self.vectors is not None:
+            z = jnp.matmul(z[:, :, None], self.vectors[None], precision=_PRECISION)[:, :, 0]
+        return alpha_t, variance, z
+
+    def _back(self, z):
+        if self.vectors is None:
+            return z
+        return jnp.matmul(z[:, :, None], self.vectors.swapaxes(1, 2)[None], precision=_PRECISION)[:, :, 0]
+
+    def _log_joint(self, variance, z):
+        dims = z.shape[-1]
+        log_det = jnp.log(variance).sum(-1) * (dims // variance.shape[-1])
+        return (
+            self.log_weights[None]
+            - ((jnp.square(z) / variance[None]).sum(-1) + log_det[None] + dims * _LOG_2PI) / 2
+        )
+
+    def _expected(self, variance, z, each):
+        posterior = jax.nn.softmax(self._log_joint(variance, z), axis=-1)
+        return jnp.einsum("bk,bkd->bd", posterior, each, precision=_PRECISION)
+
+
+@partial(_pytree, data_fields=["mean", "variance"])
+@dataclass(frozen=True)
+class Gaussian:
+    """The exact denoiser of data whose every number is normal and independent: `[B, ...]` of any shape."""
+
+    mean: Float[Array, "..."]
+    variance: Float[Array, "..."]
+    process: Process
+
+    def __call__(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
+        """`E[x_0 | x_t] = mean + alpha_t v (x_t - alpha_t mean) / (alpha_t^2 v + sigma_t^2)`."""
+        alpha_t, mean, noised = self._noised(x_t, t)
+        return mean + alpha_t * self.variance / noised * (x_t - alpha_t * mean)
+
+    def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
+        """`grad log p_t(x_t)`."""
+        alpha_t, mean, noised = self._noised(x_t, t)
+        return -(x_t - alpha_t * mean) / noised
+
+    def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
+        """`log p_t(x_t)` in nats."""
+        alpha_t, mean, noised = self._noised(x_t, t)
+        each = jnp.square(x_t - alpha_t * mean) / noised + jnp.log(noised) + _LOG_2PI
+        return -each.reshape(len(x_t), -1).sum(-1) / 2
+
+    def _noised(self, x_t, t):
+        alpha_t, sigma_t = _levels(self.process, t)
+        mean = jnp.broadcast_to(self.mean, x_t.shape)
+        return (
+            alpha_t,
+            mean,
+            jnp.broadcast_to(jnp.square(alpha_t) * self.variance + jnp.square(sigma_t), x_t.shape),
+        )
+
+
+@partial(_pytree, data_fields=["data", "log_weights", "labels"])
+@dataclass(frozen=True)
+class Empirical:
+    """The exact denoiser of a finite set of data points, each as likely as its weight: the memorising optimum.
+
+        E[x_0 | x_t] = sum_i softmax_i(log w_i - |x_t - alpha_t x_i|^2 / (2 sigma_t^2)) x_i
+
+    Distances are of differences, not of expanded squares, so that they hold their digits at small noise; the points
+    are taken in chunks with a running maximum, so memory does not grow with their number.
+    """
+
+    data: Float[Array, "N D"]
+    log_weights: Float[Array, "N"]
+    labels: Int[Array, "N"]
+    process: Process
+
+    def __call__(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
+        """`E[x_0 | x_t]`."""
+        return self._softmax(x_t, t)[1].reshape(x_t.shape)
+
+    def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
+        """`grad log p_t(x_t)`."""
+        alpha_t, sigma_t = _levels(self.process, t)
+        return (alpha_t * self(x_t, t) - x_t) / jnp.square(sigma_t)
+
+    def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
+        """`log p_t(x_t)` in nats."""
+        _, sigma_t = _levels(self.process, t)
+        return self._softmax(x_t, t)[0] - self.data.shape[1] * (jnp.log(sigma_t) + _LOG_2PI / 2)
+
+    def given(self, label: ArrayLike) -> "Empirical":
+        """The oracle of one class's data. `label` may be traced."""
+        log_weights = jnp.where(self.labels == label, self.log_weights, -jnp.inf)
+        return replace(self, log_weights=jax.nn.log_softmax(log_weights))
+
+    def _softmax(self, x_t, t):
+        """`logsumexp_i` of the logits above, and the mean of the data under their softmax."""
+        rows, size = _rows(x_t, self.data.shape[1]), len(self.data)
+        alpha_t, sigma_t = _levels(self.process, t)
+        chunk = min(_CHUNK, size)
+
+        def add(i, carry):
+            highest, total, mean = carry
+            start = jnp.minimum(i * chunk, size - chunk)  # the last chunk may overlap the one before
+            part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk)
+            data, log_weights = part(self.data), part(self.log_weights)
+            log_weights = jnp.where(start + jnp.arange(chunk) < i * chunk, -jnp.inf, log_weights)
+            distance = jnp.square(rows[:, None] - alpha_t * data[None]).sum(-1)
+            logits = log_weights[None] - distance / (2 * jnp.square(sigma_t))
+            above = jnp.maximum(highest, logits.max(1))
+            finite = jnp.where(jnp.isfinite(above), above, 0)
+            scale, p = jnp.exp(highest - finite), jnp.exp(logits - finite[:, None])
+            total = total * scale + p.sum(1)
+            return above, total, mean * scale[:, None] + jnp.matmul(p, data, precision=_PRECISION)
+
+        zeros = jnp.zeros(len(rows), rows.dtype)
+        start = zeros - jnp.inf, zeros, jnp.zeros_like(rows)
+        highest, total, mean = jax.lax.fori_loop(0, -(-size // chunk), add, start)
+        return highest + jnp.log(total), mean / total[:, None]
+
+
+def mixture(params: GMM, process: Process, *, labels: ArrayLike | None = None) -> Mixture:
+    """The exact denoiser of data from a mixture, of any covariance structure; `labels` are classes of its components."""
+    components = len(params.weights)
+    labels = jnp.arange(components) if labels is None else jnp.asarray(labels)
+    if labels.shape != (components,):
+        raise ValueError(
+            f"Expected a label for each of {components} components, got labels of shape {labels.shape}."
+        )
+    vectors, values = None, params.covs
+    if params.covs.ndim == 3:
+        values, vectors = jnp.linalg.eigh(params.covs)
+        values = jnp.maximum(values, 0)
+    return Mixture(jnp.log(params.weights), params.means, vectors, values, labels, process)
+
+
+def gaussian(params: _normal.Params, process: Process) -> Mixture | Gaussian:
+    """The exact denoiser of normal data: a Normal for every number alike, or a MultivariateNormal for rows."""
+    match params:
+        case _normal.Normal(mean, std):
+            return Gaussian(jnp.asarray(mean), jnp.square(std), process)
+        case _normal.MultivariateNormal(mean, cov):
+            return mixture(GMM(jnp.ones(1, mean.dtype), mean[None], cov[None]), process)
+
+
+def empirical(
+    data: ArrayLike, process: Process, *, weights: ArrayLike | None = None, labels: ArrayLike | None = None
+) -> Empirical:
+    """The exact denoiser of the points `data [N, ...]` themselves, with `labels [N]` for `given`."""
+    data = jnp.asarray(data)
+    if not jnp.issubdtype(data.dtype, jnp.floating) or data.ndim < 2 or len(data) < 1:
+        raise ValueError(
+            f"Expected floating data of shape [N, ...], got {data.dtype} of shape {data.shape}; bytes: x / 127.5 - 1."
+        )
+    weights = jnp.ones(len(data), data.dtype) if weights is None else jnp.asarray(weights, data.dtype)
+    labels = jnp.zeros(len(data), jnp.int32) if labels is None else jnp.asarray(labels)
+    if weights.shape != (len(data),) or labels.shape != (len(data),):
+        raise ValueError(
+            f"Expected a weight and a label for each of {len(data)} points, got {weights.shape} and {labels.shape}."
+        )
+    return Empirical(data.reshape(len(data), -1), jnp.log(weights / weights.sum()), labels, process)
+
+
+def _rows(x_t: Array, dims: int) -> Array:
+    rows = x_t.reshape(x_t.shape[0], -1)
+    if rows.shape[1] != dims:
+        raise ValueError(f"Expected data of {dims} numbers a row, got x_t of shape {x_t.shape}.")
+    return rows
+
+
+def _levels(process: Process, t: ArrayLike) -> tuple[Array, Array]:
+    return jnp.asarray(process.alpha(jnp.asarray(t))), jnp.asarray(process.sigma(jnp.asarray(t)))
