@@ -130,6 +130,8 @@ PRESETS = {
         labels=True,
         times_mean=0.5,
         times_std=1.4,
+        solver="ddim",
+        nfe=50,
     ),
     "mnist": Config(
         "mnist", steps=20_000, batch_size=128, optimizer="adam", learning_rate=1e-3, ema_decay=0.999
@@ -287,7 +289,7 @@ def draw_samples(config: Config, chunk: int = 250) -> np.ndarray:
         label = choose_labels(config, net.config.num_classes, key, jnp.arange(4))
         denoise = make_denoiser(net, proc, trained, params, label)
         save_denoising(config.workdir / "denoising.png", denoise, proc, plan, shape)
-    print(f"{config.num} samples at step {step} with {config.solver}, {plan.nfe} network evaluations each")
+    print(f"{config.num} samples at step {step} with {config.solver}, {plan.nfe} evaluations of the denoiser each")
     return images
 
 
