@@ -289,7 +289,9 @@ def draw_samples(config: Config, chunk: int = 250) -> np.ndarray:
         label = choose_labels(config, net.config.num_classes, key, jnp.arange(4))
         denoise = make_denoiser(net, proc, trained, params, label)
         save_denoising(config.workdir / "denoising.png", denoise, proc, plan, shape)
-    print(f"{config.num} samples at step {step} with {config.solver}, {plan.nfe} evaluations of the denoiser each")
+    print(
+        f"{config.num} samples at step {step} with {config.solver}, {plan.nfe} evaluations of the denoiser each"
+    )
     return images
 
 
