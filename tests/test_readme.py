@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 from tests.test_experiments import load
 
@@ -34,7 +35,8 @@ def test_readme_commands_parse():
         assert (ROOT / script).exists(), script
         if script.startswith("experiments/"):
             with pytest.raises(SystemExit) if "--help" in flags else contextlib.nullcontext():
-                load(Path(script).stem).parse(flags)
+                module = load(Path(script).stem)
+                module.parse(flags) if hasattr(module, "parse") else tyro.cli(module.Config, args=flags)
 
 
 def test_readme_pictures_are_there():
