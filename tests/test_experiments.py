@@ -95,7 +95,7 @@ def test_step04_draws_a_mixture(tmp_path):
 
 
 def test_step05_finds_the_books_answer(tmp_path):
-    summary, drawn = run_step("step05_em", tmp_path, num_restarts=4)
+    summary, drawn = run_step("step05_em", tmp_path, num_restarts=2, max_components=3)
     assert drawn == {"em.gif", "log_likelihood.png", "criteria.png", "generated.png"}
     np.testing.assert_allclose(summary["log_likelihood_per_row"], -4.155382, atol=1e-5)
     assert summary["status"] == "converged"
@@ -170,7 +170,7 @@ def test_step09_samples_do_not_depend_on_how_many_are_drawn(step09, run):
     assert not np.array_equal(draw("--num", "2", "--nfe", "4", "--seed", "3"), two)
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpmpp"])
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
 def test_step09_samples_with_every_solver(step09, run, solver):
     workdir, _ = run
     flags = ["--sample-only", "--workdir", str(workdir), "--solver", solver, "--nfe", "5", "--num", "2"]
@@ -222,6 +222,7 @@ def test_step09_says_that_a_label_needs_labels(step09, run, tmp_path, monkeypatc
         step09.main(step09.parse(arguments(tmp_path, "--labels")))
 
 
+@pytest.mark.slow
 def test_step09_trains_on_colour_images_of_odd_size(step09, tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (40, 11, 9, 3), np.uint8)
     monkeypatch.setattr(data, "load", lambda name, **_: {"image": images})
@@ -234,6 +235,7 @@ def test_step09_trains_on_colour_images_of_odd_size(step09, tmp_path, monkeypatc
     assert np.load(tmp_path / "samples.npy").shape == (3, 11, 9, 3)
 
 
+@pytest.mark.slow  # in CI: the toy of tests/training/test_compile.py
 def test_step09_every_way_of_spreading_a_step_gives_the_same_parameters(step09):
     """One device == 8 with jit == 8 with pmap == 8 with FSDP, parameters after 20 steps to 1e-5.
 

@@ -155,6 +155,7 @@ def test_unet_remat_changes_memory_not_gradients():
     assert "checkpoint" in programs[1].as_text() or "optimization_barrier" in programs[1].as_text()
 
 
+@pytest.mark.slow  # minutes of compilation; in CI: the gradients of convolutions and losses
 def test_unet_gradient_is_the_derivative():
     """Against central differences in float64, along a random direction in parameters and images."""
     with jax.enable_x64(True):
