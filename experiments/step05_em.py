@@ -61,9 +61,11 @@ def save_animation(path: Path, x: np.ndarray, history: list, labels: tuple[str, 
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
 
+    responsibilities = jax.jit(gmm.responsibilities)
+
     def draw(i):
         params, log_likelihood = history[i]
-        shares = np.asarray(gmm.responsibilities(params, x))
+        shares = np.asarray(responsibilities(params, x))
         axes.clear()
         axes.scatter(x[:, 0], x[:, 1], s=8, c=shares[:, -1], cmap="coolwarm", vmin=0, vmax=1)
         for mean, cov in zip(np.asarray(params.means), np.asarray(params.covs), strict=True):
@@ -106,15 +108,15 @@ def main(config: Config) -> dict:
         axes.set(xlabel="iteration", ylabel="mean log-likelihood in nats a row", title=title)
     counts = range(1, config.max_components + 1)
     fits = [find(k, num_restarts=config.num_restarts).params for k in counts]
-    criteria = {
-        name: [float(of(each, x)) for each in fits] for name, of in (("BIC", gmm.bic), ("AIC", gmm.aic))
-    }
+    both = jax.jit(lambda params: (gmm.bic(params, x), gmm.aic(params, x)))
+    criteria = dict(zip(("BIC", "AIC"), np.array([both(each) for each in fits]).T.tolist(), strict=True))
     with plots.figure(config.workdir / "criteria.png") as axes:
         for name, values in criteria.items():
             axes.plot(list(counts), values, marker="o", label=name)
         axes.set(xlabel="components", ylabel="criterion in nats (less is better)", xticks=list(counts))
         axes.legend()
-    drawn, component = gmm.sample(jax.random.fold_in(key, 1), fit.params, config.num)
+    draw = jax.jit(gmm.sample, static_argnums=2)
+    drawn, component = draw(jax.random.fold_in(key, 1), fit.params, config.num)
     with plots.figure(
         config.workdir / "generated.png", width=9, height=4.5, ncols=2, sharex=True, sharey=True
     ) as axes:

@@ -203,7 +203,7 @@ def _fit(
         key_init, key_seed = jax.random.split(key)
         params = start
         if params is None:
-            params = maximise(statistics(_initial(key_init, x, w, how, num_components), x, w))
+            params = _initial(key_init, x, w, how, num_components, covariance)
         zero, none = jnp.zeros((), jnp.int32), jnp.asarray(-jnp.inf, x.dtype)
         state = _State(params, jnp.zeros(max_iters, x.dtype), none, zero, zero + _MAX_ITERATIONS, zero)
         go_on = lambda s: (s.iteration < max_iters) & (s.status == _MAX_ITERATIONS)
@@ -215,7 +215,7 @@ def _fit(
     return Fit(best.params, best.trace, best.iteration, best.status, best.num_reseeded)
 
 
-def _initial(key: Key[Array, ""], x: Array, w: Array, how: str, num_components: int) -> GMM:
+def _initial(key: Key[Array, ""], x: Array, w: Array, how: str, num_components: int, covariance: str) -> GMM:
     """Round components of one size, on rows that are far from each other ("kmeans++") or on any."""
     distance = lambda row: jnp.square(x - x[row][None]).sum(-1)
 
@@ -231,9 +231,9 @@ def _initial(key: Key[Array, ""], x: Array, w: Array, how: str, num_components: 
     components, dims = num_components, x.shape[1]
     variance = jnp.vdot(w, nearest) / w.sum() / dims
     variance = jnp.where(variance > 0, variance, 1)  # every row is a centre
-    eye = jnp.eye(dims, dtype=x.dtype)[None]
     weights = jnp.full(components, 1 / components, x.dtype)
-    return GMM(weights, x[rows], jnp.broadcast_to(variance * eye, (components, dims, dims)))
+    eye = jnp.eye(dims, dtype=x.dtype) if covariance in ("full", "tied") else jnp.ones((), x.dtype)
+    return GMM(weights, x[rows], jnp.broadcast_to(variance * eye, _cov_shape(covariance, components, dims)))
 
 
 def _reseed(
@@ -258,19 +258,22 @@ def _like(flags: Array, array: Array) -> Array:
 
 def _check_init(init: GMM, num_components: int, dims: int, covariance: str) -> None:
     """Raises a ValueError where a given start is not a mixture of the asked-for shape."""
-    shapes = {
-        "full": (num_components, dims, dims),
-        "tied": (1, dims, dims),
-        "diagonal": (num_components, dims),
-        "spherical": (num_components, 1),
-    }
-    expected = (num_components,), (num_components, dims), shapes[covariance]
+    expected = (num_components,), (num_components, dims), _cov_shape(covariance, num_components, dims)
     got = tuple(jnp.shape(a) for a in init)
     if got != expected:
         raise ValueError(
             f"init must have weights, means and covs of shapes {expected} for {num_components} {covariance} "
             f"components in {dims} dimensions, got {got}."
         )
+
+
+def _cov_shape(covariance: str, components: int, dims: int) -> tuple[int, ...]:
+    return {
+        "full": (components, dims, dims),
+        "tied": (1, dims, dims),
+        "diagonal": (components, dims),
+        "spherical": (components, 1),
+    }[covariance]
 
 
 def _check_distinct(x: Array, w: Array, num_components: int) -> None:
