@@ -99,10 +99,7 @@ def main(config: Config) -> dict:
         summary[f"distance_to_normal_{n}"] = distance(total, params)
     save_histograms(config.workdir / "sums.png", sums, "sum")
     save_histograms(config.workdir / "averages.png", averages, "mean")
-    run_directory.write_json(config.workdir / "summary.json", summary)
-    for name, value in summary.items():
-        print(f"{name}: {value:.4f}")
-    print(f"figures: {config.workdir}")
+    run_directory.write_summary(config.workdir, summary, form=".4f")
     return summary
 
 

@@ -84,10 +84,7 @@ def main(config: Config) -> dict:
         f"model_P(x>{config.more_than:g})": float(normal.interval(params, config.more_than, jnp.inf)),
         f"data_P(x>{config.more_than:g})": float(np.mean(x > config.more_than)),
     }
-    run_directory.write_json(config.workdir / "summary.json", summary)
-    for name, value in summary.items():
-        print(f"{name}: {value:.7g}")
-    print(f"figures: {config.workdir}")
+    run_directory.write_summary(config.workdir, summary, form=".7g")
     return summary
 
 

@@ -105,10 +105,7 @@ def main(config: Config) -> dict:
         "correlation": float(correlation),
         "log_likelihood_per_row": float(normal.log_prob(params, jnp.asarray(x)).mean()),
     }
-    run_directory.write_json(config.workdir / "summary.json", summary)
-    for name, value in summary.items():
-        print(f"{name}: {value}")
-    print(f"figures: {config.workdir}")
+    run_directory.write_summary(config.workdir, summary)
     return summary
 
 

@@ -83,10 +83,7 @@ def main(config: Config) -> dict:
         "log_likelihood_per_row_of_one_normal": float(normal.log_prob(one, x).mean()),
         "share_of_samples_from_each_component": (np.bincount(component, minlength=2) / config.num).tolist(),
     }
-    run_directory.write_json(config.workdir / "summary.json", summary)
-    for name, value in summary.items():
-        print(f"{name}: {value}")
-    print(f"figures: {config.workdir}")
+    run_directory.write_summary(config.workdir, summary)
     return summary
 
 

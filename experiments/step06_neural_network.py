@@ -142,10 +142,7 @@ def main(config: Config) -> dict:
         "curve_mse": float(losses[-1]),
         "noise_variance": 1 / 12,
     }
-    run_directory.write_json(config.workdir / "summary.json", summary)
-    for name, value in summary.items():
-        print(f"{name}: {value}")
-    print(f"figures: {config.workdir}")
+    run_directory.write_summary(config.workdir, summary)
     return summary
 
 

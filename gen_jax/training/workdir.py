@@ -101,3 +101,11 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def write_summary(directory: Path, summary: dict[str, Any], form: str = "") -> None:
+    """Write summary.json, the figures of a run, and print them; `form` is how a number is printed, as in `format`."""
+    write_json(directory / "summary.json", summary)
+    for name, value in summary.items():
+        print(f"{name}: {value:{form}}")
+    print(f"figures: {directory}")
