@@ -60,6 +60,30 @@ def min_snr(gamma: float = 5.0) -> Weighting:
     return lambda log_snr: jnp.minimum(jnp.exp(log_snr), gamma)
 
 
+def edm(sigma_data: float = 0.5) -> Weighting:
+    """Weight `w = SNR + 1 / sigma_data^2` on the error in `x_0` (Karras et al. 2022, Table 1).
+
+    The plain squared error of the network inside `prediction.edm_preconditioned`.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data must be positive, got {sigma_data}; images in [-1, 1] have about 0.5.")
+    return lambda log_snr: jnp.exp(log_snr) + 1 / sigma_data**2
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
+    """Weight `w = SNR / (k + SNR)^gamma` on the error in `x_0` (P2; Choi et al. 2022, Eq. 8): less near the data."""
+    if not (gamma >= 0 and k > 0):
+        raise ValueError(
+            f"expected gamma >= 0 and k > 0, got {gamma} and {k}; the paper's are 0.5 or 1, and 1."
+        )
+    return lambda log_snr: jnp.exp(log_snr - gamma * jnp.logaddexp(jnp.log(k), log_snr))
+
+
+def sigmoid(bias: float = 2.0) -> Weighting:
+    """Weight `w = SNR sigmoid(bias - log_snr)` on the error in `x_0`, a sigmoid on that in `eps` (Kingma & Gao 2023)."""
+    return lambda log_snr: jnp.exp(log_snr) * jax.nn.sigmoid(bias - log_snr)
+
+
 def stratified(key: Key[Array, ""], n: int) -> Float[Array, "{n}"]:
     """Low-discrepancy quantiles `u_i = (u_0 + i / B) mod 1`, `B` the global batch (Kingma et al. 2021, I.1).
 

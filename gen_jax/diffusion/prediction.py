@@ -7,6 +7,7 @@ At a given `x_t = alpha_t x_0 + sigma_t eps` all predictions say the same thing 
     "x0"       x_0                            y
     "v"        alpha_t eps - sigma_t x_0      (alpha_t x_t - sigma_t y) / (alpha_t^2 + sigma_t^2)
     "score"    -eps / sigma_t                 (x_t + sigma_t^2 y) / alpha_t
+    "velocity" eps - x_0                      (x_t - sigma_t y) / (alpha_t + sigma_t)
 
 Each is `y = a x_0 + b eps`, and so `x0_hat = p x_t + q y`: the two tables below are all there is, and `q` is
 also what turns an error in `y` into one in `x_0`, which is what `loss` needs. A sampler sees none of this. It
@@ -24,11 +25,11 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from gen_jax.diffusion.process import Process, expand
 
 if TYPE_CHECKING:
-    Predicts: TypeAlias = Literal["eps", "x0", "v", "score"]
+    Predicts: TypeAlias = Literal["eps", "x0", "v", "score", "velocity"]
 else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
     Predicts = str
 
-PREDICTIONS = ("eps", "x0", "v", "score")
+PREDICTIONS = ("eps", "x0", "v", "score", "velocity")
 
 Apply: TypeAlias = Callable[[Any, Float[Array, "B"]], Any]
 """A network with its parameters and conditions bound: `(x_t [B, ...], t [B]) -> y`, of the shape of `x_t`."""
@@ -55,6 +56,7 @@ def _target_weights(alpha_t: Array, sigma_t: Array, predicts: Predicts) -> tuple
         "x0": lambda: (one, zero),
         "v": lambda: (-sigma_t, alpha_t),
         "score": lambda: (zero, -1 / sigma_t),
+        "velocity": lambda: (-one, one),
     }[predicts]()
 
 
@@ -67,6 +69,7 @@ def _x0_weights(alpha_t: Array, sigma_t: Array, predicts: Predicts) -> tuple[Arr
         "x0": lambda: (jnp.zeros_like(alpha_t), jnp.ones_like(alpha_t)),
         "v": lambda: (alpha_t / power, -sigma_t / power),
         "score": lambda: (1 / alpha_t, sigma_t**2 / alpha_t),
+        "velocity": lambda: (1 / (alpha_t + sigma_t), -sigma_t / (alpha_t + sigma_t)),
     }[predicts]()
 
 
@@ -80,7 +83,8 @@ def target(
 ) -> Float[Array, "B *x"]:
     """What a network that `predicts` is trained to say at `x_t = alpha_t x_0 + sigma_t eps`.
 
-    "eps": Ho et al. 2020, Eq. 12; "v": Salimans & Ho 2022, Section 4; "score": Song et al. 2021, Eq. 7.
+    "eps": Ho et al. 2020, Eq. 12; "v": Salimans & Ho 2022, Section 4; "score": Song et al. 2021, Eq. 7; "velocity":
+    Liu et al. 2023, Eq. 1, with time from data to noise: `dx_t / dt` of `process.FlowMatching`.
 
     Raises:
         ValueError: `predicts` is not one of `PREDICTIONS`.
@@ -133,7 +137,7 @@ def error_ratio(alpha_t: Levels, sigma_t: Levels, *, predicts: Predicts = "eps")
     """What an error of 1 in the prediction is in `x_0`: `q^2 = |x_0 - x0_hat|^2 / |y - y_hat|^2`.
 
     "eps": `sigma_t^2 / alpha_t^2`; "x0": 1; "v": `sigma_t^2 / (alpha_t^2 + sigma_t^2)^2`; "score":
-    `sigma_t^4 / alpha_t^2`.
+    `sigma_t^4 / alpha_t^2`; "velocity": `sigma_t^2 / (alpha_t + sigma_t)^2`.
 
     Raises:
         ValueError: `predicts` is not one of `PREDICTIONS`.
@@ -169,6 +173,59 @@ def as_denoiser(apply: Apply, process: Process, *, predicts: Predicts = "eps") -
         return jax.tree.map(lambda y, x: to_x0(y, x, alpha_t, sigma_t, predicts=predicts), y, x_t)
 
     return denoise
+
+
+def edm_preconditioned(network: Apply, process: Process, *, sigma_data: float = 0.5) -> Apply:
+    """A network that predicts "x0" out of one whose input and target have unit variance at every noise level.
+
+        x0_hat = c_skip x + c_out network(c_in x, c_noise),      x = x_t / alpha_t,   s = sigma_t / alpha_t
+        c_skip = d^2 / (s^2 + d^2),   c_out = s d / sqrt(s^2 + d^2),   c_in = 1 / sqrt(s^2 + d^2),   c_noise = log(s) / 4
+
+    with `d = sigma_data` (Karras et al. 2022, Table 1 and Eq. 7). Train it with `predicts="x0"` and
+    `loss.edm(sigma_data)`, sample from `as_denoiser(..., predicts="x0")`.
+
+    Args:
+        network: `(x [B, ...], c_noise [B]) -> F`, with parameters and conditions bound.
+        process: what `alpha_t` and `sigma_t` are; the paper's is `process.EDM()`.
+        sigma_data: standard deviation of the data.
+
+    Raises:
+        ValueError: `sigma_data` is not positive.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data must be positive, got {sigma_data}; images in [-1, 1] have about 0.5.")
+
+    def apply(x_t: Any, t: Float[Array, "B"]) -> Any:
+        alpha_t = jnp.asarray(process.alpha(t))
+        s = jnp.asarray(process.sigma(t)) / alpha_t
+        norm = jnp.sqrt(s**2 + sigma_data**2)
+        scaled = lambda c: jax.tree.map(lambda x: expand(c, x) * x, x_t)
+        y = network(scaled(1 / (alpha_t * norm)), jnp.log(s) / 4)
+        check_like(y, x_t, "the network")
+        skip, out = scaled(sigma_data**2 / (alpha_t * norm**2)), s * sigma_data / norm
+        return jax.tree.map(lambda a, b: a + expand(out, b) * b, skip, y)
+
+    return apply
+
+
+def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995) -> Denoiser:
+    """Denoiser whose `x0_hat` is clipped to [-s, s] and divided by `s`, an example at a time.
+
+    `s` is the `quantile` of `|x0_hat|` over an example, or 1 where that is less (Saharia et al. 2022, Section 2.3). For
+    data in [-1, 1] under strong guidance.
+
+    Raises:
+        ValueError: `quantile` outside (0, 1].
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile must lie in (0, 1], got {quantile}; the paper's value is 0.995.")
+
+    def threshold(x: Array) -> Array:
+        s = jnp.quantile(jnp.abs(x).reshape(len(x), -1), quantile, axis=1)
+        s = expand(jnp.maximum(s, 1), x)
+        return jnp.clip(x, -s, s) / s
+
+    return lambda x_t, t: jax.tree.map(threshold, denoise(x_t, t))
 
 
 def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:

@@ -10,16 +10,25 @@ they are public for those who write their own loop.
 """
 
 from gen_jax.samplers import times
+from gen_jax.samplers.exponential import DEIS, IPNDM, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
 from gen_jax.samplers.multistep import Plan, State, finalize, init, sample, step
-from gen_jax.samplers.solvers import DDIM, DDPM, DPMSolverPP, Solver
+from gen_jax.samplers.solvers import DDIM, DDPM, Solver
+from gen_jax.samplers.stages import DPMSolverPPSingle, Heun
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "DEIS",
+    "IPNDM",
+    "LMS",
     "DPMSolverPP",
+    "DPMSolverPPSingle",
+    "Heun",
     "Plan",
+    "SDEDPMSolverPP",
     "Solver",
     "State",
+    "UniPC",
     "finalize",
     "init",
     "sample",

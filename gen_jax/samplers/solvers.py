@@ -94,46 +94,8 @@ class DDIM:
         return table(t.time, x, (s.alpha - t.alpha * x)[:, None], noise=self.eta * s.sigma * np.sqrt(r))
 
 
-@dataclass(frozen=True)
-class DPMSolverPP:
-    """DPM-Solver++, multistep and deterministic (Lu et al. 2022b, Algorithm 2).
-
-        x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-l) D
-
-    `l = (log_snr_s - log_snr_t) / 2` is the length of the step and `D` extrapolates `x0_hat` to its middle:
-    `D = x0_hat` for order 1, which is DDIM, and `D_i = x0_hat_i + l_i / (2 l_{i-1}) (x0_hat_i -
-    x0_hat_{i-1})` for order 2. The first step, which has no past, and a step to `t = 0`, which has no length,
-    are of order 1.
-
-    Args:
-        order: 1 or 2.
-
-    Raises:
-        ValueError: another order.
-    """
-
-    order: int = 2
-
-    def __post_init__(self) -> None:
-        if self.order not in (1, 2):
-            raise ValueError(f"order must be 1 or 2, got {self.order!r}.")
-
-    def plan(self, process: Process, times: Times) -> Plan:
-        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
-        length = 0.5 * (s.log_snr - t.log_snr)
-        weight = -s.alpha * np.expm1(-length)
-        if self.order == 1:
-            return table(t.time, s.sigma / t.sigma, weight[:, None])
-        extra = np.zeros_like(length)
-        middle = np.isfinite(length[1:])
-        extra[1:][middle] = 0.5 * length[1:][middle] / length[:-1][middle]
-        h = weight[:, None] * np.stack([1 + extra, -extra], axis=1)
-        return table(t.time, s.sigma / t.sigma, h)
-
-
 class Ends(NamedTuple):
-    """One end of every step, in float64."""
+    """Times, such as one end of every step, and what the process says there, in float64."""
 
     time: Float[np.ndarray, "n"]
     alpha: Float[np.ndarray, "n"]
@@ -150,13 +112,15 @@ def ends(process: Process, times: Times) -> tuple[Ends, Ends]:
     """
     times = np.asarray(times, np.float64)
     _check(process, times)
-    with (
-        jax.enable_x64(True),
-        jax.ensure_compile_time_eval(),
-    ):  # float64 from a process written in jax.numpy, too
-        values = [np.asarray(f(times), np.float64) for f in (process.alpha, process.sigma, process.log_snr)]
-    grid = Ends(times, *values)
+    grid = levels(process, times)
     return Ends(*(v[:-1] for v in grid)), Ends(*(v[1:] for v in grid))
+
+
+def levels(process: Process, times: Float[np.ndarray, "n"]) -> Ends:
+    """What the process says at `times`, in float64 even where it is written in jax.numpy."""
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        values = [np.asarray(f(times), np.float64) for f in (process.alpha, process.sigma, process.log_snr)]
+    return Ends(times, *values)
 
 
 def _check(process: Process, times: np.ndarray) -> None:

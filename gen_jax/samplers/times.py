@@ -65,7 +65,7 @@ def log_snr(process: Process, n: int, *, final: Final = "denoise") -> Grid:
     """
     _check(n, final, ("denoise", "stop"))
     low, high = _log_snr_range(process)
-    return _ended(lambda m: _at_log_snr(process, np.linspace(low, high, m)), n, final)
+    return _ended(lambda m: _between(process, np.linspace(low, high, m)), n, final)
 
 
 def karras(process: Process, n: int, *, rho: float = 7.0, final: Final = "denoise") -> Grid:
@@ -81,7 +81,7 @@ def karras(process: Process, n: int, *, rho: float = 7.0, final: Final = "denois
     if not rho > 0:
         raise ValueError(f"rho must be positive, got {rho}; the paper's value is 7.")
     first, last = (np.exp(-0.5 * end / rho) for end in _log_snr_range(process))
-    return _ended(lambda m: _at_log_snr(process, -2 * rho * np.log(np.linspace(first, last, m))), n, final)
+    return _ended(lambda m: _between(process, -2 * rho * np.log(np.linspace(first, last, m))), n, final)
 
 
 def _ended(nodes: Callable[[int], np.ndarray], n: int, final: Final) -> Grid:
@@ -98,16 +98,19 @@ def _log_snr_range(process: Process) -> tuple[float, float]:
     return low, high
 
 
-def _at_log_snr(process: Process, values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
-    """Inverse of `log_snr` on [t_min, t_max] by bisection to the last bit: any decreasing function."""
+def _between(process: Process, values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+    """Times from exactly `t_max` on."""
+    return np.append(process.t_max, at_log_snr(process, values[1:]))
+
+
+def at_log_snr(process: Process, values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+    """Times in [t_min, t_max] at which `log_snr` has these values: bisection to the last bit."""
     low, high = np.full_like(values, process.t_min), np.full_like(values, process.t_max)
     for _ in range(64):
         middle = 0.5 * (low + high)
         noisier = np.asarray(process.log_snr(middle)) < values
         low, high = np.where(noisier, low, middle), np.where(noisier, middle, high)
-    t = 0.5 * (low + high)
-    t[0] = process.t_max  # exactly, not to rounding
-    return t
+    return 0.5 * (low + high)
 
 
 def _check(n: int, final: str, choices: tuple[str, ...]) -> None:

@@ -18,6 +18,9 @@ WEIGHTINGS = {
     "simple": (loss.simple, lambda snr, own: own),
     "snr": (loss.snr, lambda snr, own: snr),
     "min_snr": (loss.min_snr(5.0), lambda snr, own: np.minimum(snr, 5.0)),
+    "edm": (loss.edm(0.5), lambda snr, own: (1 / snr + 0.25) / (1 / snr * 0.25)),  # (s^2 + d^2) / (s d)^2
+    "p2": (loss.p2(0.5, 2.0), lambda snr, own: snr / (2 + snr) ** 0.5),
+    "sigmoid": (loss.sigmoid(2.0), lambda snr, own: snr / (1 + snr * np.exp(-2.0))),
     "own": (lambda log_snr: 1 / (1 + jnp.exp(log_snr)), lambda snr, own: 1 / (1 + snr)),
 }
 each_prediction = pytest.mark.parametrize("predicts", prediction.PREDICTIONS)
@@ -65,6 +68,7 @@ def test_denoising_equals_numpy(process, predicts, weighting):
         "x0": (x_0, y),
         "v": (alpha * eps - sigma * x_0, alpha * x_t - sigma * y),
         "score": (-eps / sigma, (x_t + sigma**2 * y) / alpha),
+        "velocity": (eps - x_0, (x_t - sigma * y) / (alpha + sigma)),
     }[predicts]
     mse, mse_x0 = (target - y) ** 2, (x_0 - x0_hat) ** 2
     expected = (weight((alpha / sigma) ** 2, mse / mse_x0) * mse_x0).mean()
@@ -270,6 +274,8 @@ def test_loss_works_with_a_process_of_ones_own():
         (lambda: loss.denoising(KEY, lambda x, t: x[:, :1], VP(), X_0), r"returned \(16, 1, 2\)"),
         (lambda: loss.denoising(KEY, lambda x, t: x, VP(), X_0, predicts="noise"), "'eps'.*'noise'"),
         (lambda: loss.min_snr(0.0), "gamma.*5"),
+        (lambda: loss.edm(0.0), "sigma_data.*0.5"),
+        (lambda: loss.p2(k=0.0), "gamma >= 0 and k > 0"),
     ],
 )
 def test_loss_rejects_bad_input(call, words):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_jax.diffusion import prediction
-from gen_jax.diffusion.process import DDPM, VP
+from gen_jax.diffusion.process import DDPM, EDM, VP, FlowMatching
 
 PREDICTIONS = prediction.PREDICTIONS
 levels = st.floats(1 / 16, 16.0, width=32)
@@ -68,6 +68,8 @@ def test_targets_are_those_of_the_papers():
     np.testing.assert_array_equal(target["eps"], eps)
     np.testing.assert_array_equal(target["x0"], x_0)
     np.testing.assert_allclose(target["v"], 0.8 * eps - 0.6 * x_0, rtol=1e-5, atol=1e-6)
+    _, slope = jax.jvp(lambda t: FlowMatching().perturb(x_0, t, eps), (jnp.float32(0.4),), (jnp.float32(1),))
+    np.testing.assert_allclose(target["velocity"], slope, rtol=1e-5, atol=1e-6)
 
     def log_q(x_t):  # the score is the gradient of log q(x_t | x_0)
         return -0.5 * jnp.square((x_t - alpha * x_0) / sigma).sum()
@@ -78,7 +80,7 @@ def test_targets_are_those_of_the_papers():
 
 
 @each_prediction
-@pytest.mark.parametrize("process", [DDPM(), VP()], ids=str)
+@pytest.mark.parametrize("process", [DDPM(), VP(), EDM(), FlowMatching()], ids=str)
 def test_as_denoiser_of_a_perfect_network_is_perfect(process, predicts):
     x_0, eps = draw(4)
     t = process.snap(0.3 * process.t_max)
@@ -89,7 +91,8 @@ def test_as_denoiser_of_a_perfect_network_is_perfect(process, predicts):
 
     denoise = prediction.as_denoiser(apply, process, predicts=predicts)
     x_t = process.perturb(x_0, t, eps)
-    np.testing.assert_allclose(jax.jit(denoise)(x_t, t), x_0, rtol=1e-4, atol=1e-4)
+    atol = 1e-4 * max(1, float(process.sigma(t) / process.alpha(t)))
+    np.testing.assert_allclose(jax.jit(denoise)(x_t, t), x_0, rtol=1e-4, atol=atol)
 
 
 def test_as_denoiser_takes_pytrees():
@@ -118,7 +121,7 @@ def test_as_denoiser_says_what_the_network_returned(apply, words):
 
 
 def test_unknown_prediction_names_the_choices():
-    with pytest.raises(ValueError, match=r"'eps', 'x0', 'v', 'score'; got 'epsilon'"):
+    with pytest.raises(ValueError, match=r"'eps', 'x0', 'v', 'score', 'velocity'; got 'epsilon'"):
         prediction.as_denoiser(lambda x, t: x, VP(), predicts="epsilon")
     one = jnp.ones(())
     for convert in (prediction.target, prediction.to_x0, prediction.from_x0):
@@ -131,3 +134,38 @@ def test_clipped_clips_the_estimate():
     np.testing.assert_array_equal(denoise(jnp.asarray([-1.0, 0.5, 1.0]), 0.5)["a"], [-1.0, 1.5, 2.0])
     with pytest.raises(ValueError, match="low < high"):
         prediction.clipped(denoise, low=1.0, high=-1.0)
+
+
+def test_edm_preconditioning_has_unit_variance_in_and_out():
+    """What the network gets and what it has to say, for data of the stated deviation, at every noise (Eqs. 113-117)."""
+    process, seen = EDM(), {}
+    x_0, eps = draw(5, (20_000, 1))
+    x_0 = 0.5 * x_0
+    for sigma in (0.01, 0.3, 5.0, 60.0):
+        t = jnp.float32(sigma)
+        x_t = process.perturb(x_0, t, eps)
+
+        def network(x, c_noise):
+            seen.update(x=x, c_noise=c_noise)
+            return jnp.zeros_like(x)
+
+        rows = jnp.full(len(x_0), t)
+        skip = prediction.edm_preconditioned(network, process, sigma_data=0.5)(x_t, rows)
+        one = prediction.edm_preconditioned(lambda x, c: jnp.ones_like(x), process, sigma_data=0.5)(x_t, rows)
+        target = (x_0 - skip) / (one - skip)
+        np.testing.assert_allclose([seen["x"].std(), target.std()], 1, rtol=0.02)
+        np.testing.assert_allclose(seen["c_noise"], np.log(sigma) / 4, rtol=1e-5)
+        cross = jnp.mean(target * seen["x"])
+        np.testing.assert_allclose(cross, 0, atol=0.03)  # the part that is known already is in the skip
+    with pytest.raises(ValueError, match="sigma_data"):
+        prediction.edm_preconditioned(network, process, sigma_data=0.0)
+
+
+def test_dynamic_threshold_brings_each_example_into_range():
+    x = jnp.stack([jnp.linspace(-0.5, 0.5, 101), jnp.linspace(-4, 4, 101)])
+    y = prediction.dynamic_threshold(lambda x, t: {"a": x}, quantile=0.9)(x, 0.5)["a"]
+    np.testing.assert_array_equal(y[0], x[0])
+    s = np.quantile(np.abs(x[1]), 0.9)
+    np.testing.assert_allclose(y[1], np.clip(x[1], -s, s) / s, rtol=1e-6)
+    with pytest.raises(ValueError, match="quantile"):
+        prediction.dynamic_threshold(lambda x, t: x, quantile=0.0)

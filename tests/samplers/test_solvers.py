@@ -46,13 +46,29 @@ SOLVERS = {
     "ddim-eta-one": Row(samplers.DDIM(eta=1.0), None),
     "dpmpp-1": Row(samplers.DPMSolverPP(order=1), 1),
     "dpmpp-2": Row(samplers.DPMSolverPP(order=2), 2),
+    "dpmpp-2-exact": Row(samplers.DPMSolverPP(order=2, variant="exact"), 2),
+    "dpmpp-3": Row(samplers.DPMSolverPP(order=3), 3),
+    "sde-dpmpp-2": Row(samplers.SDEDPMSolverPP(order=2), None),
+    "sde-dpmpp-3": Row(samplers.SDEDPMSolverPP(order=3, eta=0.7), None),
+    "lms-2": Row(samplers.LMS(order=2), 2),
+    "lms-3": Row(samplers.LMS(order=3), 3),
+    "lms-4": Row(samplers.LMS(order=4), 4),
+    "deis-2": Row(samplers.DEIS(order=2), 2),
+    "deis-3": Row(samplers.DEIS(order=3), 3),
+    "unipc-1": Row(samplers.UniPC(order=1), 2),
+    "unipc-2": Row(samplers.UniPC(order=2), 3),
+    "unipc-3": Row(samplers.UniPC(order=3), 4),
+    "heun": Row(samplers.Heun(), 2),
+    "heun-churn": Row(samplers.Heun(churn=20.0), None),
+    "single-2": Row(samplers.DPMSolverPPSingle(order=2), 2),
+    "single-3": Row(samplers.DPMSolverPPSingle(order=3), 3),
     "adams-2": Row(AdamsBashforth(), 2),
 }
+EXTRAPOLATE = ("adams-2", "lms-2", "lms-3", "lms-4")  # eps_hat in the last step, too
 each_solver = pytest.mark.parametrize("name", SOLVERS)
 each_ode = pytest.mark.parametrize("name", [n for n, row in SOLVERS.items() if row.order])
 each_sde = pytest.mark.parametrize("name", [n for n, row in SOLVERS.items() if not row.order])
-# Adams-Bashforth extrapolates eps_hat in the last step, too.
-each_to_data = pytest.mark.parametrize("name", [n for n in SOLVERS if n != "adams-2"])
+each_to_data = pytest.mark.parametrize("name", [n for n in SOLVERS if n not in EXTRAPOLATE])
 each_process = pytest.mark.parametrize(
     "process", [DDPM(), DDPM(schedule="cosine"), VP()], ids=["linear", "cosine", "vp"]
 )
@@ -401,7 +417,15 @@ def test_plan_accepts_times_in_float32():
     [
         (lambda: samplers.DDPM(variance="fixedlarge"), '"posterior" or "beta".*fixedlarge'),
         (lambda: samplers.DDIM(eta=1.5), r"\[0, 1\], got 1.5"),
-        (lambda: samplers.DPMSolverPP(order=3), "1 or 2, got 3"),
+        (lambda: samplers.DPMSolverPP(order=4), "1, 2 or 3, got 4"),
+        (lambda: samplers.DPMSolverPP(variant="heun"), '"exact" or "midpoint", got .heun'),
+        (lambda: samplers.SDEDPMSolverPP(eta=-1.0), "not be negative, got -1"),
+        (lambda: samplers.LMS(order=5), "1, 2, 3 or 4, got 5"),
+        (lambda: samplers.IPNDM(order=0), "got 0"),
+        (lambda: samplers.DEIS(order=9), "got 9"),
+        (lambda: samplers.UniPC(order=4), "1, 2 or 3, got 4"),
+        (lambda: samplers.DPMSolverPPSingle(order=1), "2 or 3, got 1"),
+        (lambda: samplers.Heun(churn=-1.0), "must not be negative"),
     ],
 )
 def test_solver_rejects_bad_options(make, words):

@@ -1,0 +1,305 @@
+"""Solvers of high order, by one rule: integrate the polynomial through what the denoiser has said.
+
+In `y = x / alpha` and `r = sigma / alpha` every process has the same probability-flow ODE, `dy/dr = eps_hat`, and in
+the half log signal-to-noise ratio `l = -log r` it reads, in two ways (Lu et al. 2022, DPM-Solver, Eq. 3.4; Lu et al.
+2022b, Eq. 9),
+
+    x_s = alpha_s / alpha_t x_t + alpha_s int_{r_t}^{r_s} eps_hat dr
+    x_s = sigma_s / sigma_t x_t + alpha_s int_{l_t}^{l_s} e^(l - l_s) x0_hat dl
+
+A multistep solver puts a polynomial in place of `eps_hat` or `x0_hat`, through its values at the last times, and takes
+the integral exactly (`weights`). Which of the two, and in which variable the polynomial is one, is the solver:
+
+    LMS           eps_hat, in r           DPMSolverPP        x0_hat, in l
+    DEIS          eps_hat, in l           SDEDPMSolverPP     x0_hat, in l, of the SDE
+    IPNDM         eps_hat, in the number of the step         UniPC    DPMSolverPP, corrected through the new value
+
+A step to `t = 0`, where `l` is infinite, is `x_s = x0_hat`, and so is anything that a step from infinite noise could
+know but `x0_hat`.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+from gen_jax.diffusion.process import Process
+from gen_jax.samplers.multistep import Plan, table
+from gen_jax.samplers.solvers import Ends, Times, ends
+
+if TYPE_CHECKING:
+    Variant: TypeAlias = Literal["exact", "midpoint"]
+else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
+    Variant = str
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
+
+
+def weights(
+    nodes: Float[np.ndarray, "m"],
+    order: int,
+    kernel: Callable[[np.ndarray, int], np.ndarray],
+    *,
+    ahead: int = 0,
+) -> Float[np.ndarray, "m-1 order"]:
+    """`w_ij = int_{u_i}^{u_{i+1}} kernel(v, i) L_ij(v) dv`, `L_ij` the Lagrange polynomials of the newest nodes.
+
+    Args:
+        nodes: `u_0, ..., u_n`, one a time; an infinite one is left out of the polynomials.
+        order: how many nodes a polynomial goes through, fewer where there are no more.
+        kernel: `(v, i) -> k(v)`, by Gauss and Legendre's rule of 48 points.
+        ahead: 0: the nodes are `u_i, u_{i-1}, ...` (Adams and Bashforth); 1: they begin with `u_{i+1}` (Moulton).
+
+    Returns:
+        Column `j` is the weight of the value at `u_{i + ahead - j}`; 0 where a step has an infinite end.
+    """
+    out = np.zeros((len(nodes) - 1, order))
+    for i, (start, end) in enumerate(itertools.pairwise(nodes)):
+        if not np.isfinite([start, end]).all():
+            continue
+        past = nodes[i + ahead :: -1][:order] if i + ahead >= 0 else nodes[:0]
+        past = past[np.isfinite(past)]
+        v = (start + end + (end - start) * _NODES) / 2
+        for j, u in enumerate(past):
+            others = np.delete(past, j)
+            basis = np.prod((v[:, None] - others) / (u - others), axis=1)
+            out[i, j] = (end - start) / 2 * np.sum(_WEIGHTS * kernel(v, i) * basis)
+    return out
+
+
+@dataclass(frozen=True)
+class LMS:
+    """Linear multistep (Adams and Bashforth) in `sigma / alpha`, as in Karras et al.'s notation `LMS`.
+
+    Order 1 is `DDIM`. A step to `t = 0` extrapolates `eps_hat`, too.
+
+    Args:
+        order: 1 to 4; the first steps have as much as they can.
+
+    Raises:
+        ValueError: another order.
+    """
+
+    order: int = 4
+
+    def __post_init__(self) -> None:
+        _check_order(self.order, 4)
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        _check_finite(t, "LMS")
+        w = weights(_joined(t.sigma / t.alpha, s.sigma / s.alpha), self.order, lambda v, i: np.ones_like(v))
+        return _of_eps(t, s, w)
+
+
+@dataclass(frozen=True)
+class IPNDM:
+    """Improved pseudo numerical methods (Zhang & Chen 2023, Appendix; Liu et al. 2022, Eq. 12, without warm-up).
+
+    `DDIM` with `eps_hat` extrapolated by the coefficients of Adams and Bashforth for equal steps, whatever the steps are:
+    of the stated order on grids that are even in `sigma / alpha`, of order 1 on others.
+
+    Args:
+        order: 1 to 4; the first steps have as much as they can.
+
+    Raises:
+        ValueError: another order.
+    """
+
+    order: int = 4
+
+    def __post_init__(self) -> None:
+        _check_order(self.order, 4)
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        _check_finite(t, "IPNDM")
+        even = weights(np.arange(len(t.time) + 1.0), self.order, lambda v, i: np.ones_like(v))
+        return _of_eps(t, s, (s.sigma / s.alpha - t.sigma / t.alpha)[:, None] * even)
+
+
+@dataclass(frozen=True)
+class DEIS:
+    """Diffusion exponential integrator sampler, with polynomials in `log(sigma / alpha)` (Zhang & Chen 2023, Eq. 14).
+
+    Order 1 is `DDIM`. A step to `t = 0` is `x_s = x0_hat`.
+
+    Args:
+        order: 1 to 4, the paper's `r + 1`; the first steps have as much as they can.
+
+    Raises:
+        ValueError: another order.
+    """
+
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        _check_order(self.order, 4)
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        _check_finite(t, "DEIS")
+        w = weights(_half(t, s), self.order, lambda v, i: -np.exp(-v))
+        to_data = np.isinf(s.log_snr)
+        w[to_data, 0] = -(t.sigma / t.alpha)[to_data]
+        return _of_eps(t, s, w)
+
+
+@dataclass(frozen=True)
+class DPMSolverPP:
+    """DPM-Solver++, multistep and deterministic (Lu et al. 2022b, Algorithm 2).
+
+        x_s = sigma_s / sigma_t x_t + alpha_s int e^(l - l_s) x0_hat dl,      l = log_snr / 2
+
+    Order 1 is `DDIM`. The first steps have as much order as they can, a step to `t = 0` is of order 1.
+
+    Args:
+        order: 1, 2 or 3.
+        variant: how order 2 integrates: "midpoint", `x0_hat` extrapolated to the middle of the step (the paper's
+            Algorithm 2), or "exact". Order 3 is exact: the coefficient that diffusers and k-diffusion give to the
+            second difference is half of it, which is of order 2.
+
+    Raises:
+        ValueError: another order or variant.
+    """
+
+    order: int = 2
+    variant: Variant = "midpoint"
+
+    def __post_init__(self) -> None:
+        _check_order(self.order, 3)
+        _check_variant(self.variant)
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        return table(t.time, s.sigma / t.sigma, _of_x0(t, s, self.order, self.variant))
+
+
+@dataclass(frozen=True)
+class SDEDPMSolverPP:
+    """SDE-DPM-Solver++, multistep (Lu et al. 2022b, Section 3.4; the part of `eta` as in k-diffusion).
+
+        x_s = sigma_s / sigma_t e^(-eta h) x_t + alpha_s int (1 + eta) e^((1 + eta)(l - l_s)) x0_hat dl
+              + sigma_s sqrt(1 - e^(-2 eta h)) z,      h = l_s - l_t
+
+    Args:
+        order: 1, 2 or 3 of the deterministic part; order 1 with `eta = 1` is `DDPM(variance="posterior")`.
+        eta: 0 is `DPMSolverPP`, 1 the reverse SDE of the paper.
+        variant: how order 2 integrates, "midpoint" or "exact", as of `DPMSolverPP`.
+
+    Raises:
+        ValueError: another order or variant, or `eta` negative.
+    """
+
+    order: int = 2
+    eta: float = 1.0
+    variant: Variant = "midpoint"
+
+    def __post_init__(self) -> None:
+        _check_order(self.order, 3)
+        _check_variant(self.variant)
+        if not self.eta >= 0:
+            raise ValueError(
+                f"eta must not be negative, got {self.eta}: 0 is deterministic, 1 is the paper's."
+            )
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        length = 0.5 * (s.log_snr - t.log_snr)
+        noise = s.sigma * np.sqrt(-np.expm1(-2 * self.eta * length)) if self.eta else np.zeros_like(length)
+        x = s.sigma / t.sigma * (np.exp(-self.eta * length) if self.eta else 1.0)
+        return table(t.time, x, _of_x0(t, s, self.order, self.variant, self.eta), noise=noise)
+
+
+@dataclass(frozen=True)
+class UniPC:
+    """The unified predictor and corrector in `x0_hat` (Zhao et al. 2023, Algorithms 5 and 6), with `B(h)` left out.
+
+    The predictor is `DPMSolverPP`; when the denoiser has answered at the new time, the step is taken again with a
+    polynomial through the answer, which raises the order by one and costs no evaluation. Solved exactly, as here, the
+    paper's linear systems do not depend on its `B(h)`.
+
+    Args:
+        order: 1, 2 or 3 of the predictor.
+        corrector: without it, this is `DPMSolverPP(order, "exact")`.
+
+    Raises:
+        ValueError: another order.
+    """
+
+    order: int = 3
+    corrector: bool = True
+
+    def __post_init__(self) -> None:
+        _check_order(self.order, 3)
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        x, h = s.sigma / t.sigma, _of_x0(t, s, self.order, "exact")
+        if not self.corrector:
+            return table(t.time, x, h)
+        corrected = _of_x0(t, s, self.order + 1, "exact", ahead=1)
+        # x_i was predicted; what it should have been is x_i + sum_j d_ij h_{i-j}
+        d = np.zeros_like(corrected)
+        d[1:] = corrected[:-1]
+        d[1:, 1:] -= h[:-1]
+        return table(t.time, x, np.pad(h, ((0, 0), (0, 1))) + x[:, None] * d)
+
+
+def _of_x0(
+    t: Ends, s: Ends, order: int, variant: Variant, eta: float = 0.0, *, ahead: int = 0
+) -> Float[np.ndarray, "n order"]:
+    """`alpha_s int (1 + eta) e^((1 + eta)(l - l_s)) x0_hat dl` as weights of the newest values of `x0_hat`."""
+    nodes, rate = _half(t, s), 1 + eta
+    whole = -s.alpha * np.expm1(-rate * np.diff(nodes))
+    if variant == "midpoint" and order == 2:
+        length, extra = np.diff(nodes), np.zeros(len(whole))
+        middle = np.isfinite(length[1:])
+        extra[1:][middle] = 0.5 * length[1:][middle] / length[:-1][middle]
+        return whole[:, None] * np.stack([1 + extra, -extra], axis=1)
+    w = weights(nodes, order, lambda v, i: rate * np.exp(rate * (v - nodes[i + 1])), ahead=ahead)
+    w = s.alpha[:, None] * w
+    endless = ~np.isfinite(np.diff(nodes))
+    w[endless, ahead] = whole[endless]
+    return w
+
+
+def _of_eps(t: Ends, s: Ends, w: Float[np.ndarray, "n order"]) -> Plan:
+    """The plan of `x_s = alpha_s / alpha_t x_t + alpha_s sum_j w_ij eps_hat_{i-j}`."""
+    return table(t.time, s.alpha / t.alpha, s.alpha[:, None] * w, h_x=1 / t.sigma, h_x0=-t.alpha / t.sigma)
+
+
+def _half(t: Ends, s: Ends) -> np.ndarray:
+    return _joined(0.5 * t.log_snr, 0.5 * s.log_snr)
+
+
+def _joined(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    return np.append(start, end[-1])
+
+
+def _check_order(order: int, highest: int) -> None:
+    if order not in range(1, highest + 1):
+        choices = ", ".join(map(str, range(1, highest))) + f" or {highest}"
+        raise ValueError(f"order must be {choices}, got {order!r}.")
+
+
+def _check_variant(variant: str) -> None:
+    if variant not in ("exact", "midpoint"):
+        raise ValueError(f'variant must be "exact" or "midpoint", got {variant!r}.')
+
+
+def _check_finite(t: Ends, name: str) -> None:
+    if not (t.alpha > 0).all():
+        raise ValueError(
+            f"{name} remembers eps_hat, which says nothing where alpha = 0; got alpha = {t.alpha[0]:g} at "
+            f"t = {t.time[0]:g}. Begin the grid a little later, or take a solver in x0_hat, such as DPMSolverPP."
+        )
