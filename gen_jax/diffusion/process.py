@@ -520,6 +520,17 @@ class Schedule(Process):
             )
 
 
+def at_log_snr(process: Process, values: Values) -> Values:
+    """Times in [t_min, t_max] at which `log_snr` has these values (the nearer end where none has): bisection."""
+    xp, values = _float(values)
+    low, high = xp.full_like(values, process.t_min), xp.full_like(values, process.t_max)
+    for _ in range(xp.finfo(values.dtype).bits):  # one a bit of the answer
+        middle = 0.5 * (low + high)
+        noisier = xp.asarray(process.log_snr(middle)) < values
+        low, high = xp.where(noisier, low, middle), xp.where(noisier, middle, high)
+    return 0.5 * (low + high)
+
+
 def expand(values: Any, like: Shaped[Array, "..."]) -> Any:
     """`[B]` as `[B, 1, ...]` of the rank of `like`, to multiply `[B, H, W, C]`; a scalar stays one."""
     xp, values = _float(values)

@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gen_jax.diffusion.process import Process
+from gen_jax.diffusion.process import Process, at_log_snr
 from gen_jax.samplers.multistep import Plan, table
 from gen_jax.samplers.solvers import Times, ends, levels
-from gen_jax.samplers.times import at_log_snr
 
 
 class Stage(NamedTuple):

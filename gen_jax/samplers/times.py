@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from gen_jax.diffusion.process import Process
+from gen_jax.diffusion.process import Process, at_log_snr
 
 if TYPE_CHECKING:
     Final: TypeAlias = Literal["zero", "denoise", "stop"]
@@ -101,16 +101,6 @@ def _log_snr_range(process: Process) -> tuple[float, float]:
 def _between(process: Process, values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
     """Times from exactly `t_max` on."""
     return np.append(process.t_max, at_log_snr(process, values[1:]))
-
-
-def at_log_snr(process: Process, values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
-    """Times in [t_min, t_max] at which `log_snr` has these values: bisection to the last bit."""
-    low, high = np.full_like(values, process.t_min), np.full_like(values, process.t_max)
-    for _ in range(64):
-        middle = 0.5 * (low + high)
-        noisier = np.asarray(process.log_snr(middle)) < values
-        low, high = np.where(noisier, low, middle), np.where(noisier, middle, high)
-    return 0.5 * (low + high)
 
 
 def _check(n: int, final: str, choices: tuple[str, ...]) -> None:
