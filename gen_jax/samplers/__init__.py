@@ -10,9 +10,11 @@ they are public for those who write their own loop.
 """
 
 from gen_jax.samplers import times
-from gen_jax.samplers.exponential import DEIS, IPNDM, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
+from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
+from gen_jax.samplers.langevin import AnnealedLangevin, PredictorCorrector
 from gen_jax.samplers.multistep import Plan, State, finalize, init, sample, step
-from gen_jax.samplers.solvers import DDIM, DDPM, Solver
+from gen_jax.samplers.pseudo import IPNDM, PNDM
+from gen_jax.samplers.solvers import DDIM, DDPM, Euler, EulerAncestral, Solver
 from gen_jax.samplers.stages import DPMSolverPPSingle, Heun
 
 __all__ = [
@@ -21,10 +23,15 @@ __all__ = [
     "DEIS",
     "IPNDM",
     "LMS",
+    "PNDM",
+    "AnnealedLangevin",
     "DPMSolverPP",
     "DPMSolverPPSingle",
+    "Euler",
+    "EulerAncestral",
     "Heun",
     "Plan",
+    "PredictorCorrector",
     "SDEDPMSolverPP",
     "Solver",
     "State",

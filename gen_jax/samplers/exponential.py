@@ -10,9 +10,9 @@ the half log signal-to-noise ratio `l = -log r` it reads, in two ways (Lu et al.
 A multistep solver puts a polynomial in place of `eps_hat` or `x0_hat`, through its values at the last times, and takes
 the integral exactly (`weights`). Which of the two, and in which variable the polynomial is one, is the solver:
 
-    LMS           eps_hat, in r           DPMSolverPP        x0_hat, in l
-    DEIS          eps_hat, in l           SDEDPMSolverPP     x0_hat, in l, of the SDE
-    IPNDM         eps_hat, in the number of the step         UniPC    DPMSolverPP, corrected through the new value
+    LMS     eps_hat, in r       DPMSolverPP      x0_hat, in l
+    DEIS    eps_hat, in l       SDEDPMSolverPP   x0_hat, in l, of the SDE
+                                UniPC            x0_hat, in l, corrected through the value at the new time
 
 A step to `t = 0`, where `l` is infinite, is `x_s = x0_hat`, and so is anything that a step from infinite noise could
 know but `x0_hat`.
@@ -86,41 +86,14 @@ class LMS:
     order: int = 4
 
     def __post_init__(self) -> None:
-        _check_order(self.order, 4)
+        check_order(self.order, 4)
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times)
-        _check_finite(t, "LMS")
+        check_signal(t, "LMS")
         w = weights(_joined(t.sigma / t.alpha, s.sigma / s.alpha), self.order, lambda v, i: np.ones_like(v))
-        return _of_eps(t, s, w)
-
-
-@dataclass(frozen=True)
-class IPNDM:
-    """Improved pseudo numerical methods (Zhang & Chen 2023, Appendix; Liu et al. 2022, Eq. 12, without warm-up).
-
-    `DDIM` with `eps_hat` extrapolated by the coefficients of Adams and Bashforth for equal steps, whatever the steps are:
-    of the stated order on grids that are even in `sigma / alpha`, of order 1 on others.
-
-    Args:
-        order: 1 to 4; the first steps have as much as they can.
-
-    Raises:
-        ValueError: another order.
-    """
-
-    order: int = 4
-
-    def __post_init__(self) -> None:
-        _check_order(self.order, 4)
-
-    def plan(self, process: Process, times: Times) -> Plan:
-        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
-        _check_finite(t, "IPNDM")
-        even = weights(np.arange(len(t.time) + 1.0), self.order, lambda v, i: np.ones_like(v))
-        return _of_eps(t, s, (s.sigma / s.alpha - t.sigma / t.alpha)[:, None] * even)
+        return of_eps(t, s, w)
 
 
 @dataclass(frozen=True)
@@ -139,16 +112,16 @@ class DEIS:
     order: int = 3
 
     def __post_init__(self) -> None:
-        _check_order(self.order, 4)
+        check_order(self.order, 4)
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times)
-        _check_finite(t, "DEIS")
+        check_signal(t, "DEIS")
         w = weights(_half(t, s), self.order, lambda v, i: -np.exp(-v))
         to_data = np.isinf(s.log_snr)
         w[to_data, 0] = -(t.sigma / t.alpha)[to_data]
-        return _of_eps(t, s, w)
+        return of_eps(t, s, w)
 
 
 @dataclass(frozen=True)
@@ -173,7 +146,7 @@ class DPMSolverPP:
     variant: Variant = "midpoint"
 
     def __post_init__(self) -> None:
-        _check_order(self.order, 3)
+        check_order(self.order, 3)
         _check_variant(self.variant)
 
     def plan(self, process: Process, times: Times) -> Plan:
@@ -203,7 +176,7 @@ class SDEDPMSolverPP:
     variant: Variant = "midpoint"
 
     def __post_init__(self) -> None:
-        _check_order(self.order, 3)
+        check_order(self.order, 3)
         _check_variant(self.variant)
         if not self.eta >= 0:
             raise ValueError(
@@ -239,7 +212,7 @@ class UniPC:
     corrector: bool = True
 
     def __post_init__(self) -> None:
-        _check_order(self.order, 3)
+        check_order(self.order, 3)
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
@@ -273,7 +246,7 @@ def _of_x0(
     return w
 
 
-def _of_eps(t: Ends, s: Ends, w: Float[np.ndarray, "n order"]) -> Plan:
+def of_eps(t: Ends, s: Ends, w: Float[np.ndarray, "n order"]) -> Plan:
     """The plan of `x_s = alpha_s / alpha_t x_t + alpha_s sum_j w_ij eps_hat_{i-j}`."""
     return table(t.time, s.alpha / t.alpha, s.alpha[:, None] * w, h_x=1 / t.sigma, h_x0=-t.alpha / t.sigma)
 
@@ -286,7 +259,8 @@ def _joined(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return np.append(start, end[-1])
 
 
-def _check_order(order: int, highest: int) -> None:
+def check_order(order: int, highest: int) -> None:
+    """Raises a ValueError unless `order` is one of 1, ..., `highest`."""
     if order not in range(1, highest + 1):
         choices = ", ".join(map(str, range(1, highest))) + f" or {highest}"
         raise ValueError(f"order must be {choices}, got {order!r}.")
@@ -297,9 +271,10 @@ def _check_variant(variant: str) -> None:
         raise ValueError(f'variant must be "exact" or "midpoint", got {variant!r}.')
 
 
-def _check_finite(t: Ends, name: str) -> None:
+def check_signal(t: Ends, name: str) -> None:
+    """Raises a ValueError unless `alpha > 0` at the start of every step."""
     if not (t.alpha > 0).all():
         raise ValueError(
-            f"{name} remembers eps_hat, which says nothing where alpha = 0; got alpha = {t.alpha[0]:g} at "
-            f"t = {t.time[0]:g}. Begin the grid a little later, or take a solver in x0_hat, such as DPMSolverPP."
+            f"{name} divides by alpha, which is {t.alpha[0]:g} at t = {t.time[0]:g}. Begin the grid a little later, or "
+            "take a solver in x0_hat, such as DPMSolverPP."
         )

@@ -94,6 +94,42 @@ class DDIM:
         return table(t.time, x, (s.alpha - t.alpha * x)[:, None], noise=self.eta * s.sigma * np.sqrt(r))
 
 
+@dataclass(frozen=True)
+class Euler:
+    """Euler's method in `sigma / alpha` (Karras et al. 2022, Algorithm 1 without its second half).
+
+    `DDIM(eta=0)` under its other name, of every process; for `FlowMatching` also Euler's method in `t`.
+    """
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        return DDIM().plan(process, times)
+
+
+@dataclass(frozen=True)
+class EulerAncestral:
+    """Euler's method down to less noise than `s` has, and fresh noise up to it (k-diffusion's "Euler a").
+
+    `DDIM(eta)` under its other name: `sigma_up^2 = eta^2 r_s^2 (r_t^2 - r_s^2) / r_t^2` with `r = sigma / alpha` is the
+    variance of its noise.
+
+    Args:
+        eta: 0 is `Euler`, 1 the whole ancestral noise.
+
+    Raises:
+        ValueError: `eta` outside [0, 1].
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        DDIM(self.eta)  # the same condition
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        return DDIM(self.eta).plan(process, times)
+
+
 class Ends(NamedTuple):
     """Times, such as one end of every step, and what the process says there, in float64."""
 
@@ -101,6 +137,20 @@ class Ends(NamedTuple):
     alpha: Float[np.ndarray, "n"]
     sigma: Float[np.ndarray, "n"]
     log_snr: Float[np.ndarray, "n"]
+
+
+class Point(NamedTuple):
+    """One time, and what the process says there."""
+
+    time: float
+    alpha: float
+    sigma: float
+    log_snr: float
+
+
+def points(ends: Ends) -> list[Point]:
+    """The times one by one."""
+    return [Point(*row) for row in zip(*(column.tolist() for column in ends), strict=True)]
 
 
 def ends(process: Process, times: Times) -> tuple[Ends, Ends]:

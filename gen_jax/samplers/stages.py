@@ -19,7 +19,7 @@ import numpy as np
 
 from gen_jax.diffusion.process import Process, at_log_snr
 from gen_jax.samplers.multistep import Plan, table
-from gen_jax.samplers.solvers import Times, ends, levels
+from gen_jax.samplers.solvers import Point, Times, ends, levels, points
 
 
 class Stage(NamedTuple):
@@ -31,28 +31,39 @@ class Stage(NamedTuple):
     """Of the answers of this step, the first one first."""
 
 
-def chain(steps: Sequence[Sequence[Stage]], noise: Sequence[float] | None = None, **remembers) -> Plan:
-    """The plan of steps that are each a list of stages, from the start (`x_weight = 1`, no `h`) to the end.
+class Row(NamedTuple):
+    """`x = x_weight x + sum_j h_weights[j] h_j`, after the denoiser was asked at `time`."""
 
-    `noise`, one a step, is added after the last stage; `remembers` says what `h` is, as of `multistep.table`, a
-    function of the times of the rows.
-    """
+    time: float
+    x_weight: float
+    h_weights: dict[int, float]
+    """By the number `j` of the row at which `h_j` was remembered."""
+
+
+def chain(step: Sequence[Stage], first: int = 0) -> list[Row]:
+    """The rows of one step, from its start (`x_weight = 1`, no `h`) to its end; the first row has the number `first`."""
     rows = []
-    for step, deviation in zip(steps, [0.0] * len(steps) if noise is None else noise, strict=True):
-        for k, (here, there) in enumerate(itertools.pairwise(step)):
-            a = there.x_weight / here.x_weight
-            h = np.array(there.h_weights, float)
-            h[: len(here.h_weights)] -= a * np.asarray(here.h_weights)
-            rows.append((here.time, a, h[::-1], deviation if k == len(step) - 2 else 0.0))
-    width = max(len(h) for _, _, h, _ in rows)
-    t = np.array([row[0] for row in rows])
-    return table(
-        t,
-        np.array([row[1] for row in rows]),
-        np.stack([np.pad(h, (0, width - len(h))) for _, _, h, _ in rows]),
-        noise=np.array([row[3] for row in rows]),
-        **{name: column(t) for name, column in remembers.items()},
-    )
+    for here, there in itertools.pairwise(step):
+        a = there.x_weight / here.x_weight
+        h = np.array(there.h_weights, float)
+        h[: len(here.h_weights)] -= a * np.asarray(here.h_weights)
+        rows.append(Row(here.time, a, {first + j: weight for j, weight in enumerate(h)}))
+    return rows
+
+
+def tabulate(rows: Sequence[Row], **columns) -> Plan:
+    """The plan of these rows, with the further `columns` of `multistep.table`."""
+    h = np.zeros((len(rows), 1 + max(i - j for i, row in enumerate(rows) for j in row.h_weights)))
+    for i, row in enumerate(rows):
+        for j, weight in row.h_weights.items():
+            h[i, i - j] = weight
+    return table(np.array([r.time for r in rows]), np.array([r.x_weight for r in rows]), h, **columns)
+
+
+def remember_eps(process: Process, rows: Sequence[Row]) -> dict:
+    """Columns of `tabulate` by which `h = eps_hat`."""
+    at = levels(process, np.array([row.time for row in rows]))
+    return {"h_x": 1 / at.sigma, "h_x0": -at.alpha / at.sigma}
 
 
 @dataclass(frozen=True)
@@ -95,15 +106,17 @@ class Heun:
         raised = np.minimum((1 + gamma) * start, start[0])
         asked = np.where(raised > start, at_log_snr(process, -2 * np.log(raised)), t.time)
         alpha = levels(process, np.append(asked, s.time[-1])).alpha
-        steps, noise = [], self.churn_noise * alpha[1:-1] * np.sqrt(raised[1:] ** 2 - start[1:] ** 2)
+        fresh = self.churn_noise * alpha[1:-1] * np.sqrt(raised[1:] ** 2 - start[1:] ** 2)
+        rows: list[Row] = []
+        noise: list[float] = []
         for i, dr in enumerate(end - raised):
-            begin = Stage(asked[i], 1.0, [])
-            euler = Stage(s.time[i], s.alpha[i] / alpha[i], [s.alpha[i] * dr])
-            half = alpha[i + 1] * dr / 2
-            steps.append([begin, euler])
+            step = [Stage(asked[i], 1.0, []), Stage(s.time[i], s.alpha[i] / alpha[i], [s.alpha[i] * dr])]
             if end[i] > 0:
-                steps[-1].append(Stage(s.time[i], alpha[i + 1] / alpha[i], [half, half]))
-        return chain(steps, [*noise, 0.0], **_eps(process))
+                half = alpha[i + 1] * dr / 2
+                step.append(Stage(s.time[i], alpha[i + 1] / alpha[i], [half, half]))
+            rows += chain(step, len(rows))
+            noise += [0.0] * (len(step) - 2) + [fresh[i] if i < len(fresh) else 0.0]
+        return tabulate(rows, noise=np.array(noise), **remember_eps(process, rows))
 
 
 @dataclass(frozen=True)
@@ -128,37 +141,26 @@ class DPMSolverPPSingle:
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times)
-        steps = []
-        for i, (start, end) in enumerate(zip(0.5 * t.log_snr, 0.5 * s.log_snr, strict=True)):
-            first = Stage(t.time[i], 1.0, [])
-            if not np.isfinite([start, end]).all():
-                steps.append([first, Stage(s.time[i], s.sigma[i] / t.sigma[i], [s.alpha[i]])])
-                continue
-            length = end - start
-            inner = start + length * np.arange(1, self.order) / self.order
-            at = levels(process, at_log_snr(process, 2 * inner))
-            whole = lambda r, length=length: -np.expm1(-r * length)  # int e^(u - r h) du from 0 to r h
-            slope = lambda r, length=length: (
-                1 + np.expm1(-r * length) / (r * length)
-            )  # the same of u, over r h
-            stages = [
-                first,
-                Stage(at.time[0], at.sigma[0] / t.sigma[i], [at.alpha[0] * whole(1 / self.order)]),
-            ]
-            if self.order == 2:
-                last = [0.0, s.alpha[i] * whole(1)]
-            else:
-                c, d = at.alpha[1] * whole(2 / 3), at.alpha[1] * 2 * slope(2 / 3)
-                stages.append(Stage(at.time[1], at.sigma[1] / t.sigma[i], [c - d, d]))
-                c, d = s.alpha[i] * whole(1), s.alpha[i] * 1.5 * slope(1)
-                last = [c - d, 0.0, d]
-            steps.append([*stages, Stage(s.time[i], s.sigma[i] / t.sigma[i], last)])
-        return chain(steps)
+        rows: list[Row] = []
+        for start, end in zip(points(t), points(s), strict=True):
+            rows += chain(self._step(process, start, end), len(rows))
+        return tabulate(rows)
 
+    def _step(self, process: Process, t: Point, s: Point) -> list[Stage]:
+        """The stages of one step; `X_k = sigma_k / sigma_t x + ...`."""
+        first, length = Stage(t.time, 1.0, []), 0.5 * (s.log_snr - t.log_snr)
+        if not np.isfinite(length):
+            return [first, Stage(s.time, s.sigma / t.sigma, [s.alpha])]
+        inner = t.log_snr + 2 * length * np.arange(1, self.order) / self.order
+        inside = points(levels(process, np.asarray(at_log_snr(process, inner))))
+        whole = lambda part: -np.expm1(-part * length)  # int_0^a e^(u - a) du, a = part * length
+        slope = lambda part: 1 - whole(part) / (part * length)  # int_0^a (u / a) e^(u - a) du
 
-def _eps(process: Process) -> dict:
-    """`h = eps_hat`."""
-    return {
-        "h_x": lambda t: 1 / levels(process, t).sigma,
-        "h_x0": lambda t: -levels(process, t).alpha / levels(process, t).sigma,
-    }
+        def stage(at: Point, *x0_weights: float) -> Stage:
+            return Stage(at.time, at.sigma / t.sigma, [at.alpha * weight for weight in x0_weights])
+
+        second = stage(inside[0], whole(1 / self.order))
+        if self.order == 2:
+            return [first, second, stage(s, 0.0, whole(1))]
+        third = stage(inside[1], whole(2 / 3) - 2 * slope(2 / 3), 2 * slope(2 / 3))
+        return [first, second, third, stage(s, whole(1) - 1.5 * slope(1), 0.0, 1.5 * slope(1))]

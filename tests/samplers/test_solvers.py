@@ -44,6 +44,8 @@ SOLVERS = {
     "ddim": Row(samplers.DDIM(), 1),
     "ddim-eta-half": Row(samplers.DDIM(eta=0.5), None),
     "ddim-eta-one": Row(samplers.DDIM(eta=1.0), None),
+    "euler": Row(samplers.Euler(), 1),
+    "euler-ancestral": Row(samplers.EulerAncestral(), None),
     "dpmpp-1": Row(samplers.DPMSolverPP(order=1), 1),
     "dpmpp-2": Row(samplers.DPMSolverPP(order=2), 2),
     "dpmpp-2-exact": Row(samplers.DPMSolverPP(order=2, variant="exact"), 2),
@@ -62,6 +64,8 @@ SOLVERS = {
     "heun-churn": Row(samplers.Heun(churn=20.0), None),
     "single-2": Row(samplers.DPMSolverPPSingle(order=2), 2),
     "single-3": Row(samplers.DPMSolverPPSingle(order=3), 3),
+    "langevin": Row(samplers.AnnealedLangevin(), None),
+    "predictor-corrector": Row(samplers.PredictorCorrector(samplers.DDPM(), snr=0.1), None),
     "adams-2": Row(AdamsBashforth(), 2),
 }
 EXTRAPOLATE = ("adams-2", "lms-2", "lms-3", "lms-4")  # eps_hat in the last step, too

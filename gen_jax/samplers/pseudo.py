@@ -1,0 +1,114 @@
+"""Pseudo numerical methods: `eps_hat` combined by the coefficients of equal steps, whatever the steps are.
+
+A step from `t` to `s` is that of `DDIM` with a combination of values in the place of `eps_hat`,
+
+    x_s = alpha_s / alpha_t x_t + alpha_s (sigma_s / alpha_s - sigma_t / alpha_t) sum_j w_j eps_hat_j
+
+with the weights of Adams and Bashforth for a step of the length of all others. So the order is the stated one on grids
+that are even in `sigma / alpha`, and 1 on others, where `LMS` and `DEIS` keep theirs.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from gen_jax.diffusion.process import Process
+from gen_jax.samplers.exponential import check_order, check_signal, of_eps, weights
+from gen_jax.samplers.multistep import Plan
+from gen_jax.samplers.solvers import Point, Times, ends, levels, points
+from gen_jax.samplers.stages import Row, Stage, chain, remember_eps, tabulate
+
+if TYPE_CHECKING:
+    Warmup: TypeAlias = Literal["runge-kutta", "heun"]
+else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
+    Warmup = str
+
+
+@dataclass(frozen=True)
+class IPNDM:
+    """Improved pseudo numerical methods (Zhang & Chen 2023, Appendix): no warm-up, one evaluation a step.
+
+    Args:
+        order: 1 to 4; the first steps have as much as they can.
+
+    Raises:
+        ValueError: another order.
+    """
+
+    order: int = 4
+
+    def __post_init__(self) -> None:
+        check_order(self.order, 4)
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        check_signal(t, "IPNDM")
+        length = s.sigma / s.alpha - t.sigma / t.alpha
+        return of_eps(t, s, length[:, None] * _even(len(t.time), self.order))
+
+
+@dataclass(frozen=True)
+class PNDM:
+    """Pseudo numerical methods of order 4 (Liu et al. 2022, Algorithm 2), with a warm-up where there is no past.
+
+    Args:
+        warmup: "runge-kutta": three steps of four evaluations, halfway in time (the paper's F-PNDM), `9` evaluations
+            more than steps; "heun": one step of two evaluations, then orders 2 and 3 (PLMS, as Stable Diffusion
+            does it), one evaluation more than steps.
+
+    Raises:
+        ValueError: another warm-up.
+    """
+
+    warmup: Warmup = "heun"
+
+    def __post_init__(self) -> None:
+        if self.warmup not in ("runge-kutta", "heun"):
+            raise ValueError(f'warmup must be "runge-kutta" or "heun", got {self.warmup!r}.')
+
+    def plan(self, process: Process, times: Times) -> Plan:
+        """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
+        t, s = ends(process, times)
+        check_signal(t, "PNDM")
+        even = _even(len(t.time), 4)
+        rows: list[Row] = []
+        past: list[int] = []  # rows that remember eps_hat at the start of a step
+        for i, (start, end) in enumerate(zip(points(t), points(s), strict=True)):
+            past.append(len(rows))
+            if self.warmup == "runge-kutta" and i < 3 and end.sigma > 0:
+                rows += chain(_runge_kutta(process, start, end), len(rows))
+                continue
+            whole = _transfer(start, end)
+            if self.warmup == "heun" and i == 0 and end.sigma > 0:
+                rows.append(Row(start.time, end.alpha / start.alpha, {0: whole}))
+                rows.append(Row(end.time, 1.0, {0: -whole / 2, 1: whole / 2}))
+                continue
+            newest = zip(past[::-1], even[i], strict=False)
+            rows.append(Row(start.time, end.alpha / start.alpha, {j: whole * w for j, w in newest}))
+        return tabulate(rows, **remember_eps(process, rows))
+
+
+def _runge_kutta(process: Process, t: Point, s: Point) -> list[Stage]:
+    """The classical stages of order 4, each a step of `DDIM` from the start (Liu et al. 2022, Eq. 13)."""
+    (middle,) = points(levels(process, np.array([0.5 * (t.time + s.time)])))
+    half, whole = _transfer(t, middle), _transfer(t, s)
+    to_middle, to_end = middle.alpha / t.alpha, s.alpha / t.alpha
+    return [
+        Stage(t.time, 1.0, []),
+        Stage(middle.time, to_middle, [half]),
+        Stage(middle.time, to_middle, [0.0, half]),
+        Stage(s.time, to_end, [0.0, 0.0, whole]),
+        Stage(s.time, to_end, [whole / 6, whole / 3, whole / 3, whole / 6]),
+    ]
+
+
+def _transfer(t: Point, s: Point) -> float:
+    """Weight of `eps_hat` in a step of `DDIM`."""
+    return s.alpha * (s.sigma / s.alpha - t.sigma / t.alpha)
+
+
+def _even(n: int, order: int) -> np.ndarray:
+    """Weights of Adams and Bashforth for `n` equal steps."""
+    return weights(np.arange(n + 1.0), order, lambda v, i: np.ones_like(v))
