@@ -212,7 +212,7 @@ class SDEDPMSolverPP:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, stochastic=self.eta > 0)
         length = 0.5 * (s.log_snr - t.log_snr)
         noise = s.sigma * np.sqrt(-np.expm1(-2 * self.eta * length)) if self.eta else np.zeros_like(length)
         x = s.sigma / t.sigma * (np.exp(-self.eta * length) if self.eta else 1.0)

@@ -87,12 +87,12 @@ class Heun:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, stochastic=self.churn > 0)
         start, end = t.sigma / t.alpha, s.sigma / s.alpha
         gamma = np.full(len(start), min(self.churn / len(start), np.sqrt(2) - 1))
         gamma[(start < self.churn_min) | (start > self.churn_max)] = 0
         gamma[0] = 0
-        raised = np.minimum((1 + gamma) * start, start[0])
+        raised = np.where(gamma > 0, np.minimum((1 + gamma) * start, start[0]), start)
         asked = np.where(raised > start, at_log_snr(process, -2 * np.log(raised)), t.time)
         alpha = levels(process, np.append(asked, s.time[-1])).alpha
         steps, noise = [], self.churn_noise * alpha[1:-1] * np.sqrt(raised[1:] ** 2 - start[1:] ** 2)
