@@ -136,7 +136,7 @@ class DPMSolverPPSingle:
                 continue
             length = end - start
             inner = start + length * np.arange(1, self.order) / self.order
-            at = levels(process, at_log_snr(process, 2 * inner))
+            at = levels(process, np.asarray(at_log_snr(process, 2 * inner)))
             whole = lambda r, length=length: -np.expm1(-r * length)  # int e^(u - r h) du from 0 to r h
             slope = lambda r, length=length: (
                 1 + np.expm1(-r * length) / (r * length)

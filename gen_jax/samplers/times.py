@@ -139,7 +139,8 @@ def log_snr(process: Process, n: int, *, final: Final = "denoise", t_start: floa
     """
 
     def nodes(first: float, last: float, m: int) -> np.ndarray:
-        return at_log_snr(process, np.linspace(*_log_snr_range(process, first, last), m))
+        low, high = _log_snr_range(process, first, last)
+        return np.asarray(at_log_snr(process, np.linspace(low, high, m)))
 
     return _made(process, n, final, t_start, nodes, _TO_T_MIN)
 
@@ -167,7 +168,7 @@ def karras(
 
     def nodes(first: float, last: float, m: int) -> np.ndarray:
         high, low = (np.exp(-0.5 * end / rho) for end in _log_snr_range(process, first, last))
-        return at_log_snr(process, -2 * rho * np.log(np.linspace(high, low, m)))
+        return np.asarray(at_log_snr(process, -2 * rho * np.log(np.linspace(high, low, m))))
 
     return _made(process, n, final, t_start, nodes, _TO_T_MIN)
 
@@ -192,8 +193,8 @@ def cosine(process: Process, n: int, *, final: Final = "denoise", t_start: float
 
     def nodes(first: float, last: float, m: int) -> np.ndarray:
         ends = np.array([first, last, process.t_min])
-        *span, least = np.arctan2(process.sigma(ends), process.alpha(ends))
-        inner = np.linspace(*span, m)[1:-1]
+        start, end, least = np.arctan2(process.sigma(ends), process.alpha(ends))
+        inner = np.linspace(start, end, m)[1:-1]
         t = at_log_snr(process, -2 * np.log(np.tan(inner)))  # t_min where it would lie below
         t = np.where(inner < least * (1 - 1e-6), process.t_min * inner / least, t)
         return np.concatenate([[first], t, [last]])[:m]
