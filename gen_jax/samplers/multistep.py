@@ -103,10 +103,11 @@ def table(
     }
     for name, values in columns.items():
         if values is not None and not np.isfinite(values).all():
+            i = int(np.argwhere(~np.isfinite(values))[0, 0])
             raise ValueError(
-                f"coefficients must be finite; got {name} = {values}. Are alpha and sigma finite on the "
-                "whole grid, with alpha > 0 but at its start and sigma > 0 but at its end? If there is noise, does "
-                "time decrease?"
+                f"coefficients must be finite; got {name} = {values[i]} at step {i} of {n}, t = {t[i]:g}. Are "
+                "alpha and sigma finite on the whole grid, with alpha > 0 but at its start and sigma > 0 but at its "
+                "end? If there is noise, does time decrease?"
             )
     return Plan(**jax.tree.map(jnp.asarray, columns))
 

@@ -198,7 +198,7 @@ def test_one_compilation_serves_times_weights_and_solvers_of_equal_memory():
     assert len(traces) == 1
 
 
-@each_plan
+@pytest.mark.parametrize("name", ["ddpm"])
 def test_4096_samples_in_chunks_are_those_at_once(name):
     plan, x_T = PLANS[name], PROCESS.prior(KEY, (4096, 4, 4, 1))
     run = jax.jit(lambda x, index: samplers.sample(KEY, clip, plan, x, index=index))
@@ -322,7 +322,7 @@ def test_package_docstring_runs():
     np.testing.assert_allclose(first[:, :, 14:], last[:, :, 14:], atol=1e-5)
 
 
-@each_plan
+@pytest.mark.parametrize("name", ["dpmpp-2"])
 def test_loop_of_ones_own_is_a_scan_or_a_while_of_the_same_step(name):
     """`State` is the carry of any loop of jax; a step may be undone by keeping the state before it."""
     plan, x_T = PLANS[name], PROCESS.prior(KEY, (3, 2))
@@ -360,7 +360,7 @@ def test_checkpointed_sample_is_the_same(n):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), plain, again)
 
 
-@pytest.mark.parametrize("solver", [samplers.LMS(order=4), samplers.SDEDPMSolverPP()], ids=repr)
+@pytest.mark.parametrize("solver", [samplers.LMS(order=4), samplers.DDPM()], ids=repr)
 def test_checkpointed_sample_is_differentiable(solver):
     with jax.enable_x64(True):
         plan = plan_of(20, solver)
@@ -418,8 +418,7 @@ def bad_below(t_bad, value=jnp.nan):
     return denoise
 
 
-@each_plan
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("name", "value"), [("ddim", np.nan), ("dpmpp-2", np.inf)])
 def test_check_finite_says_at_which_step(name, value):
     words = r"denoiser returned NaN or inf in 2 samples at step 5 of 8, t = 375, where x_t was still finite"
     run = partial(samplers.sample, KEY, bad_below(400, value), PLANS[name], check_finite=True)
@@ -465,7 +464,7 @@ def test_check_finite_works_in_every_transformation(how):
         jax.block_until_ready(calls[how]())
 
 
-@each_plan
+@pytest.mark.parametrize("name", ["dpmpp-2"])
 def test_check_finite_changes_nothing_else(name):
     x_T = PROCESS.prior(KEY, (4, 3))
     run = partial(samplers.sample, KEY, denoise, PLANS[name])
@@ -482,7 +481,7 @@ def test_table_rejects_what_no_solver_can_do():
     one = np.ones(3)
     with pytest.raises(ValueError, match="before the first"):
         multistep.table(one, one, np.ones((3, 2)))
-    with pytest.raises(ValueError, match=r"finite; got x = \[ 1. nan  1.\]"):
+    with pytest.raises(ValueError, match="finite; got x = nan at step 1 of 3, t = 1"):
         multistep.table(one, np.array([1, np.nan, 1]), np.ones((3, 1)))
 
 
