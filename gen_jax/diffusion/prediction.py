@@ -31,7 +31,7 @@ else:  # a misspelt name is to meet our ValueError, not the type checker that th
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity")
 
-Apply: TypeAlias = Callable[[Any, Float[Array, "B"]], Any]
+Apply: TypeAlias = Callable[[Any, Shaped[Array, "B"]], Any]
 """A network with its parameters and conditions bound: `(x_t [B, ...], t [B]) -> y`, of the shape of `x_t`."""
 
 Denoiser: TypeAlias = Callable[[Any, Float[Array, ""]], Any]
@@ -145,19 +145,41 @@ def error_ratio(alpha_t: Levels, sigma_t: Levels, *, predicts: Predicts = "eps")
     return jnp.square(_x0_weights(alpha_t, sigma_t, predicts)[1])
 
 
-def as_denoiser(apply: Apply, process: Process, *, predicts: Predicts = "eps") -> Denoiser:
-    """Makes a denoiser out of a network: `denoise(x_t, t) = to_x0(apply(x_t, t), x_t, alpha_t, sigma_t)`.
+def as_denoiser(
+    apply: Apply,
+    process: Process,
+    *,
+    predicts: Predicts = "eps",
+    time: Callable[[Array], Array] | None = None,
+) -> Denoiser:
+    """Makes a denoiser out of a network: `denoise(x_t, t) = to_x0(apply(x_t, time(t)), x_t, alpha_t, sigma_t)`.
+
+    A network need not count time as the process does; `time` says how it counts.
+
+        network                                            process           time
+        trained with this process                          the same          None
+        steps 0..T-1 (diffusers, OpenAI, Ho et al.)        DDPM              t - 1
+        the same, as integers (a table of embeddings)      DDPM              jnp.round(t - 1).astype(int)
+        steps 0..T-1                                       VP, LogSNR, ...   at_log_snr(ddpm, process.log_snr(t)) - 1
+        VP's t in [0, 1]                                   DDPM              at_log_snr(vp, process.log_snr(t))
+        1000 t (SD3, Flux)                                 FlowMatching      1000 * t
+        the log signal-to-noise ratio (VDM)                any               process.log_snr(t)
+
+    `process.at_log_snr(other, process.log_snr(t))` is the time at which `other` has the same noise: a network trained
+    with one variance-preserving process serves any other. `t / 1000` of `DDPM()` is about that of `VP()`, its limit. A
+    grid between the integers that a table knows is fine, too: rounding costs little next to a step.
 
     Args:
-        apply: `(x_t [B, ...], t [B]) -> y`, a network with parameters and conditions bound. `x_t` may be any
+        apply: `(x_t [B, ...], time(t) [B]) -> y`, a network with parameters and conditions bound. `x_t` may be any
             pytree of arrays `[B, ...]`; `y` is the same. A network in bfloat16 is fine: what leaves the
             denoiser is in float32 or better.
-        process: what `alpha_t` and `sigma_t` are. `t` reaches the network as the process counts it.
+        process: what `alpha_t` and `sigma_t` are.
         predicts: what `y` is, one of `PREDICTIONS`.
+        time: `t [] -> []`, what the network is given for the process's `t`, in any dtype; None is `t` itself.
 
     Returns:
         `denoise(x_t [B, ...], t []) -> x0_hat [B, ...]`. It raises a ValueError, when traced, if the
-        network's output does not look like `x_t`.
+        network's output does not look like `x_t`, or `time(t)` is not a scalar.
 
     Raises:
         ValueError: `predicts` is not one of `PREDICTIONS`.
@@ -167,7 +189,12 @@ def as_denoiser(apply: Apply, process: Process, *, predicts: Predicts = "eps") -
     def denoise(x_t: Any, t: Shaped[Array, ""] | float | int) -> Any:
         t = jnp.asarray(t)
         batch = jax.tree.leaves(x_t)[0].shape[0]
-        y = apply(x_t, jnp.broadcast_to(t, (batch,)))
+        asked = t if time is None else jnp.asarray(time(t))
+        if asked.shape:
+            raise ValueError(
+                f"time must map a scalar to a scalar, like lambda t: t - 1; got the shape {asked.shape}."
+            )
+        y = apply(x_t, jnp.broadcast_to(asked, (batch,)))
         check_like(y, x_t, "the network")
         alpha_t, sigma_t = jnp.asarray(process.alpha(t)), jnp.asarray(process.sigma(t))
         return jax.tree.map(lambda y, x: to_x0(y, x, alpha_t, sigma_t, predicts=predicts), y, x_t)

@@ -5,8 +5,27 @@
 
 `times` says at which times the denoiser is asked, a solver turns them into a `Plan` (a table of
 coefficients), and `sample` follows the plan in one `lax.scan`. Nothing here knows a network:
-`diffusion.prediction.as_denoiser` makes a denoiser of one. `sample` is `init`, `step` n times, `finalize`;
-they are public for those who write their own loop.
+`diffusion.prediction.as_denoiser` makes a denoiser of one.
+
+**Encoding.** A deterministic solver runs backwards, from data to noise (DDIM inversion; Song, Meng & Ermon 2021, Section
+5.4), along a reversed grid. The denoiser is asked at the first time, too, so the grid ends at `t_min`, not at the data,
+and data count as `x_t` there:
+
+    grid = samplers.times.log_snr(proc, 50, final="stop")
+    x_T = samplers.sample(key, denoise, samplers.DPMSolverPP().plan(proc, grid[::-1]), x_0)
+    x_0 = samplers.sample(key, denoise, samplers.DPMSolverPP().plan(proc, grid), x_T)
+
+**A loop of one's own.** `sample` is `init`, `step` as often as the plan has steps, and `finalize`. Between two steps the
+state is yours; here the left half of every picture is known, and put in with the noise of its time (Lugmayr et al.
+2022, Eq. 8):
+
+    step = jax.jit(functools.partial(samplers.step, key, denoise))
+    state = samplers.init(plan, x_T)
+    for i in range(plan.num_steps):
+        known = proc.perturb(x_0, plan.t[i], eps)
+        state = state._replace(x=state.x.at[:, :, :14].set(known[:, :, :14]))
+        state, x0_hat = step(plan, state)
+    inpainted = samplers.finalize(state)
 """
 
 from gen_jax.samplers import times

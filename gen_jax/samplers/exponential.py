@@ -90,7 +90,7 @@ class LMS:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, order=self.order)
         check_signal(t, "LMS")
         w = weights(_joined(t.sigma / t.alpha, s.sigma / s.alpha), self.order, lambda v, i: np.ones_like(v))
         return of_eps(t, s, w)
@@ -116,7 +116,7 @@ class DEIS:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, order=self.order)
         check_signal(t, "DEIS")
         w = weights(_half(t, s), self.order, lambda v, i: -np.exp(-v))
         to_data = np.isinf(s.log_snr)
@@ -151,7 +151,7 @@ class DPMSolverPP:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, order=self.order)
         return table(t.time, s.sigma / t.sigma, _of_x0(t, s, self.order, self.variant))
 
 
@@ -185,7 +185,7 @@ class SDEDPMSolverPP:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, stochastic=self.eta > 0, order=self.order)
         length = 0.5 * (s.log_snr - t.log_snr)
         noise = s.sigma * np.sqrt(-np.expm1(-2 * self.eta * length)) if self.eta else np.zeros_like(length)
         x = s.sigma / t.sigma * (np.exp(-self.eta * length) if self.eta else 1.0)
@@ -216,7 +216,7 @@ class UniPC:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, order=self.order)
         x, h = s.sigma / t.sigma, _of_x0(t, s, self.order, "exact")
         if not self.corrector:
             return table(t.time, x, h)

@@ -42,7 +42,7 @@ class AnnealedLangevin:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, stochastic=True)
         check_signal(t, "AnnealedLangevin")
         move, to_data = s.alpha / t.alpha, s.sigma[-1] == 0
         if to_data:
@@ -84,7 +84,7 @@ class PredictorCorrector:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        _, s = ends(process, times)
+        _, s = ends(process, times, stochastic=True)
         with jax.ensure_compile_time_eval():
             plan = jax.tree.map(np.asarray, self.predictor.plan(process, times))
         if plan.past.shape[1] or plan.num_steps != len(s.time):

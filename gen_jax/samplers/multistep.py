@@ -17,6 +17,7 @@ ring, not ages, so that the host does the bookkeeping and the loop moves no memo
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -102,23 +103,36 @@ def table(
     }
     for name, values in columns.items():
         if values is not None and not np.isfinite(values).all():
+            i = int(np.argwhere(~np.isfinite(values))[0, 0])
             raise ValueError(
-                f"coefficients must be finite; got {name} = {values}. Are alpha and sigma finite on the "
-                "whole grid, with alpha > 0 but at its start and sigma > 0 but at its end?"
+                f"coefficients must be finite; got {name} = {values[i]} at step {i} of {n}, t = {t[i]:g}. Are "
+                "alpha and sigma finite on the whole grid, with alpha > 0 but at its start and sigma > 0 but at its "
+                "end? If there is noise, does time decrease?"
             )
     return Plan(**jax.tree.map(jnp.asarray, columns))
 
 
 class State(NamedTuple):
-    """Where sampling stands between two steps, in float32 or better whatever the network runs in."""
+    """Where sampling stands between two steps, in float32 or better whatever the network runs in.
 
-    x: PyTree[Float[Array, "B ..."]]  # x_t at plan.t[step]
-    past: PyTree[Float[Array, "k B ..."]]  # the ring of past h
-    step: Int[Array, ""]  # number of steps taken
+    A pytree of arrays: the carry of a loop. `state._replace(x=...)` between two steps is how a loop of one's own moves
+    `x` (to put known pixels in, say); what was remembered stays that of the `x` before.
+    """
+
+    x: PyTree[Float[Array, "B ..."]]
+    """`x_t` at `plan.t[step]`, after the last step at the last time of the grid, which the plan does not ask."""
+    past: PyTree[Float[Array, "k B ..."]]
+    """The ring of past `h`, zeros before the first step."""
+    step: Int[Array, ""]
+    """Number of steps taken: the row of the plan that comes next."""
 
 
 def init(plan: Plan, x_T: PyTree[Shaped[Array | np.ndarray, "..."]]) -> State:
-    """State before the first step of `plan`, at `x_T` (any pytree of floating arrays `[B, ...]`).
+    """State before the first step of `plan`, at `x_T`.
+
+    Args:
+        plan: from a solver.
+        x_T: the start, any pytree of floating arrays `[B, ...]`. It is taken to float32 where it is in less.
 
     Raises:
         ValueError: `x_T` has no array, one that is not floating, or arrays that differ in `B`.
@@ -146,9 +160,20 @@ def step(
     *,
     index: Int[Array, "B"] | None = None,
 ) -> tuple[State, Any]:
-    """One step of `plan`: asks the denoiser, returns the next state and `x0_hat`. Arguments as of `sample`.
+    """One step of `plan`: asks the denoiser once, at `plan.t[state.step]`, and moves on by that row of the table.
 
-    Taking more steps than the plan has is not detected: under jit the number of steps taken is not known.
+    All of the plan goes in and the state says which row it is, so one compilation serves every step. Taking more
+    steps than the plan has is not detected: under jit the number of steps taken is not known.
+
+    Args:
+        key: of the noise, the same in every step: the number of the step is folded in here.
+        denoise: `(x_t [B, ...], t []) -> x0_hat [B, ...]`.
+        plan: from a solver.
+        state: from `init`, or from the step before.
+        index: numbers of the samples, as of `sample`.
+
+    Returns:
+        The next state, and `x0_hat`, what the denoiser said.
 
     Raises:
         ValueError: the denoiser's output does not look like `x_t` (it says what it got).
@@ -172,7 +197,7 @@ def step(
 
 
 def finalize(state: State) -> PyTree[Float[Array, "B ..."]]:
-    """What was sampled: the state's `x`, at the last time of the grid."""
+    """What was sampled: the state's `x`, at the last time of the grid, in float32 or better."""
     return state.x
 
 
@@ -184,6 +209,8 @@ def sample(
     *,
     index: Int[Array, "B"] | None = None,
     trace: Trace | None = None,
+    checkpoint: bool = False,
+    check_finite: bool = False,
 ) -> Any:
     """Follows `plan` from `x_T` to the last of its times, in one `lax.scan`: jit, vmap, differentiate it.
 
@@ -198,6 +225,12 @@ def sample(
             themselves are `index=jnp.arange(64, 128)`.
         trace: `(x_s, x0_hat) -> pytree`, what to keep of every step; `lambda x, x0_hat: x[:8]` keeps the path
             of eight samples.
+        checkpoint: for gradients by `jax.grad` in memory that grows as the square root of the steps, not as the
+            steps, for one evaluation more a step: about `sqrt(n)` states are kept, and the steps between two of them
+            are taken again (Chen et al. 2016, Section 4.1). Of those `sqrt(n)` steps all that the denoiser's gradient
+            needs is held at once; a denoiser in `jax.checkpoint` brings that down to one step's.
+        check_finite: for debugging, an error when the denoiser returns NaN or inf, that says at which step and time,
+            and whether `x_t` was finite.
 
     Returns:
         `x_0`, like `x_T` in structure, shapes and dtype (arithmetic is in float32 or better in between); with
@@ -206,15 +239,56 @@ def sample(
     Raises:
         ValueError: `x_T` is not floating or its arrays differ in `B`, or the denoiser's output does not look
             like `x_t`.
+        FloatingPointError: with `check_finite`, when the result is computed; out of jit it comes as a
+            `jax.errors.JaxRuntimeError` that ends with this message.
     """
 
     def body(state: State, _: None) -> tuple[State, Any]:
-        state, x0_hat = step(key, denoise, plan, state, index=index)
-        return state, None if trace is None else trace(state.x, x0_hat)
+        next_state, x0_hat = step(key, denoise, plan, state, index=index)
+        bad = (_not_finite(state.x), _not_finite(x0_hat)) if check_finite else None
+        return next_state, (None if trace is None else trace(next_state.x, x0_hat), bad)
 
-    state, traced = jax.lax.scan(body, init(plan, x_T), length=plan.num_steps)
+    scan = _checkpointed if checkpoint else jax.lax.scan
+    state, (traced, bad) = scan(body, init(plan, x_T), length=plan.num_steps)
+    if check_finite:
+        jax.debug.callback(_raise_if_not_finite, plan.t, *bad)
     x_0 = jax.tree.map(lambda x, like: x.astype(like.dtype), finalize(state), x_T)
     return x_0 if trace is None else (x_0, traced)
+
+
+def _checkpointed(body: Callable[[State, None], tuple[State, Any]], state: State, *, length: int) -> Any:
+    """`lax.scan` in segments of about `sqrt(length)` steps, each of which keeps for gradients its start alone."""
+
+    def segment(steps: int) -> Callable[[State, None], tuple[State, Any]]:
+        return jax.checkpoint(lambda state, _: jax.lax.scan(body, state, length=steps))
+
+    each = math.isqrt(length)
+    state, out = jax.lax.scan(segment(each), state, length=length // each)
+    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    if rest := length % each:
+        state, last = segment(rest)(state, None)
+        out = jax.tree.map(lambda *parts: jnp.concatenate(parts), out, last)
+    return state, out
+
+
+def _not_finite(x: Any) -> Int[Array, ""]:
+    """How many of the samples have a number that is not finite."""
+    rows = [~jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in jax.tree.leaves(x)]
+    return functools.reduce(jnp.logical_or, rows).sum()
+
+
+def _raise_if_not_finite(t: Any, of_x: Any, of_x0: Any) -> None:
+    """Names the first of the steps `[n]` at which samples were not finite, given how many."""
+    bad = np.flatnonzero(np.asarray(of_x) + np.asarray(of_x0))
+    if not len(bad):
+        return
+    i, where = bad[0], f"at step {bad[0]} of {len(t)}, t = {t[bad[0]]:g}"
+    if of_x[i]:
+        cause = "x_T was given so" if i == 0 else "x0_hat was finite, but too large, at the step before"
+        raise FloatingPointError(f"x_t was NaN or inf in {of_x[i]} samples {where}: {cause}.")
+    raise FloatingPointError(
+        f"the denoiser returned NaN or inf in {of_x0[i]} samples {where}, where x_t was still finite."
+    )
 
 
 def _combine(*terms: tuple[Array, Array]) -> Array:

@@ -43,7 +43,7 @@ class IPNDM:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, order=self.order)
         check_signal(t, "IPNDM")
         length = s.sigma / s.alpha - t.sigma / t.alpha
         return of_eps(t, s, length[:, None] * _even(len(t.time), self.order))
@@ -70,7 +70,7 @@ class PNDM:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, order=4)
         check_signal(t, "PNDM")
         even = _even(len(t.time), 4)
         rows: list[Row] = []

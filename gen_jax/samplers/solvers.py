@@ -57,7 +57,7 @@ class DDPM:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, stochastic=True)
         r = -np.expm1(t.log_snr - s.log_snr)
         x = (t.alpha * s.sigma**2) / (s.alpha * t.sigma**2)
         scale = s.sigma if self.variance == "posterior" else np.where(s.sigma > 0, t.sigma, 0.0)
@@ -88,8 +88,8 @@ class DDIM:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
-        r = -np.expm1(t.log_snr - s.log_snr)
+        t, s = ends(process, times, stochastic=self.eta > 0)
+        r = -np.expm1(t.log_snr - s.log_snr) if self.eta else np.zeros_like(t.time)
         x = s.sigma * np.sqrt(1 - self.eta**2 * r) / t.sigma
         return table(t.time, x, (s.alpha - t.alpha * x)[:, None], noise=self.eta * s.sigma * np.sqrt(r))
 
@@ -153,16 +153,35 @@ def points(ends: Ends) -> list[Point]:
     return [Point(*row) for row in zip(*(column.tolist() for column in ends), strict=True)]
 
 
-def ends(process: Process, times: Times) -> tuple[Ends, Ends]:
-    """Both ends `t > s` of every step between `times`, with what the process says there.
+def ends(process: Process, times: Times, *, stochastic: bool = False, order: int = 1) -> tuple[Ends, Ends]:
+    """Both ends of every step between `times`, where it starts (`t`) and where it ends (`s`).
+
+    Times decrease, from noise to data, or increase: a deterministic solver runs backwards, too, by the same formulas.
+
+    Args:
+        process: what is said at the times.
+        times: `n + 1` of them.
+        stochastic: whether the solver adds noise, which no step back can take away.
+        order: how many steps the solver looks at.
 
     Raises:
-        ValueError: `times` are not `n + 1 >= 2` strictly decreasing numbers, one that is asked lies outside
-            [t_min, t_max], or the last one is negative.
+        ValueError: `times` are not `n + 1 >= 2` numbers that strictly decrease (or increase, and the solver is not
+            stochastic); one that is asked lies outside [t_min, t_max]; the last one is negative, or has no data left
+            (`alpha = 0`) when they increase; or `n < order`.
     """
     times = np.asarray(times, np.float64)
-    _check(process, times)
+    _check(process, times, stochastic)
+    if len(times) <= order:
+        raise ValueError(
+            f"a solver of order {order} needs at least {order} steps, got {len(times) - 1}: take more steps, or a "
+            "lower order."
+        )
     grid = levels(process, times)
+    if times[-1] > times[0] and not grid.alpha[-1] > 0:
+        raise ValueError(
+            f"data cannot be encoded where alpha = 0, which forgets them; got alpha = {grid.alpha[-1]:g} at the last "
+            f"time, t = {times[-1]:g}. End the grid a little earlier."
+        )
     return Ends(*(v[:-1] for v in grid)), Ends(*(v[1:] for v in grid))
 
 
@@ -173,17 +192,30 @@ def levels(process: Process, times: Float[np.ndarray, "n"]) -> Ends:
     return Ends(times, *values)
 
 
-def _check(process: Process, times: np.ndarray) -> None:
+def _check(process: Process, times: np.ndarray, stochastic: bool) -> None:
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"times must be a vector of at least 2 times (1 step), got the shape {times.shape}.")
-    if not (np.diff(times) < 0).all():
-        i = int(np.argmin(np.diff(times) < 0))
+    encode = times[-1] > times[0]
+    if stochastic and encode:
         raise ValueError(
-            f"times must strictly decrease; got {times[i]:g} and then {times[i + 1]:g} at step {i}."
+            "times must strictly decrease for a solver that adds noise, which no step back can take away; got "
+            f"{times[0]:g}, ..., {times[-1]:g}. Encode with a deterministic solver: DDIM(), DPMSolverPP(), ..."
+        )
+    right = np.diff(times) > 0 if encode else np.diff(times) < 0
+    if not right.all():
+        i, way = int(np.argmin(right)), "increase" if encode else "decrease"
+        raise ValueError(
+            f"times must strictly {way}; got {times[i]:g} and then {times[i + 1]:g} at step {i}."
         )
     slack = 1e-6  # a grid may have been float32
     low, high = process.t_min * (1 - slack), process.t_max * (1 + slack)
-    if times[0] > high or times[-2] < low or times[-1] < 0:
+    if encode and (times[0] < low or times[-1] > high):
+        raise ValueError(
+            f"times that increase, to encode, must lie in [{process.t_min:g}, {process.t_max:g}] from the first on, as "
+            "the denoiser is asked there (only times that strictly decrease may end at 0); got "
+            f'{times[0]:g}, ..., {times[-1]:g}. Reverse a grid of final="stop".'
+        )
+    if not encode and (times[0] > high or times[-2] < low or times[-1] < 0):
         raise ValueError(
             f"times must lie in [{process.t_min:g}, {process.t_max:g}], but for the last one, which may be 0 "
             f"(the data); got {times[0]:g}, ..., {times[-2]:g}, {times[-1]:g}."

@@ -98,12 +98,12 @@ class Heun:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times)
+        t, s = ends(process, times, stochastic=self.churn > 0)
         start, end = t.sigma / t.alpha, s.sigma / s.alpha
         gamma = np.full(len(start), min(self.churn / len(start), np.sqrt(2) - 1))
         gamma[(start < self.churn_min) | (start > self.churn_max)] = 0
         gamma[0] = 0
-        raised = np.minimum((1 + gamma) * start, start[0])
+        raised = np.where(gamma > 0, np.minimum((1 + gamma) * start, start[0]), start)
         asked = np.where(raised > start, at_log_snr(process, -2 * np.log(raised)), t.time)
         alpha = levels(process, np.append(asked, s.time[-1])).alpha
         fresh = self.churn_noise * alpha[1:-1] * np.sqrt(raised[1:] ** 2 - start[1:] ** 2)
@@ -141,18 +141,20 @@ class DPMSolverPPSingle:
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times)
+        length, parts = 0.5 * (s.log_snr - t.log_snr), np.arange(1, self.order) / self.order
+        inner = t.log_snr[:, None] + 2 * np.where(np.isfinite(length), length, 0.0)[:, None] * parts
+        inside = points(levels(process, np.asarray(at_log_snr(process, inner.ravel()))))
         rows: list[Row] = []
-        for start, end in zip(points(t), points(s), strict=True):
-            rows += chain(self._step(process, start, end), len(rows))
+        for i, (start, end) in enumerate(zip(points(t), points(s), strict=True)):
+            k = i * len(parts)
+            rows += chain(self._step(start, inside[k : k + len(parts)], end), len(rows))
         return tabulate(rows)
 
-    def _step(self, process: Process, t: Point, s: Point) -> list[Stage]:
+    def _step(self, t: Point, inside: list[Point], s: Point) -> list[Stage]:
         """The stages of one step; `X_k = sigma_k / sigma_t x + ...`."""
         first, length = Stage(t.time, 1.0, []), 0.5 * (s.log_snr - t.log_snr)
         if not np.isfinite(length):
             return [first, Stage(s.time, s.sigma / t.sigma, [s.alpha])]
-        inner = t.log_snr + 2 * length * np.arange(1, self.order) / self.order
-        inside = points(levels(process, np.asarray(at_log_snr(process, inner))))
         whole = lambda part: -np.expm1(-part * length)  # int_0^a e^(u - a) du, a = part * length
         slope = lambda part: 1 - whole(part) / (part * length)  # int_0^a (u / a) e^(u - a) du
 

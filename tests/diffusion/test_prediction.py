@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gen_jax import samplers
 from gen_jax.diffusion import prediction
-from gen_jax.diffusion.process import DDPM, EDM, VP, FlowMatching
+from gen_jax.diffusion.process import DDPM, EDM, VP, FlowMatching, LogSNR, at_log_snr
+from gen_jax.samplers import times
 
 PREDICTIONS = prediction.PREDICTIONS
 levels = st.floats(1 / 16, 16.0, width=32)
@@ -118,6 +120,78 @@ def test_as_denoiser_says_what_the_network_returned(apply, words):
     denoise = jax.jit(prediction.as_denoiser(apply, VP()))
     with pytest.raises(ValueError, match=words):
         denoise(jnp.ones((2, 3)), 0.5)
+
+
+# --- networks that count time in their own way ---
+
+MU, S = 0.7, 0.4  # the data are N(MU, S^2) in every dimension
+COSINE = VP(schedule="cosine")
+COUNTS = {  # the process that samples, and how a DDPM() network's steps 0..999 follow from its time
+    "ddpm": (DDPM(), lambda t: t - 1),
+    "vp": (VP(), lambda t: 1000 * t - 1),
+    "cosine": (COSINE, lambda t: at_log_snr(DDPM(), COSINE.log_snr(t)) - 1),
+}
+
+
+def perfect_eps(process, x_t, t):
+    """What a network trained without error on N(MU, S^2) says of the noise."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    alpha, sigma = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
+    return sigma * (x_t - alpha * MU) / (alpha**2 * S**2 + sigma**2)
+
+
+def flowed(process, x_t, t, s):
+    """The exact probability flow of N(MU, S^2) from t to s."""
+    alpha, sigma = process.alpha(np.array([t, s])), process.sigma(np.array([t, s]))
+    std = np.hypot(alpha * S, sigma)
+    return alpha[1] * MU + std[1] / std[0] * (x_t - alpha[0] * MU)
+
+
+def sampled(process, time, apply, n=25):
+    denoise = prediction.as_denoiser(apply, process, time=time)
+    grid = times.log_snr(process, n, final="stop")
+    x_T = np.linspace(-2, 2, 9, dtype=np.float32)[:, None]
+    x_0 = jax.jit(lambda plan, x: samplers.sample(jax.random.key(0), denoise, plan, x))(
+        samplers.DPMSolverPP(order=2).plan(process, grid), x_T
+    )
+    return x_0, flowed(process, x_T, grid[0], grid[-1])
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_network_of_discrete_time_samples_on_another_process(name):
+    """A table of 1000 entries, looked up at rounded times, with DPM-Solver++ between them."""
+    process, count = COUNTS[name]
+    entries = jnp.arange(1.0, 1001.0)
+
+    def by_table(x_t, i):
+        assert jnp.issubdtype(i.dtype, jnp.integer)
+        assert i.shape == (9,)
+        return perfect_eps(DDPM(), x_t, entries[i])
+
+    np.testing.assert_allclose(
+        *sampled(process, lambda t: jnp.round(count(t)).astype(int), by_table), atol=0.03
+    )
+
+
+def test_network_of_continuous_time_samples_on_a_discrete_process():
+    got = sampled(DDPM(), lambda t: t / 1000, lambda x_t, t: perfect_eps(VP(), x_t, t))
+    np.testing.assert_allclose(*got, atol=0.03)
+
+
+def test_network_is_given_time_as_it_counts():
+    seen = []
+
+    def apply(x_t, t):
+        seen.append(t)
+        return x_t
+
+    process = LogSNR(lambda t: 10 - 20 * t)
+    for time in (None, lambda t: 1000 * t, process.log_snr, lambda t: jnp.round(999 * t).astype(jnp.int32)):
+        prediction.as_denoiser(apply, process, time=time)(jnp.ones((2, 3)), 0.25)
+    np.testing.assert_allclose(jnp.stack(seen), [[0.25] * 2, [250] * 2, [5] * 2, [250] * 2], rtol=1e-6)
+    assert [t.dtype.name for t in seen] == ["float32", "float32", "float32", "int32"]
+    with pytest.raises(ValueError, match=r"scalar.*got the shape \(1,\)"):
+        prediction.as_denoiser(apply, process, time=lambda t: t[None])(jnp.ones((2, 3)), 0.25)
 
 
 def test_unknown_prediction_names_the_choices():
