@@ -91,9 +91,7 @@ class LMS:
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
-        check_signal(t, "LMS")
-        w = weights(_joined(t.sigma / t.alpha, s.sigma / s.alpha), self.order, lambda v, i: np.ones_like(v))
-        return of_eps(t, s, w)
+        return of_eps(t, s, weights(ratios(t, s), self.order, lambda v, i: np.ones_like(v)))
 
 
 @dataclass(frozen=True)
@@ -117,10 +115,9 @@ class DEIS:
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
-        check_signal(t, "DEIS")
         w = weights(_half(t, s), self.order, lambda v, i: -np.exp(-v))
         to_data = np.isinf(s.log_snr)
-        w[to_data, 0] = -(t.sigma / t.alpha)[to_data]
+        w[to_data, 0] = -ratios(t, s)[:-1][to_data]
         return of_eps(t, s, w)
 
 
@@ -247,8 +244,28 @@ def _of_x0(
 
 
 def of_eps(t: Ends, s: Ends, w: Float[np.ndarray, "n order"]) -> Plan:
-    """The plan of `x_s = alpha_s / alpha_t x_t + alpha_s sum_j w_ij eps_hat_{i-j}`."""
-    return table(t.time, s.alpha / t.alpha, s.alpha[:, None] * w, h_x=1 / t.sigma, h_x0=-t.alpha / t.sigma)
+    """The plan of `x_s = alpha_s / alpha_t x_t + alpha_s sum_j w_ij eps_hat_{i-j}`.
+
+    Where `alpha_t = 0`, `eps_hat` is `x_t` and says nothing: such a step is `x_s = sigma_s / sigma_t x_t + alpha_s
+    x0_hat`, and `w` must be 0 for it and later for its value.
+    """
+    signal = t.alpha > 0
+    with np.errstate(divide="ignore"):
+        x = np.where(signal, s.alpha / t.alpha, s.sigma / t.sigma)
+    h = s.alpha[:, None] * np.where(signal[:, None], w, np.eye(1, w.shape[1]))
+    return table(t.time, x, h, **eps_columns(t))
+
+
+def eps_columns(t: Ends) -> dict[str, np.ndarray]:
+    """Columns of `multistep.table` by which `h = eps_hat`, and `x0_hat` where `alpha = 0`."""
+    signal = t.alpha > 0
+    return {"h_x": signal / t.sigma, "h_x0": np.where(signal, -t.alpha / t.sigma, 1.0)}
+
+
+def ratios(t: Ends, s: Ends) -> np.ndarray:
+    """`sigma / alpha` at all times, infinite where there is no signal."""
+    with np.errstate(divide="ignore"):
+        return _joined(t.sigma / t.alpha, s.sigma / s.alpha)
 
 
 def _half(t: Ends, s: Ends) -> np.ndarray:
@@ -269,12 +286,3 @@ def check_order(order: int, highest: int) -> None:
 def _check_variant(variant: str) -> None:
     if variant not in ("exact", "midpoint"):
         raise ValueError(f'variant must be "exact" or "midpoint", got {variant!r}.')
-
-
-def check_signal(t: Ends, name: str) -> None:
-    """Raises a ValueError unless `alpha > 0` at the start of every step."""
-    if not (t.alpha > 0).all():
-        raise ValueError(
-            f"{name} divides by alpha, which is {t.alpha[0]:g} at t = {t.time[0]:g}. Begin the grid a little later, or "
-            "take a solver in x0_hat, such as DPMSolverPP."
-        )

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from gen_jax.diffusion.process import Process
-from gen_jax.samplers.exponential import check_signal
 from gen_jax.samplers.multistep import Plan, table
 from gen_jax.samplers.solvers import Ends, Solver, Times, ends, levels
 
@@ -43,7 +42,11 @@ class AnnealedLangevin:
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, stochastic=True)
-        check_signal(t, "AnnealedLangevin")
+        if t.alpha[0] == 0:
+            raise ValueError(
+                f"AnnealedLangevin keeps x / alpha between levels, and alpha is 0 at t = {t.time[0]:g}: begin the grid a "
+                "little later, where there is some signal."
+            )
         move, to_data = s.alpha / t.alpha, s.sigma[-1] == 0
         if to_data:
             move[-1] = 1.0

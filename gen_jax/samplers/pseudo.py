@@ -4,8 +4,8 @@ A step from `t` to `s` is that of `DDIM` with a combination of values in the pla
 
     x_s = alpha_s / alpha_t x_t + alpha_s (sigma_s / alpha_s - sigma_t / alpha_t) sum_j w_j eps_hat_j
 
-with the weights of Adams and Bashforth for a step of the length of all others. So the order is the stated one on grids
-that are even in `sigma / alpha`, and 1 on others, where `LMS` and `DEIS` keep theirs.
+with the weights of Adams and Bashforth for a step of the length of all others. Steps that change slowly in length leave
+an error of order 2, whatever the order of the weights; `LMS` and `DEIS` take the lengths into account and keep theirs.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from gen_jax.diffusion.process import Process
-from gen_jax.samplers.exponential import check_order, check_signal, of_eps, weights
+from gen_jax.samplers.exponential import check_order, of_eps, ratios, weights
 from gen_jax.samplers.multistep import Plan
-from gen_jax.samplers.solvers import Point, Times, ends, levels, points
+from gen_jax.samplers.solvers import Ends, Point, Times, ends, levels, points
 from gen_jax.samplers.stages import Row, Stage, chain, remember_eps, tabulate
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ else:  # a misspelt name is to meet our ValueError, not the type checker that th
 class IPNDM:
     """Improved pseudo numerical methods (Zhang & Chen 2023, Appendix): no warm-up, one evaluation a step.
 
+    Its order of convergence is 2 with all but `order=1`, the first steps being of lower order even where all are equal.
+
     Args:
-        order: 1 to 4; the first steps have as much as they can.
+        order: 1 to 4, of the weights; the first steps have as much as they can.
 
     Raises:
         ValueError: another order.
@@ -44,14 +46,16 @@ class IPNDM:
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
-        check_signal(t, "IPNDM")
-        length = s.sigma / s.alpha - t.sigma / t.alpha
-        return of_eps(t, s, length[:, None] * _even(len(t.time), self.order))
+        length = np.diff(ratios(t, s))[:, None]
+        even = _even(t, self.order)
+        return of_eps(t, s, np.multiply(length, even, where=even != 0, out=np.zeros_like(even)))
 
 
 @dataclass(frozen=True)
 class PNDM:
-    """Pseudo numerical methods of order 4 (Liu et al. 2022, Algorithm 2), with a warm-up where there is no past.
+    """Pseudo numerical methods (Liu et al. 2022, Algorithm 2), with a warm-up where there is no past.
+
+    Of order 4 on grids that are even in `sigma / alpha`, of order 2 on others.
 
     Args:
         warmup: "runge-kutta": three steps of four evaluations, halfway in time (the paper's F-PNDM), `9` evaluations
@@ -71,8 +75,11 @@ class PNDM:
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=4)
-        check_signal(t, "PNDM")
-        even = _even(len(t.time), 4)
+        if t.alpha[0] == 0:
+            raise ValueError(
+                f"PNDM divides by alpha, which is 0 at t = {t.time[0]:g}: begin the grid a little later, or take IPNDM."
+            )
+        even = _even(t, 4)
         rows: list[Row] = []
         past: list[int] = []  # rows that remember eps_hat at the start of a step
         for i, (start, end) in enumerate(zip(points(t), points(s), strict=True)):
@@ -109,6 +116,8 @@ def _transfer(t: Point, s: Point) -> float:
     return s.alpha * (s.sigma / s.alpha - t.sigma / t.alpha)
 
 
-def _even(n: int, order: int) -> np.ndarray:
-    """Weights of Adams and Bashforth for `n` equal steps."""
-    return weights(np.arange(n + 1.0), order, lambda v, i: np.ones_like(v))
+def _even(t: Ends, order: int) -> np.ndarray:
+    """Weights of Adams and Bashforth for equal steps; 0 for a step from `alpha_t = 0`, and later for its value."""
+    nodes = np.arange(len(t.time) + 1.0)
+    nodes[:-1][t.alpha == 0] = np.inf
+    return weights(nodes, order, lambda v, i: np.ones_like(v))

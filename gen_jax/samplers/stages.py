@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gen_jax.diffusion.process import Process, at_log_snr
+from gen_jax.samplers.exponential import eps_columns, ratios
 from gen_jax.samplers.multistep import Plan, table
 from gen_jax.samplers.solvers import Point, Times, ends, levels, points
 
@@ -60,10 +61,14 @@ def tabulate(rows: Sequence[Row], **columns) -> Plan:
     return table(np.array([r.time for r in rows]), np.array([r.x_weight for r in rows]), h, **columns)
 
 
-def remember_eps(process: Process, rows: Sequence[Row]) -> dict:
-    """Columns of `tabulate` by which `h = eps_hat`."""
-    at = levels(process, np.array([row.time for row in rows]))
-    return {"h_x": 1 / at.sigma, "h_x0": -at.alpha / at.sigma}
+def remember_eps(process: Process, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Columns of `tabulate` by which `h = eps_hat`, and `x0_hat` where `alpha = 0`."""
+    return eps_columns(levels(process, np.array([row.time for row in rows])))
+
+
+def from_noise(t: Point, s: Point) -> list[Stage]:
+    """A step from `alpha_t = 0`, where `eps_hat` says nothing: `x_s = sigma_s / sigma_t x_t + alpha_s x0_hat`."""
+    return [Stage(t.time, 1.0, []), Stage(s.time, s.sigma / t.sigma, [s.alpha])]
 
 
 @dataclass(frozen=True)
@@ -99,24 +104,34 @@ class Heun:
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, stochastic=self.churn > 0)
-        start, end = t.sigma / t.alpha, s.sigma / s.alpha
+        start = ratios(t, s)[:-1]
         gamma = np.full(len(start), min(self.churn / len(start), np.sqrt(2) - 1))
         gamma[(start < self.churn_min) | (start > self.churn_max)] = 0
         gamma[0] = 0
         raised = np.where(gamma > 0, np.minimum((1 + gamma) * start, start[0]), start)
         asked = np.where(raised > start, at_log_snr(process, -2 * np.log(raised)), t.time)
-        alpha = levels(process, np.append(asked, s.time[-1])).alpha
-        fresh = self.churn_noise * alpha[1:-1] * np.sqrt(raised[1:] ** 2 - start[1:] ** 2)
+        t = levels(process, asked)
+        fresh = np.zeros(len(start))
+        fresh[1:] = self.churn_noise * t.alpha[1:] * np.sqrt(raised[1:] ** 2 - start[1:] ** 2)
         rows: list[Row] = []
         noise: list[float] = []
-        for i, dr in enumerate(end - raised):
-            step = [Stage(asked[i], 1.0, []), Stage(s.time[i], s.alpha[i] / alpha[i], [s.alpha[i] * dr])]
-            if end[i] > 0:
-                half = alpha[i + 1] * dr / 2
-                step.append(Stage(s.time[i], alpha[i + 1] / alpha[i], [half, half]))
+        ends_in = np.append(t.alpha[1:], s.alpha[-1])  # alpha where the next step starts, after the churn
+        for here, there, alpha, z in zip(points(t), points(s), ends_in, np.append(fresh[1:], 0), strict=True):
+            step = self._step(here, there, alpha)
             rows += chain(step, len(rows))
-            noise += [0.0] * (len(step) - 2) + [fresh[i] if i < len(fresh) else 0.0]
+            noise += [0.0] * (len(step) - 2) + [z]
         return tabulate(rows, noise=np.array(noise), **remember_eps(process, rows))
+
+    def _step(self, t: Point, s: Point, alpha: float) -> list[Stage]:
+        """From `t` to the noise of `s`, with the data scaled by `alpha` at the end."""
+        if t.alpha == 0:
+            return from_noise(t, s._replace(sigma=s.sigma * alpha / s.alpha, alpha=alpha))
+        length = s.sigma / s.alpha - t.sigma / t.alpha
+        first = Stage(t.time, 1.0, [])
+        if s.sigma == 0:
+            return [first, Stage(s.time, alpha / t.alpha, [alpha * length])]
+        euler = Stage(s.time, s.alpha / t.alpha, [s.alpha * length])
+        return [first, euler, Stage(s.time, alpha / t.alpha, [alpha * length / 2, alpha * length / 2])]
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,7 @@ class DPMSolverPPSingle:
         """The stages of one step; `X_k = sigma_k / sigma_t x + ...`."""
         first, length = Stage(t.time, 1.0, []), 0.5 * (s.log_snr - t.log_snr)
         if not np.isfinite(length):
-            return [first, Stage(s.time, s.sigma / t.sigma, [s.alpha])]
+            return from_noise(t, s)
         whole = lambda part: -np.expm1(-part * length)  # int_0^a e^(u - a) du, a = part * length
         slope = lambda part: 1 - whole(part) / (part * length)  # int_0^a (u / a) e^(u - a) du
 
