@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 ENDS = ("first", "log_range")
@@ -34,7 +35,7 @@ class Monotone(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, t: Float[Array, "*t"] | float) -> Float[Array, "*t"]:
+    def __call__(self, t: Float[Array | np.ndarray, "*t"] | float) -> Float[Array, "*t"]:
         """`gamma(t)`, of each number.
 
         Raises ValueError where `ends` or `between` do not increase.
