@@ -60,7 +60,9 @@ def test_kl_equals_that_of_normals_and_the_integral():
         np.testing.assert_allclose(got[i], expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("predicts", prediction.PREDICTIONS)
+@pytest.mark.parametrize(
+    "predicts", ["eps"] + [pytest.param(p, marks=pytest.mark.slow) for p in prediction.PREDICTIONS[1:]]
+)
 def test_hybrid_equals_numpy(predicts):
     seen, v = {}, 0.3
 
@@ -120,6 +122,7 @@ def test_the_mean_learns_from_the_simple_loss_alone_and_the_variance_from_the_bo
     np.testing.assert_allclose(hybrid["v"], 0.7 * bits["v"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_hybrid_derivatives():
     with jax.enable_x64(True):
         x_0 = jnp.asarray(np.asarray(X_0), jnp.float64)
@@ -168,12 +171,12 @@ def test_the_bound_is_least_at_the_exact_variance():
 def test_at_the_bounds_sampling_is_ddpms():
     grid = samplers.times.uniform(PROCESS, 7)
     x_T = PROCESS.prior(jax.random.key(1), (5, 3))
+    plans = learned.plan(PROCESS, grid)
+    ours = jax.jit(lambda v: learned.sample(KEY, lambda x, t: (jnp.tanh(x), jnp.full_like(x, v)), plans, x_T))
+    theirs = jax.jit(lambda plan: samplers.sample(KEY, lambda x, t: jnp.tanh(x), plan, x_T))
     for v, name in ((0.0, "posterior"), (1.0, "beta")):
-        denoise = lambda x_t, t: (jnp.tanh(x_t), jnp.full_like(x_t, v))
-        got = learned.sample(KEY, denoise, learned.plan(PROCESS, grid), x_T)
-        plan = samplers.DDPM(variance=name).plan(PROCESS, grid)
-        expected = samplers.sample(KEY, lambda x_t, t: jnp.tanh(x_t), plan, x_T)
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        expected = theirs(samplers.DDPM(variance=name).plan(PROCESS, grid))
+        np.testing.assert_allclose(ours(v), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_samples_with_the_exact_variance_have_the_datas_in_few_steps():
@@ -186,8 +189,9 @@ def test_samples_with_the_exact_variance_have_the_datas_in_few_steps():
     a, s = process.alpha(1.0), process.sigma(1.0)
     expected = a * STD**2 / np.sqrt(a**2 * STD**2 + s**2)
 
+    denoise = variance.as_denoiser(exact_pair(process), process, predicts="x0")
+
     def std(v):
-        denoise = variance.as_denoiser(exact_pair(process), process, predicts="x0")
         fixed = lambda x_t, t: (denoise(x_t, t)[0], jnp.full_like(x_t, v))
         run = jax.jit(
             lambda x: learned.sample(KEY, denoise if v is None else fixed, learned.plan(process, grid), x)
@@ -200,15 +204,22 @@ def test_samples_with_the_exact_variance_have_the_datas_in_few_steps():
 
 
 def test_samples_depend_on_key_and_index_alone():
-    grid = samplers.times.uniform(PROCESS, 4)
     denoise = lambda x_t, t: (0.5 * x_t, 0.1 * x_t)
     x_T = PROCESS.prior(KEY, (6, 2))
-    plans = learned.plan(PROCESS, grid)
-    whole = learned.sample(KEY, denoise, plans, x_T)
-    part = learned.sample(KEY, denoise, plans, x_T[2:4], index=jnp.arange(2, 4))
-    np.testing.assert_allclose(part, whole[2:4], rtol=1e-5)
-    once = learned.sample(KEY, denoise, learned.plan(PROCESS, np.array([20.0, 0.0])), x_T)
-    np.testing.assert_allclose(once, 0.5 * x_T, rtol=1e-5)
+
+    @jax.jit
+    def both(x_T):
+        plans, index = learned.plan(PROCESS, np.array([20.0, 9.0, 0.0])), jnp.arange(2, 4)
+        part = learned.sample(KEY, denoise, plans, x_T[2:4], index=index)
+        return learned.sample(KEY, denoise, plans, x_T)[2:4], part
+
+    np.testing.assert_allclose(*both(x_T), rtol=1e-5)
+
+
+def test_one_step_to_the_data_is_the_denoisers_answer():
+    plans, x_T = learned.plan(PROCESS, np.array([20.0, 0.0])), PROCESS.prior(KEY, (6, 2))
+    x_0 = learned.sample(KEY, lambda x_t, t: (0.5 * x_t, 0.1 * x_t), plans, x_T)
+    np.testing.assert_allclose(x_0, 0.5 * x_T, rtol=1e-5)
 
 
 @pytest.mark.slow

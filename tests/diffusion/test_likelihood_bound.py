@@ -25,7 +25,7 @@ PROCESSES = {
     "edm": EDM(),
     "flow": FlowMatching(),
 }
-SLOW = ("ddpm-cosine", "ddpm-zero", "cosine", "log-snr", "ve")
+SLOW = ("ddpm-cosine", "ddpm-zero", "cosine", "log-snr", "ve", "edm")
 
 
 def each(*names):
@@ -131,7 +131,7 @@ def test_the_integral_equals_its_closed_form(process):
     np.testing.assert_allclose(bound.diffusion, np.full(2, DIMS * integral(process)), rtol=2e-4)
 
 
-@each("vp", "ve", "flow")
+@each("ve", "flow")
 def test_the_integral_is_that_of_snr_over_time(process):
     """-1/2 int SNR'(t) E|x_0 - x0_hat|^2 dt by scipy, with the derivative of jax.jvp."""
     x = jnp.zeros((1, 1))
@@ -193,7 +193,7 @@ def test_bound_on_gaussian_data_is_above_the_exact_likelihood_by_its_closed_form
     np.testing.assert_allclose(over.mean(), expected, atol=4 * error)
 
 
-@each("vp", "cosine", "log-snr", "ve", "edm", "flow", "ddpm-cosine")
+@each("vp", "cosine", "log-snr", "ve", "edm", "ddpm-cosine")
 def test_bound_on_a_mixture_is_above_the_exact_likelihood_and_meets_it(process):
     n = 3000
     x, _ = gmm.sample(KEY, MIXTURE, n)
@@ -205,14 +205,16 @@ def test_bound_on_a_mixture_is_above_the_exact_likelihood_and_meets_it(process):
     assert error < 0.04
 
 
+@pytest.mark.slow
 def test_worse_denoisers_have_worse_bounds():
     process, params = VP(), normal.Normal(jnp.asarray(MEAN), jnp.asarray(STD))
     exact, x = oracle.gaussian(params, process), normal.sample(KEY, params, 500)[:, None]
-    nats = [
-        vlb(lambda x_t, t: exact(x_t, t) + off, process, x, num_samples=16).nats.mean()
-        for off in (0.0, 0.1, 0.2)
-    ]
-    assert nats[0] < nats[1] < nats[2]
+
+    @jax.jit
+    def nats(off):
+        return likelihood.vlb(KEY, lambda x_t, t: exact(x_t, t) + off, process, x, num_samples=16).nats.mean()
+
+    assert nats(0.0) < nats(0.1) < nats(0.2)
 
 
 def test_bound_of_an_example_depends_neither_on_the_batch_nor_on_jit():
@@ -232,6 +234,7 @@ def test_memory_does_not_grow_with_the_steps():
     assert sizes[1] < sizes[0] + 64 * 1000  # tables of times and weights
 
 
+@pytest.mark.slow
 def test_bound_may_be_differentiated_with_respect_to_the_denoiser():
     process, x = DDPM(8, beta_max=0.3), jax.random.normal(KEY, (3, 2))
 
@@ -271,15 +274,18 @@ def test_discretized_probabilities_are_differences_of_the_cdf(levels):
 
 
 def test_discretized_log_prob_is_finite_and_differentiable_far_out():
-    x = jnp.array([-1.0, -0.5, 0.0, 0.5, 1.0])
-    for mean in (-4.0, 0.0, 4.0):
-        value = lambda mean, log_std: likelihood.discretized_log_prob(x, mean, jnp.exp(log_std)).sum()
-        mean, log_std = jnp.full(5, mean), jnp.full(5, jnp.log(0.1))
-        assert np.isfinite(value(mean, log_std))
-        assert all(np.isfinite(g).all() for g in jax.grad(value, (0, 1))(mean, log_std))
-        with jax.enable_x64(True):
-            args = jnp.asarray(mean, jnp.float64), jnp.asarray(log_std, jnp.float64)
-            check_grads(jax.jit(value), args, order=1, modes=["rev"], rtol=1e-4)
+    """Up to 50 deviations away, in float32; its derivatives by differences, in float64."""
+    x, means = jnp.array([-1.0, -0.5, 0.0, 0.5, 1.0] * 3), jnp.repeat(jnp.array([-4.0, 0.0, 4.0]), 5)
+    value = jax.jit(lambda mean, log_std: likelihood.discretized_log_prob(x, mean, jnp.exp(log_std)).sum())
+    log_stds = jnp.full(15, jnp.log(0.1))
+    single = jax.jit(jax.value_and_grad(value, (0, 1)))(means, log_stds)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(single))
+    with jax.enable_x64(True):
+        args = jnp.asarray(means, jnp.float64), jnp.asarray(log_stds, jnp.float64)
+        check_grads(value, args, order=1, modes=["rev"], rtol=1e-4)
+        double = jax.grad(value, (0, 1))(*args)
+    for got, want in zip(single[1], double, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-6)
 
 
 def test_bound_on_pixels_is_a_code_length():
