@@ -523,12 +523,20 @@ class Schedule(Process):
 def at_log_snr(process: Process, values: Values) -> Values:
     """Times in [t_min, t_max] at which `log_snr` has these values (the nearer end where none has): bisection."""
     xp, values = _float(values)
-    low, high = xp.full_like(values, process.t_min), xp.full_like(values, process.t_max)
-    for _ in range(xp.finfo(values.dtype).bits):  # one a bit of the answer
+    ends = xp.full_like(values, process.t_min), xp.full_like(values, process.t_max)
+
+    def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
+        low, high = ends
         middle = 0.5 * (low + high)
         noisier = xp.asarray(process.log_snr(middle)) < values
-        low, high = xp.where(noisier, low, middle), xp.where(noisier, middle, high)
-    return 0.5 * (low + high)
+        return xp.where(noisier, low, middle), xp.where(noisier, middle, high)
+
+    bits = int(xp.finfo(values.dtype).bits)  # a step for each bit of the answer
+    if xp is jnp:
+        ends = jax.lax.fori_loop(0, bits, halve, ends)
+    else:
+        ends = functools.reduce(lambda ends, i: halve(i, ends), range(bits), ends)
+    return 0.5 * (ends[0] + ends[1])
 
 
 def expand(values: Any, like: Shaped[Array, "..."]) -> Any:

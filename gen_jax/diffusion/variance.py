@@ -1,0 +1,109 @@
+"""The learned variance of an ancestral step: a network that says where between two bounds it lies.
+
+    x_{t-1} | x_t  ~  N(alpha_s r x0_hat + ..., var),      log var = v log beta_t + (1 - v) log beta_tilde_t
+
+`beta_tilde_t = sigma_s^2 r`, the variance of `q(x_s | x_t, x_0)`, is right for data that are one point, `beta_t
+= sigma_t^2 r` for standard normal data (Nichol & Dhariwal 2021, Eq. 15; `s = t - 1`, `r = 1 - SNR_t / SNR_s`).
+`loss.hybrid` trains such a network, `samplers.learned.sample` samples with it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from gen_jax.diffusion import prediction
+from gen_jax.diffusion.prediction import Predicts
+from gen_jax.diffusion.process import DDPM, Process, expand
+
+VarianceDenoiser: TypeAlias = Callable[[Any, Float[Array, ""]], tuple[Any, Any]]
+"""`(x_t [B, ...], t []) -> (x0_hat, v)`, each of the shape of `x_t`."""
+
+
+class Ancestral(NamedTuple):
+    """`q(x_{t-1} | x_t, x_0)`, and the two variances a learned one lies between."""
+
+    x0_weight: Float[Array, "*t"]
+    """`alpha_s r`: what an error in `x_0` is in the mean."""
+    log_low: Float[Array, "*t"]
+    """`log beta_tilde_t`; at `t = 1`, where that is minus infinity, `log beta_tilde_2`, as Ho et al. 2020 have it."""
+    log_high: Float[Array, "*t"]
+    """`log beta_t`."""
+
+
+def ancestral(process: DDPM, t: Float[Array, "*t"]) -> Ancestral:
+    """The step from `t` to `t - 1`, `t = 1, ..., T`.
+
+    Raises:
+        ValueError: `process` is not a `DDPM` of two steps or more.
+    """
+    if not isinstance(process, DDPM) or process.num_steps < 2:
+        raise ValueError(f"A learned variance needs a process.DDPM of at least two steps, got {process}.")
+    s, again = t - 1, jnp.maximum(t, 2)
+    fall = lambda t: -jnp.expm1(process.log_snr(t) - process.log_snr(t - 1))
+    log_low = 2 * jnp.log(process.sigma(again - 1)) + jnp.log(fall(again))
+    log_high = 2 * jnp.log(process.sigma(t)) + jnp.log(fall(t))
+    return Ancestral(jnp.asarray(process.alpha(s)) * fall(t), log_low, log_high)
+
+
+def log_variance(step: Ancestral, v: Float[Array, "B *x"]) -> Float[Array, "B *x"]:
+    """`v log beta_t + (1 - v) log beta_tilde_t`; nothing keeps `v` in [0, 1] (Nichol & Dhariwal 2021, Eq. 15)."""
+    low, high = expand(step.log_low, v), expand(step.log_high, v)
+    return low + v * (high - low)
+
+
+def kl(step: Ancestral, error: Float[Array, "B *x"], log_var: Float[Array, "B *x"]) -> Float[Array, "B *x"]:
+    """`KL(q(x_{t-1} | x_t, x_0) || N(mean_hat, var))` in nats, an element each, for `error = x_0 - x0_hat`.
+
+    2 kl = log(var / beta_tilde) + beta_tilde / var - 1 + (alpha_s r error)^2 / var      (Ho et al. 2020, Eq. 8)
+    """
+    low = expand(step.log_low, error)
+    squares = jnp.square(expand(step.x0_weight, error) * error) * jnp.exp(-log_var)
+    return (log_var - low + jnp.expm1(low - log_var) + squares) / 2
+
+
+def split(output: Shaped[Array, "... D"]) -> tuple[Shaped[Array, "... C"], Shaped[Array, "... C"]]:
+    """`(y, v)` of a network with twice the channels, the latter in [-1, 1]: `v = (second half + 1) / 2`.
+
+    Raises:
+        ValueError: an odd number of channels.
+    """
+    if output.shape[-1] % 2:
+        raise ValueError(f"Expected an even number of channels, 2 for each of x_t's; got {output.shape}.")
+    y, v = jnp.split(output, 2, axis=-1)
+    return y, (v + 1) / 2
+
+
+def as_denoiser(
+    apply: Callable[[Any, Float[Array, "B"]], tuple[Any, Any]],
+    process: Process,
+    *,
+    predicts: Predicts = "eps",
+) -> VarianceDenoiser:
+    """`denoise(x_t, t) -> (x0_hat, v)` of a network that returns `(y, v)`; else `prediction.as_denoiser`."""
+
+    def denoise(x_t: Any, t: Any) -> tuple[Any, Any]:
+        seen = []
+
+        def mean(x_t: Any, t: Any) -> Any:
+            y, v = check_pair(apply(x_t, t))
+            seen.append(v)
+            return y
+
+        x0_hat = prediction.as_denoiser(mean, process, predicts=predicts)(x_t, t)
+        prediction.check_like(seen[0], x_t, "the network")
+        return x0_hat, seen[0]
+
+    prediction.check_predicts(predicts)
+    return denoise
+
+
+def check_pair(output: Any) -> tuple[Any, Any]:
+    """Raises a ValueError unless a network returned `(y, v)`."""
+    if not isinstance(output, tuple) or len(output) != 2:
+        raise ValueError(
+            f"the network must return a pair (y, v), got {type(output).__name__}; "
+            "variance.split makes one of twice the channels."
+        )
+    return output
