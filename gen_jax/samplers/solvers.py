@@ -6,7 +6,7 @@ has `sigma_s = 0` and an infinite `log_snr_s`: every row here is then exactly `x
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ else:  # a misspelt name is to meet our ValueError, not the type checker that th
 Times: TypeAlias = Float[Array | np.ndarray, "nodes"]
 
 
+@runtime_checkable
 class Solver(Protocol):
     """What makes a plan."""
 
