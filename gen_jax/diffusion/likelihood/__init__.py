@@ -1,0 +1,11 @@
+"""How likely data are under a diffusion model, in nats an example: a density, or a bound on one.
+
+    ode    the density of the probability-flow ODE, to a tolerance: the model as a deterministic sampler sees it
+    bound  the variational bound of the noising chain: the model as ancestral sampling sees it, at most its density
+
+Both take a denoiser and its process. They are of two models, which agree only where the denoiser is exact.
+"""
+
+from gen_jax.diffusion.likelihood.ode import Density, ode, ode_log_prob
+
+__all__ = ["Density", "ode", "ode_log_prob"]
