@@ -41,6 +41,10 @@ CHECKPOINTED = diffrax.RecursiveCheckpointAdjoint()
 """Gradients of the steps themselves, in reverse mode, with memory that grows as their logarithm."""
 
 
+_FIRST = 0.05
+"""First step, of the whole way."""
+
+
 class Solution(NamedTuple):
     """What `ode` returns."""
 
@@ -75,7 +79,7 @@ def ode(
     final: Final = "denoise",
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    solver: diffrax.AbstractERK = TSIT5,
+    solver: diffrax.AbstractSolver = TSIT5,
     max_steps: int | None = 4096,
     adjoint: diffrax.AbstractAdjoint = CHECKPOINTED,
 ) -> Solution:
@@ -170,7 +174,7 @@ def solve(
     *,
     rtol: float,
     atol: float,
-    solver: diffrax.AbstractERK,
+    solver: diffrax.AbstractSolver,
     max_steps: int | None,
     adjoint: diffrax.AbstractAdjoint,
 ) -> tuple[Any, Int[Array, ""], Bool[Array, ""]]:
@@ -196,8 +200,8 @@ def solve(
         diffrax.ODETerm(lambda phi, state, _: slope(_level(process, jnp.asarray(phi)), state)),
         solver,
         phi[0],
-        phi[-1],
-        None,
+        phi[1],
+        _FIRST * (phi[1] - phi[0]),  # a choice of diffrax's own would cost evaluations
         state,
         stepsize_controller=controller,
         max_steps=max_steps,
@@ -260,10 +264,10 @@ def _worst(errors: Any) -> Array:
 
 
 def _evaluations(solver: diffrax.AbstractERK, steps: Any) -> Int[Array, ""]:
-    """2 to choose the first step, then the stages; if the first is the last of the step before, it costs once."""
+    """The stages of every step, of which the first may be the last of the step before."""
     tableau: Any = solver.tableau
     stages = tableau.num_stages
-    return jnp.asarray(2 + (1 + (stages - 1) * steps if tableau.fsal else stages * steps))
+    return jnp.asarray((steps > 0) + (stages - 1) * steps if tableau.fsal else stages * steps)
 
 
 def _times(factor: Any, x: Array) -> Array:

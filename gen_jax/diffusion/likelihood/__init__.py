@@ -6,6 +6,6 @@
 Both take a denoiser and its process. They are of two models, which agree only where the denoiser is exact.
 """
 
-from gen_jax.diffusion.likelihood.ode import Density, ode, ode_log_prob
+from gen_jax.diffusion.likelihood.ode import EXACT_DIMS, NUM_PROBES, Density, ode, ode_log_prob
 
-__all__ = ["Density", "ode", "ode_log_prob"]
+__all__ = ["EXACT_DIMS", "NUM_PROBES", "Density", "ode", "ode_log_prob"]

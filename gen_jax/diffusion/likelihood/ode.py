@@ -60,7 +60,7 @@ def ode(
     log_prior: Callable[[Any], Float[Array, "B"]] | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    solver: diffrax.AbstractERK = TSIT5,
+    solver: diffrax.AbstractSolver = TSIT5,
     max_steps: int | None = 4096,
     adjoint: diffrax.AbstractAdjoint = CHECKPOINTED,
 ) -> Density:
