@@ -23,7 +23,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,9 @@ Times: TypeAlias = Shaped[Array | np.ndarray, "*t"] | np.number | float | int
 
 Values: TypeAlias = Float[Array | np.ndarray, "*t"] | np.floating
 """One value a time, in the library of the times."""
+
+Given = TypeVar("Given", bound=Values)
+"""Values that are answered in kind."""
 
 
 @runtime_checkable
@@ -520,23 +523,22 @@ class Schedule(Process):
             )
 
 
-def at_log_snr(process: Process, values: Values) -> Values:
+def at_log_snr(process: Process, values: Given) -> Given:
     """Times in [t_min, t_max] at which `log_snr` has these values (the nearer end where none has): bisection."""
     xp, values = _float(values)
     ends = xp.full_like(values, process.t_min), xp.full_like(values, process.t_max)
 
     def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
-        low, high = ends
-        middle = 0.5 * (low + high)
+        middle = 0.5 * (ends[0] + ends[1])
         noisier = xp.asarray(process.log_snr(middle)) < values
-        return xp.where(noisier, low, middle), xp.where(noisier, middle, high)
+        return xp.where(noisier, ends[0], middle), xp.where(noisier, middle, ends[1])
 
-    bits = int(xp.finfo(values.dtype).bits)  # a step for each bit of the answer
-    if xp is jnp:
-        ends = jax.lax.fori_loop(0, bits, halve, ends)
+    bits = xp.finfo(values.dtype).bits  # one a bit of the answer
+    if xp is np:
+        low, high = functools.reduce(lambda ends, i: halve(i, ends), range(bits), ends)
     else:
-        ends = functools.reduce(lambda ends, i: halve(i, ends), range(bits), ends)
-    return 0.5 * (ends[0] + ends[1])
+        low, high = jax.lax.fori_loop(0, bits, halve, ends)
+    return 0.5 * (low + high)
 
 
 def expand(values: Any, like: Shaped[Array, "..."]) -> Any:

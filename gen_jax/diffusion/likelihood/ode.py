@@ -1,0 +1,186 @@
+"""The density of data under the probability-flow ODE, by the instantaneous change of variables.
+
+The ODE of `samplers.adaptive`, `dz/dphi = f(z)` with `z = x_t / n`, carries noise to data one to one, and along its path
+(Chen et al. 2018, Eq. 8; Song et al. 2021, Eq. 39)
+
+    d log p(z) / dphi = -tr(df/dz),      log p_t(x_t) = log p(z) - D log n
+
+so the density of data is that of the noise they lead to, plus the trace integrated on the way there. The trace is a
+sum of `D` derivatives, or estimated by `v^T (df/dz) v` with random signs `v` (Hutchinson; Grathwohl et al. 2019, Eq. 8).
+They are kept on the whole path, so that the integral is an unbiased estimate, whose error the spread of several tells.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+from gen_jax import keys
+from gen_jax.diffusion.prediction import Denoiser
+from gen_jax.diffusion.process import Process
+from gen_jax.samplers.adaptive import CHECKPOINTED, TSIT5, check_time, half_step, slope, solve, widen
+from gen_jax.samplers.solvers import levels
+
+EXACT_DIMS = 64
+"""Up to so many numbers an example, the trace is exact unless probes are asked for."""
+
+NUM_PROBES = 8
+"""Probes of a trace that is estimated, unless told otherwise."""
+
+
+class Density(NamedTuple):
+    """What `ode` returns."""
+
+    log_prob: Float[Array, "B"]
+    """`log p_t(x)` in nats; NaN where `success` is False."""
+    std_error: Float[Array, "B"]
+    """Standard error of `log_prob` from the probes: 0 of an exact trace, inf (not known) of a single probe."""
+    x_T: PyTree[Float[Array, "B ..."]]
+    """The noise that `x` leads to, at `t_max`; NaN where `success` is False."""
+    nfe: Int[Array, ""]
+    """How often the denoiser was asked, each time with one derivative a probe, or a dimension."""
+    success: Bool[Array, ""]
+    """As in `samplers.adaptive.Solution`."""
+
+
+def ode(
+    key: Key[Array, ""],
+    denoise: Denoiser,
+    process: Process,
+    x: PyTree[Shaped[Array | np.ndarray, "..."]],
+    *,
+    t: float | int = 0.0,
+    num_probes: int | None = None,
+    index: Int[Array, "B"] | None = None,
+    log_prior: Callable[[Any], Float[Array, "B"]] | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    solver: diffrax.AbstractSolver = TSIT5,
+    max_steps: int | None = 4096,
+    adjoint: diffrax.AbstractAdjoint = CHECKPOINTED,
+) -> Density:
+    """`log p_t(x)` of the model whose samples are the probability-flow ODE's, run from the prior to `t`.
+
+        log p_t(x) = log p_T(x_T) + D log(n_T / n_t) + int_{phi_t}^{phi_T} tr(df/dz) dphi
+
+    (Song et al. 2021, Eq. 39, in the variables above.) Below `t_min`, where the denoiser is not asked, the score is
+    taken to stay as it is there: from `t = 0` the first step is `y = x + r eps_hat / 2`, and adds `tr(d eps_hat / dx) r /
+    2`, with an error of `O(r^4)`, `r = sigma / alpha` at `t_min`. That is for data whose spread is wide against `r` in
+    every direction; others, such as bytes, have a density only at `t >= t_min`.
+
+    Examples must not depend on each other: no batch statistics in the network. The step size does, as in `adaptive.ode`.
+
+    Args:
+        key: of the probes, those of example `i` from `fold_in(key, i)`; the exact trace ignores it.
+        denoise: `(x_t [B, ...], t []) -> x0_hat [B, ...]`, differentiable.
+        process: any, as of `adaptive.ode`.
+        x: data, any pytree of floating arrays `[B, ...]`, `D` numbers an example; at `t > 0`, noised data.
+        t: 0, or in [t_min, t_max]: the time of `x`, known when traced.
+        num_probes: `K` random signs to estimate the trace with; None is the exact trace where `D <= 64`, and 8 otherwise.
+        index: numbers `i` of the examples, as of `samplers.sample`.
+        log_prior: `x_T -> [B]`, nats; None is `process.prior`'s, `N(0, sigma_T^2 I)`.
+        rtol: tolerance of a step, in `z` and in every probe's nats, relative to them.
+        atol: tolerance of a step, in `z` and in nats.
+        solver: as of `adaptive.ode`.
+        max_steps: as of `adaptive.ode`.
+        adjoint: as of `adaptive.ode`.
+
+    Returns:
+        `Density(log_prob, std_error, x_T, nfe, success)`, in float32 or better. `std_error` knows nothing of the
+        tolerance, nor of how far the prior is from what the data become: with `alpha_T > 0` that is often more, and
+        means far from 0 make it so.
+
+    Raises:
+        ValueError: as of `adaptive.ode`, or `num_probes` is below 1.
+    """
+    start = check_time(process, t, "t")
+    if num_probes is not None and num_probes < 1:
+        raise ValueError(f"num_probes must be at least 1, or None for the default; got {num_probes}.")
+    z = widen(x)
+    dims = sum(leaf[0].size for leaf in jax.tree.leaves(z))
+    exact = num_probes is None and dims <= EXACT_DIMS
+    tangents = _axes(z) if exact else _probes(key, z, num_probes or NUM_PROBES, index)
+
+    def with_trace(f: Callable[[Any], Any], z: Any) -> tuple[Any, Float[Array, "B K"]]:
+        value, push = jax.linearize(f, z)
+        each = jax.vmap(lambda v: _dot(v, push(v)))(tangents)
+        return value, (each.sum(0, keepdims=True) if exact else each).T
+
+    path = levels(process, np.array([max(start, process.t_min), process.t_max]))
+    norm = np.hypot(path.alpha, path.sigma)
+    if start == 0:
+        step, trace = with_trace(lambda y: half_step(denoise, process, y), z)
+        z, scale = jax.tree.map(jnp.add, z, step), path.alpha[0] / norm[0]
+    else:
+        trace = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: with_trace(lambda z: z, z)[1]))
+        scale = 1 / norm[0]
+    (z, trace), nfe, success = solve(
+        lambda level, state: with_trace(lambda z: slope(denoise, level, z), state[0]),
+        process,
+        path,
+        (jax.tree.map(lambda z: jnp.asarray(scale, z.dtype) * z, z), trace),
+        rtol=rtol,
+        atol=atol,
+        solver=solver,
+        max_steps=max_steps,
+        adjoint=adjoint,
+    )
+    x_T = jax.tree.map(lambda z: jnp.asarray(norm[1], z.dtype) * z, z)
+    prior = _log_normal(x_T, float(path.sigma[1])) if log_prior is None else log_prior(x_T)
+    log_prob = prior + trace.mean(1) + dims * float(np.log(scale * norm[1]))
+    return Density(log_prob, _standard_error(trace, exact), x_T, nfe + (start == 0), success)
+
+
+def ode_log_prob(
+    key: Key[Array, ""],
+    denoise: Denoiser,
+    process: Process,
+    x: PyTree[Shaped[Array | np.ndarray, "..."]],
+    **options: Any,
+) -> Float[Array, "B"]:
+    """`ode(...).log_prob`, `[B]` nats: the same arguments and errors; NaN where the ODE could not be followed."""
+    return ode(key, denoise, process, x, **options).log_prob
+
+
+def _axes(like: Any) -> Any:
+    """The `D` unit vectors of an example, the same for all: `[D, B, ...]`."""
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], like))
+    each = jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))
+    return jax.tree.map(lambda v, leaf: jnp.broadcast_to(v[:, None], (flat.size, *leaf.shape)), each, like)
+
+
+def _probes(key: Key[Array, ""], like: Any, num_probes: int, index: Int[Array, "B"] | None) -> Any:
+    """Random signs `[K, B, ...]`, those of example `i` from `fold_in(key, i)`."""
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], like))
+    batch = jax.tree.leaves(like)[0].shape[0]
+
+    def draw(key: Key[Array, ""]) -> Any:
+        return jax.vmap(unravel)(jax.random.rademacher(key, (num_probes, flat.size), flat.dtype))
+
+    return jax.vmap(draw, out_axes=1)(keys.per_example(key, batch, index))
+
+
+def _dot(a: Any, b: Any) -> Float[Array, "B"]:
+    """Inner product of every example."""
+    products = jax.tree.map(lambda a, b: (a * b).reshape(len(a), -1).sum(1), a, b)
+    return jnp.stack(jax.tree.leaves(products)).sum(0)
+
+
+def _log_normal(x: Any, std: float) -> Float[Array, "B"]:
+    """`log N(x; 0, std^2 I)`."""
+    dims = sum(leaf[0].size for leaf in jax.tree.leaves(x))
+    scaled = jax.tree.map(lambda x: x / std, x)
+    return -_dot(scaled, scaled) / 2 - dims * float(np.log(std) + np.log(2 * np.pi) / 2)
+
+
+def _standard_error(trace: Float[Array, "B K"], exact: bool) -> Float[Array, "B"]:
+    """Of the mean of `K` columns."""
+    batch, num_probes = trace.shape
+    if exact or num_probes == 1:
+        return jnp.full(batch, 0 if exact else jnp.inf, trace.dtype)
+    return trace.std(1, ddof=1) / num_probes**0.5
