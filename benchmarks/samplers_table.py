@@ -155,14 +155,14 @@ def even(proc: Process, n: int) -> np.ndarray:
     return np.asarray(process.at_log_snr(proc, -2 * np.log(np.linspace(4.0, 0.4, n + 1))))
 
 
-def padded(plan: Plan, width: int = 3) -> Plan:
+def padded(plan: Plan, width: int = 4) -> Plan:
     """The same plan with a ring of `width` slots at least, so that many share a compilation."""
-    n, slots = plan.past.shape
-    past = np.zeros((n, max(width, slots)))
-    for age in range(1, slots + 1):
+    n, slots = plan.h.shape
+    h = np.zeros((n, max(width, slots)))
+    for age in range(slots):
         steps = np.arange(age, n)
-        past[steps, (steps - age) % past.shape[1]] = np.asarray(plan.past)[steps, (steps - age) % slots]
-    return plan._replace(past=jnp.asarray(past))
+        h[steps, (steps - age) % h.shape[1]] = np.asarray(plan.h)[steps, (steps - age) % slots]
+    return plan._replace(h=jnp.asarray(h))
 
 
 def order(

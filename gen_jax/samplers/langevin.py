@@ -90,13 +90,20 @@ class PredictorCorrector:
         _, s = ends(process, times, stochastic=True)
         with jax.ensure_compile_time_eval():
             plan = jax.tree.map(np.asarray, self.predictor.plan(process, times))
-        if plan.past.shape[1] or plan.num_steps != len(s.time):
+        if plan.h.shape[1] > 1 or plan.num_steps != len(s.time):
             raise ValueError(
                 f"The predictor must ask once a step and remember nothing, such as DDPM() or DDIM(); got "
                 f"{self.predictor}, of which a corrector in between would confuse the memory."
             )
         zeros = np.zeros(plan.num_steps)
-        predict = (plan.t, plan.x, plan.h, zeros if plan.noise is None else plan.noise, plan.h_x, plan.h_x0)
+        predict = (
+            plan.t,
+            plan.x,
+            plan.h[:, 0],
+            zeros if plan.noise is None else plan.noise,
+            plan.h_x,
+            plan.h_x0,
+        )
         correct = (s.time, *_langevin(s, 2 * self.snr**2), zeros, zeros + 1)
         both = np.stack([predict, *[correct] * self.corrector_steps]).transpose(
             1, 2, 0

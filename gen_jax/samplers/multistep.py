@@ -4,15 +4,15 @@ Every multistep solver, of an ODE or of an SDE, is linear in what it knows: the 
 answers so far, and fresh noise `z`. So one step from `t_i` to `t_{i+1}` is
 
     h_i = p_i x + q_i denoise(x, t_i)              what is remembered: x0_hat (p = 0, q = 1), eps_hat, ...
-    x   = a_i x + b_i h_i + sum_j c_ij h_{i-j} + n_i z
+    x   = a_i x + sum_j c_ij h_{i-j} + n_i z                 j = 0, 1, ...
 
-and a solver is the table of `a, b, c, n, p, q`. It is made on the host in float64 (`solvers`), so nothing is
+and a solver is the table of `a, c, n, p, q`. It is made on the host in float64 (`solvers`), so nothing is
 recomputed and nothing branches in the loop, and plans of equal shape share one compilation whatever the
 solver. The rows of DDPM, DDIM and DPM-Solver++ have `p = 0`; those of DEIS, iPNDM and Adams remember
 `eps_hat` or `dx/dt`. A corrector (UniPC) that uses `h_i` to improve the `x` it was computed at, `x + sum_j
-d_ij h_{i-j}`, needs no second body: put into the next line it gives `b_i + a_i d_i0` and `c_ij + a_i d_ij`.
+d_ij h_{i-j}`, needs no second body: put into the next line it gives `c_ij + a_i d_ij`.
 
-Past `h` are kept in a ring of fixed size: `h_i` replaces the oldest. The columns of `c` are slots of the
+The last `h` are kept in a ring of fixed size: `h_i` replaces the oldest. The columns of `c` are slots of the
 ring, not ages, so that the host does the bookkeeping and the loop moves no memory.
 """
 
@@ -41,10 +41,8 @@ class Plan(NamedTuple):
     """Times at which the denoiser is asked."""
     x: Float[Array, "n"]
     """`a`, of the state."""
-    h: Float[Array, "n"]
-    """`b`, of what this step remembers."""
-    past: Float[Array, "n k"]
-    """`c`, of what the last `k` steps remember, by slot of the ring: step `i` writes to slot `i mod k`."""
+    h: Float[Array, "n k"]
+    """`c`, of what the last `k` steps remember, this one included, by slot of the ring: `i mod k` is that of step `i`."""
     noise: Float[Array, "n"] | None
     """`n`, of fresh noise; None for a deterministic plan, which draws none."""
     h_x: Float[Array, "n"]
@@ -77,7 +75,7 @@ def table(
     Args:
         t: times at which the denoiser is asked.
         x: `a_i`, of the state.
-        h: `b_i, c_i1, c_i2, ...`; as many columns as the solver's order. What reaches back before the first
+        h: `c_i0, c_i1, ...`; as many columns as the solver's order. What reaches back before the first
             step must be 0.
         noise: `n_i`; None or all zeros is a deterministic plan.
         h_x: `p_i`, zeros by default.
@@ -87,16 +85,15 @@ def table(
         ValueError: a coefficient is not finite, or one reaches back before the first step.
     """
     n, order = h.shape
-    steps, past = np.arange(n), np.zeros((n, order - 1))
-    for age in range(1, order):
-        past[steps, (steps - age) % (order - 1)] = h[:, age]
+    steps, slots = np.arange(n), np.zeros((n, order))
+    for age in range(order):
+        slots[steps, (steps - age) % order] = h[:, age]
     if any(h[:age, age].any() for age in range(1, order)):
         raise ValueError("expected zeros in h[i, j] for j > i: no step before the first can be remembered.")
     columns = {
         "t": t,
         "x": x,
-        "h": h[:, 0],
-        "past": past,
+        "h": slots,
         "noise": noise if noise is not None and noise.any() else None,
         "h_x": np.zeros(n) if h_x is None else h_x,
         "h_x0": np.ones(n) if h_x0 is None else h_x0,
@@ -121,8 +118,8 @@ class State(NamedTuple):
 
     x: PyTree[Float[Array, "B ..."]]
     """`x_t` at `plan.t[step]`, after the last step at the last time of the grid, which the plan does not ask."""
-    past: PyTree[Float[Array, "k B ..."]]
-    """The ring of past `h`, zeros before the first step."""
+    past: PyTree[Float[Array, "k B d"]]
+    """The ring of the last `k` steps' `h`, flat, zeros before the first step; empty where one step needs no other."""
     step: Int[Array, ""]
     """Number of steps taken: the row of the plan that comes next."""
 
@@ -148,7 +145,10 @@ def init(plan: Plan, x_T: PyTree[Shaped[Array | np.ndarray, "..."]]) -> State:
             f"x_T must be arrays [B, ...] with one B; got the shapes {[leaf.shape for leaf in leaves]}."
         )
     x = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x_T)
-    past = jax.tree.map(lambda leaf: jnp.zeros((plan.past.shape[1], *leaf.shape), leaf.dtype), x)
+    slots = plan.h.shape[1]
+    past = jax.tree.map(
+        lambda leaf: jnp.zeros((slots if slots > 1 else 0, *_flat(leaf).shape), leaf.dtype), x
+    )
     return State(x, past, jnp.zeros((), int))
 
 
@@ -181,18 +181,21 @@ def step(
     row = jax.tree.map(lambda column: column[state.step], plan)
     x0_hat = denoise(state.x, row.t)
     check_like(x0_hat, state.x, "the denoiser")
-    h = jax.tree.map(lambda x, x0: _combine((row.h_x, x), (row.h_x0, x0.astype(x.dtype))), state.x, x0_hat)
+    x = jax.tree.map(_flat, state.x)
+    h = jax.tree.map(lambda x, x0: _combine((row.h_x, x), (row.h_x0, _flat(x0).astype(x.dtype))), x, x0_hat)
+    past, slots = state.past, plan.h.shape[1]
+    if slots > 1:  # written before it is read, so that it can be in place
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=state.step % slots, axis=0)
+        past = jax.tree.map(put, past, h)
 
     def advance(x: Array, h: Array, past: Array) -> Array:
-        return _combine((row.x, x), (row.h, h), *zip(row.past, past, strict=True))
+        return _combine((row.x, x), *zip(row.h, past if slots > 1 else [h], strict=True))
 
-    x_s = jax.tree.map(advance, state.x, h, state.past)
+    x_s = jax.tree.map(advance, x, h, past)
     if row.noise is not None:
-        z = _noise(key, state.step, state.x, index)
+        z = _noise(key, state.step, x, index)
         x_s = jax.tree.map(lambda x, z: x + row.noise.astype(x.dtype) * z, x_s, z)
-    past = state.past
-    if slots := plan.past.shape[1]:
-        past = jax.tree.map(lambda ring, h: ring.at[state.step % slots].set(h), state.past, h)
+    x_s = jax.tree.map(_like, x_s, state.x)
     return State(x_s, past, state.step + 1), x0_hat
 
 
@@ -243,16 +246,21 @@ def sample(
             `jax.errors.JaxRuntimeError` that ends with this message.
     """
 
-    def body(state: State, _: None) -> tuple[State, Any]:
+    start = init(plan, x_T)
+    shaped = lambda state: state._replace(x=jax.tree.map(_like, state.x, start.x))
+    flat = lambda state: state._replace(x=jax.tree.map(_flat, state.x))
+
+    def body(carry: State, _: None) -> tuple[State, Any]:
+        state = shaped(carry)
         next_state, x0_hat = step(key, denoise, plan, state, index=index)
         bad = (_not_finite(state.x), _not_finite(x0_hat)) if check_finite else None
-        return next_state, (None if trace is None else trace(next_state.x, x0_hat), bad)
+        return flat(next_state), (None if trace is None else trace(next_state.x, x0_hat), bad)
 
     scan = _checkpointed if checkpoint else jax.lax.scan
-    state, (traced, bad) = scan(body, init(plan, x_T), length=plan.num_steps)
+    state, (traced, bad) = scan(body, flat(start), length=plan.num_steps)
     if check_finite:
         jax.debug.callback(_raise_if_not_finite, plan.t, *bad)
-    x_0 = jax.tree.map(lambda x, like: x.astype(like.dtype), finalize(state), x_T)
+    x_0 = jax.tree.map(lambda x, like: x.astype(like.dtype), finalize(shaped(state)), x_T)
     return x_0 if trace is None else (x_0, traced)
 
 
@@ -289,6 +297,16 @@ def _raise_if_not_finite(t: Any, of_x: Any, of_x0: Any) -> None:
     raise FloatingPointError(
         f"the denoiser returned NaN or inf in {of_x0[i]} samples {where}, where x_t was still finite."
     )
+
+
+def _flat(x: Array) -> Array:
+    """`[B, H, W, C]` as `[B, H W C]`: XLA vectorises loops on a CPU along a long last axis alone."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def _like(x: Array, like: Array) -> Array:
+    """The inverse of `_flat`."""
+    return x.reshape(like.shape)
 
 
 def _combine(*terms: tuple[Array, Array]) -> Array:

@@ -231,7 +231,7 @@ def test_ddpm_has_the_coefficients_of_ho_et_al(process, variance):
     with jax.enable_x64(True):
         plan = samplers.DDPM(variance).plan(process, times.uniform(process, process.num_steps))
         np.testing.assert_allclose(plan.x, of_xt, rtol=1e-8, atol=1e-14)
-        np.testing.assert_allclose(plan.h, of_x0, rtol=1e-8)
+        np.testing.assert_allclose(plan.h[:, 0], of_x0, rtol=1e-8)
         np.testing.assert_allclose(plan.noise, std, rtol=1e-8, atol=1e-14)
 
 
