@@ -194,6 +194,7 @@ def test_step09_rejects_an_unknown_flag(step09):
         step09.parse(["--batchsize", "3"])
 
 
+@pytest.mark.slow  # a second network to compile; in CI: guidance and the U-Net's labels by themselves
 def test_step09_learns_from_labels_and_draws_for_them(step09, tmp_path):
     summary = step09.main(step09.parse(arguments(tmp_path, "--labels", "--steps", "8", "--num", "40")))
     assert np.isfinite(summary["loss"])

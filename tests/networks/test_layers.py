@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_jax.networks import layers
+from tests.networks.drawn import parameters
 
 KEY = jax.random.key(0)
 
@@ -78,8 +79,7 @@ def test_attention_equals_its_formula():
     x = jax.random.normal(KEY, (1, 3, 2, 8))
     context = jax.random.normal(jax.random.key(1), (1, 5, 4))
     layer = layers.Attention(head_features=4, groups=2)
-    params = layer.init(KEY, x, context)
-    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    params = parameters(layer, x, context, scale=0.3)
     p = jax.tree.map(np.asarray, params["params"])
     h = np.asarray(x[0], np.float64).reshape(6, 8)
     for name in ("self", "cross"):
@@ -96,11 +96,11 @@ def test_attention_equals_its_formula():
         )
         heads = np.stack([attention_by_hand(q[:, i], k[:, i], v[:, i]) for i in range(2)], axis=1)
         h = h + np.einsum("lhd,hdc->lc", heads, p[f"{name}_out"]["kernel"]) + p[f"{name}_out"]["bias"]
-    ours = np.asarray(layer.apply(params, x, context))[0].reshape(6, 8)
+    ours = np.asarray(jax.jit(layer.apply)(params, x, context))[0].reshape(6, 8)
     np.testing.assert_allclose(ours, h, atol=1e-4)
 
 
 def test_res_block_is_the_identity_at_the_start():
     x, emb = jax.random.normal(KEY, (2, 5, 5, 8)), jax.random.normal(KEY, (2, 4))
-    y, _ = layers.ResBlock(8).init_with_output(KEY, x, emb)
+    y, _ = jax.jit(layers.ResBlock(8).init_with_output)(KEY, x, emb)
     np.testing.assert_array_equal(y, x)
