@@ -6,8 +6,8 @@
     4   gmm           the Gaussian mixture
     5   em            expectation maximisation
     6   networks      the multilayer perceptron, layers, and the one U-Net
-    9   diffusion     process, prediction, loss, and the exact answers of the oracle
-    9   samplers      time grids, solvers, `sample`
+    9   diffusion     process, prediction, loss, likelihood, and the exact answers of the oracle
+    9   samplers      time grids, solvers, `sample`, the adaptive ODE
     10  guidance      denoisers combined into a denoiser
         training      a pure step, compiled for many devices, and the loop around it
         data          MNIST and tables, any TFDS set, batches on the device or streamed

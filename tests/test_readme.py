@@ -20,11 +20,24 @@ def blocks(language):
 
 
 def test_readme_python_samples_what_it_says(capsys):
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     exec(compile(code, "README.md", "exec"), {})
     mean, std = (float(number) for number in capsys.readouterr().out.split())
     np.testing.assert_allclose([mean, std], [2.0, 0.5], atol=0.02)
+
+
+def test_readme_python_takes_any_solver_and_tells_densities(capsys):
+    _, code = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    *solvers, log_prob, bound = capsys.readouterr().out.splitlines()
+    assert len(solvers) == 4
+    for line in solvers:
+        nfe, mean, std = line.split()[-3:]
+        assert int(nfe) in (20, 39)
+        np.testing.assert_allclose([float(mean), float(std)], [2.0, 0.5], atol=0.05)
+    entropy = 2 * 0.5 * np.log(2 * np.pi * np.e * 0.5**2)
+    np.testing.assert_allclose([float(log_prob), float(bound)], [-entropy, entropy], atol=0.15)
 
 
 def test_readme_commands_parse():
