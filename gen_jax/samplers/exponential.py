@@ -115,10 +115,7 @@ class DEIS:
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
-        w = weights(_half(t, s), self.order, lambda v, i: -np.exp(-v))
-        to_data = np.isinf(s.log_snr)
-        w[to_data, 0] = -ratios(t, s)[:-1][to_data]
-        return of_eps(t, s, w)
+        return of_eps(t, s, weights(_half(t, s), self.order, lambda v, i: -np.exp(-v)), denoise=True)
 
 
 @dataclass(frozen=True)
@@ -243,23 +240,22 @@ def _of_x0(
     return w
 
 
-def of_eps(t: Ends, s: Ends, w: Float[np.ndarray, "n order"]) -> Plan:
+def of_eps(t: Ends, s: Ends, w: Float[np.ndarray, "n order"], *, denoise: bool = False) -> Plan:
     """The plan of `x_s = alpha_s / alpha_t x_t + alpha_s sum_j w_ij eps_hat_{i-j}`.
 
     Where `alpha_t = 0`, `eps_hat` is `x_t` and says nothing: such a step is `x_s = sigma_s / sigma_t x_t + alpha_s
-    x0_hat`, and `w` must be 0 for it and later for its value.
+    x0_hat`, and `w` must be 0 for it and later for its value. With `denoise` a step to the data is that, too.
     """
-    signal = t.alpha > 0
+    by_x0 = (t.alpha == 0) | (denoise & (s.sigma == 0))
     with np.errstate(divide="ignore"):
-        x = np.where(signal, s.alpha / t.alpha, s.sigma / t.sigma)
-    h = s.alpha[:, None] * np.where(signal[:, None], w, np.eye(1, w.shape[1]))
-    return table(t.time, x, h, **eps_columns(t))
+        x = np.where(by_x0, s.sigma / t.sigma, s.alpha / t.alpha)
+    h = s.alpha[:, None] * np.where(by_x0[:, None], np.eye(1, w.shape[1]), w)
+    return table(t.time, x, h, **eps_columns(t, by_x0))
 
 
-def eps_columns(t: Ends) -> dict[str, np.ndarray]:
-    """Columns of `multistep.table` by which `h = eps_hat`, and `x0_hat` where `alpha = 0`."""
-    signal = t.alpha > 0
-    return {"h_x": signal / t.sigma, "h_x0": np.where(signal, -t.alpha / t.sigma, 1.0)}
+def eps_columns(t: Ends, by_x0: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of `multistep.table` by which `h = eps_hat`, and `x0_hat` in the rows `by_x0`."""
+    return {"h_x": np.where(by_x0, 0, 1 / t.sigma), "h_x0": np.where(by_x0, 1, -t.alpha / t.sigma)}
 
 
 def ratios(t: Ends, s: Ends) -> np.ndarray:

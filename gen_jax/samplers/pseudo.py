@@ -17,7 +17,7 @@ from gen_jax.diffusion.process import Process
 from gen_jax.samplers.exponential import check_order, of_eps, ratios, weights
 from gen_jax.samplers.multistep import Plan
 from gen_jax.samplers.solvers import Ends, Point, Times, ends, levels, points
-from gen_jax.samplers.stages import Row, Stage, chain, remember_eps, tabulate
+from gen_jax.samplers.stages import Row, Stage, chain, tabulate
 
 if TYPE_CHECKING:
     Warmup: TypeAlias = Literal["runge-kutta", "heun"]
@@ -94,7 +94,7 @@ class PNDM:
                 continue
             newest = zip(past[::-1], even[i], strict=False)
             rows.append(Row(start.time, end.alpha / start.alpha, {j: whole * w for j, w in newest}))
-        return tabulate(rows, **remember_eps(process, rows))
+        return tabulate(rows, eps_of=process)
 
 
 def _runge_kutta(process: Process, t: Point, s: Point) -> list[Stage]:

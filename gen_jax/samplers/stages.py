@@ -39,6 +39,8 @@ class Row(NamedTuple):
     x_weight: float
     h_weights: dict[int, float]
     """By the number `j` of the row at which `h_j` was remembered."""
+    by_x0: bool = False
+    """Whether this row remembers `x0_hat` where others remember `eps_hat`."""
 
 
 def chain(step: Sequence[Stage], first: int = 0) -> list[Row]:
@@ -52,23 +54,26 @@ def chain(step: Sequence[Stage], first: int = 0) -> list[Row]:
     return rows
 
 
-def tabulate(rows: Sequence[Row], **columns) -> Plan:
-    """The plan of these rows, with the further `columns` of `multistep.table`."""
+def denoised(t: Point, s: Point, number: int) -> Row:
+    """The step by `x0_hat` alone, `x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) x0_hat`.
+
+    From `alpha_t = 0`, where `eps_hat` says nothing, and to the data, where it need not be said.
+    """
+    x = s.sigma / t.sigma
+    return Row(t.time, x, {number: s.alpha - t.alpha * x}, by_x0=True)
+
+
+def tabulate(rows: Sequence[Row], *, eps_of: Process | None = None, noise: np.ndarray | None = None) -> Plan:
+    """The plan of these rows, which remember `x0_hat`, or, given the process, `eps_hat` but for those `by_x0`."""
     h = np.zeros((len(rows), 1 + max(i - j for i, row in enumerate(rows) for j in row.h_weights)))
     for i, row in enumerate(rows):
         for j, weight in row.h_weights.items():
             h[i, i - j] = weight
-    return table(np.array([r.time for r in rows]), np.array([r.x_weight for r in rows]), h, **columns)
-
-
-def remember_eps(process: Process, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Columns of `tabulate` by which `h = eps_hat`, and `x0_hat` where `alpha = 0`."""
-    return eps_columns(levels(process, np.array([row.time for row in rows])))
-
-
-def from_noise(t: Point, s: Point) -> list[Stage]:
-    """A step from `alpha_t = 0`, where `eps_hat` says nothing: `x_s = sigma_s / sigma_t x_t + alpha_s x0_hat`."""
-    return [Stage(t.time, 1.0, []), Stage(s.time, s.sigma / t.sigma, [s.alpha])]
+    time, x = np.array([row.time for row in rows]), np.array([row.x_weight for row in rows])
+    columns = {}
+    if eps_of is not None:
+        columns = eps_columns(levels(eps_of, time), np.array([row.by_x0 for row in rows]))
+    return table(time, x, h, noise=noise, **columns)
 
 
 @dataclass(frozen=True)
@@ -117,21 +122,19 @@ class Heun:
         noise: list[float] = []
         ends_in = np.append(t.alpha[1:], s.alpha[-1])  # alpha where the next step starts, after the churn
         for here, there, alpha, z in zip(points(t), points(s), ends_in, np.append(fresh[1:], 0), strict=True):
-            step = self._step(here, there, alpha)
-            rows += chain(step, len(rows))
-            noise += [0.0] * (len(step) - 2) + [z]
-        return tabulate(rows, noise=np.array(noise), **remember_eps(process, rows))
+            step = self._step(here, there, alpha, len(rows))
+            rows += step
+            noise += [0.0] * (len(step) - 1) + [z]
+        return tabulate(rows, eps_of=process, noise=np.array(noise))
 
-    def _step(self, t: Point, s: Point, alpha: float) -> list[Stage]:
+    def _step(self, t: Point, s: Point, alpha: float, number: int) -> list[Row]:
         """From `t` to the noise of `s`, with the data scaled by `alpha` at the end."""
-        if t.alpha == 0:
-            return from_noise(t, s._replace(sigma=s.sigma * alpha / s.alpha, alpha=alpha))
+        if t.alpha == 0 or s.sigma == 0:
+            return [denoised(t, s._replace(sigma=s.sigma * alpha / s.alpha, alpha=alpha), number)]
         length = s.sigma / s.alpha - t.sigma / t.alpha
-        first = Stage(t.time, 1.0, [])
-        if s.sigma == 0:
-            return [first, Stage(s.time, alpha / t.alpha, [alpha * length])]
-        euler = Stage(s.time, s.alpha / t.alpha, [s.alpha * length])
-        return [first, euler, Stage(s.time, alpha / t.alpha, [alpha * length / 2, alpha * length / 2])]
+        start, euler = Stage(t.time, 1.0, []), Stage(s.time, s.alpha / t.alpha, [s.alpha * length])
+        both = Stage(s.time, alpha / t.alpha, [alpha * length / 2, alpha * length / 2])
+        return chain([start, euler, both], number)
 
 
 @dataclass(frozen=True)
@@ -162,14 +165,14 @@ class DPMSolverPPSingle:
         rows: list[Row] = []
         for i, (start, end) in enumerate(zip(points(t), points(s), strict=True)):
             k = i * len(parts)
-            rows += chain(self._step(start, inside[k : k + len(parts)], end), len(rows))
+            rows += self._step(start, inside[k : k + len(parts)], end, len(rows))
         return tabulate(rows)
 
-    def _step(self, t: Point, inside: list[Point], s: Point) -> list[Stage]:
-        """The stages of one step; `X_k = sigma_k / sigma_t x + ...`."""
+    def _step(self, t: Point, inside: list[Point], s: Point, number: int) -> list[Row]:
+        """The rows of one step, of stages `X_k = sigma_k / sigma_t x + ...`."""
         first, length = Stage(t.time, 1.0, []), 0.5 * (s.log_snr - t.log_snr)
         if not np.isfinite(length):
-            return from_noise(t, s)
+            return [denoised(t, s, number)]
         whole = lambda part: -np.expm1(-part * length)  # int_0^a e^(u - a) du, a = part * length
         slope = lambda part: 1 - whole(part) / (part * length)  # int_0^a (u / a) e^(u - a) du
 
@@ -178,6 +181,7 @@ class DPMSolverPPSingle:
 
         second = stage(inside[0], whole(1 / self.order))
         if self.order == 2:
-            return [first, second, stage(s, 0.0, whole(1))]
+            return chain([first, second, stage(s, 0.0, whole(1))], number)
         third = stage(inside[1], whole(2 / 3) - 2 * slope(2 / 3), 2 * slope(2 / 3))
-        return [first, second, third, stage(s, whole(1) - 1.5 * slope(1), 0.0, 1.5 * slope(1))]
+        last = stage(s, whole(1) - 1.5 * slope(1), 0.0, 1.5 * slope(1))
+        return chain([first, second, third, last], number)
