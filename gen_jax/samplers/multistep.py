@@ -144,7 +144,7 @@ def init(plan: Plan, x_T: PyTree[Shaped[Array | np.ndarray, "..."]]) -> State:
         raise ValueError(
             f"x_T must be arrays [B, ...] with one B; got the shapes {[leaf.shape for leaf in leaves]}."
         )
-    x = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x_T)
+    x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), x_T)
     slots = plan.h.shape[1]
     past = jax.tree.map(
         lambda leaf: jnp.zeros((slots if slots > 1 else 0, *_flat(leaf).shape), leaf.dtype), x
