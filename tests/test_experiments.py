@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -228,7 +229,7 @@ def test_samplers_compare_draws_what_sample_draws(compare, run):
     config = compare.Config(num=3, chunk=2, solvers=("sde_dpmpp2", "pndm"), evaluations=(6,), reference=8)
     plans = compare.make_plans(model.proc, config)
     drawn = compare.draw_all(model, config, plans)
-    x_T, denoise, key = model.start(model.params, jax.random.key(config.seed), np.arange(3))
+    x_T, denoise, key = model.start(model.params, jax.random.key(config.seed), jnp.arange(3))
     for name, (plan,) in plans.items():
         expected = jax.jit(lambda plan: samplers.sample(key, denoise, plan, x_T))(plan)
         np.testing.assert_allclose(drawn[name][0].x_0, expected, atol=1e-4, err_msg=name)
