@@ -10,11 +10,14 @@ Every solver starts from the same noise, on the same kind of grid, at several nu
     Fréchet distance   squared, between normals that fit samples and training images (`metrics.frechet_distance`); the
                        features are the coordinates in the images' leading principal axes, not Inception's, so compare
                        the figures with each other and with those of real images, not with a published FID
-    equal              the first NFE whose Fréchet distance is that of 1,000-step DDPM or less, within two standard
+    equal              the NFE from which on the Fréchet distance is that of 1,000-step DDPM or less, within two standard
                        errors of the difference (bootstrap over samples), and the time it takes
 
-Leaves in checkpoints/samplers_compare/: compare.png (both against NFE), grid_SOLVER.png (the same digits by every NFE)
-and summary.json.
+Leaves in checkpoints/samplers_compare/: compare.png (both against NFE), grid_SOLVER.png (the same digits by every NFE),
+config.json and summary.json. At most 9 minutes on two cores, of which 1,000-step DDPM takes half. On the default run of
+step09_diffusion its distance is 6.2 +- 1.8 (of real images: 4.5); DPM-Solver++, UniPC, DEIS and iPNDM are equal from 8
+evaluations on and take a 200th of the time, DDIM from 10 (a 145th), DDPM itself from 50 (a 34th). Closest to the exact ODE
+is iPNDM at 8 and 10 evaluations (errors 0.13 and 0.09), PNDM at 20 (0.03), UniPC at 50 (0.007).
 """
 
 import dataclasses
@@ -271,11 +274,15 @@ def summarise(
     solvers: dict[str, Any] = {}
     for name in config.solvers:
         distances = [judge(each.x_0) for each in drawn[name]]
-        equal = None
+        equal: dict[str, float] | None = None
         for each, (distance, again) in zip(drawn[name], distances, strict=True):
-            if equal is None and distance - goal <= 2 * (again - goals).std():
-                faster = reference.seconds / each.seconds
-                equal = {"nfe": each.nfe, "seconds": each.seconds, "times_faster": faster}
+            here = {
+                "nfe": each.nfe,
+                "seconds": each.seconds,
+                "times_faster": reference.seconds / each.seconds,
+            }
+            worse = distance - goal > 2 * (again - goals).std()
+            equal = None if worse else equal or here  # from here on, not by chance here alone
         of_ode = plans[name][0].noise is None
         errors = [float(np.sqrt(np.square(d.x_0[: len(exact)] - exact).mean())) for d in drawn[name]]
         solvers[name] = {
@@ -302,6 +309,8 @@ def summarise(
 
 def save_figure(config: Config, summary: dict[str, Any]) -> None:
     """compare.png: error and Fréchet distance against NFE; stochastic solvers are dashed."""
+    from matplotlib.ticker import LogFormatter
+
     reference = summary["reference"]
     with plots.figure(config.workdir / "compare.png", width=12, height=5, ncols=2) as (left, right):
         for i, (name, each) in enumerate(summary["solvers"].items()):
@@ -321,6 +330,8 @@ def save_figure(config: Config, summary: dict[str, Any]) -> None:
             axes.set(xlabel="evaluations of the denoiser (NFE)", xscale="log", yscale="log")
             axes.set_xticks(config.evaluations, [str(n) for n in config.evaluations])
             axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
             axes.grid(alpha=0.3, which="both", axis="y")
         right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
