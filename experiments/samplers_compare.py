@@ -14,10 +14,12 @@ Every solver starts from the same noise, on the same kind of grid, at several nu
                        errors of the difference (bootstrap over samples), and the time it takes
 
 Leaves in checkpoints/samplers_compare/: compare.png (both against NFE), grid_SOLVER.png (the same digits by every NFE),
-config.json and summary.json. At most 9 minutes on two cores, of which 1,000-step DDPM takes half. On the default run of
-step09_diffusion its distance is 6.2 +- 1.8 (of real images: 4.5); DPM-Solver++, UniPC, DEIS and iPNDM are equal from 8
-evaluations on and take a 200th of the time, DDIM from 10 (a 145th), DDPM itself from 50 (a 34th). Closest to the exact ODE
-is iPNDM at 8 and 10 evaluations (errors 0.13 and 0.09), PNDM at 20 (0.03), UniPC at 50 (0.007).
+config.json and summary.json. It takes 9 minutes of processor time, half of it for 1,000-step DDPM, so less on two cores.
+
+On a default run of step09_diffusion the distance of 1,000-step DDPM is 6.2 +- 1.8 (of real images: 4.5). DPM-Solver++,
+UniPC, DEIS and iPNDM are equal from 8 evaluations on, in a 200th of the time; DDIM from 10, in a 145th; DDPM itself from
+50, in a 34th. Closest to the exact ODE is iPNDM at 8 and 10 evaluations (errors 0.13 and 0.09), PNDM at 20 (0.03), UniPC
+at 50 (0.007).
 """
 
 import dataclasses
@@ -168,7 +170,7 @@ def load(config: Config) -> Model:
 def first_time(proc: process.Process, config: Config) -> float:
     """Where grids begin: the last time at which there is more than noise; `x_T` is as good there as at `t_max`.
 
-    The prior of the cosine schedule has `log_snr = -20`, of which DPM-Solver's own leaves out as much (Lu et al. 2022,
+    The prior of the cosine schedule has `log_snr = -20`, of which DPM-Solver leaves out about as much (Lu et al. 2022,
     Appendix D.4).
     """
     return float(process.at_log_snr(proc, np.asarray(config.least_log_snr, np.float64)))
