@@ -11,6 +11,7 @@
     10  guidance      denoisers combined into a denoiser
         training      a pure step, compiled for many devices, and the loop around it
         data          MNIST and tables, any TFDS set, batches on the device or streamed
+        metrics       the Fréchet distance between samples and data
         plots         pictures of what came out
 
 Nothing is imported with the package itself: `from gen_jax import samplers` loads what it needs and no more.

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -19,7 +20,7 @@ import scipy.stats
 from jax.sharding import Mesh
 from PIL import Image
 
-from gen_jax import data, keys, training
+from gen_jax import data, keys, samplers, training
 from gen_jax.networks import unet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -192,6 +193,51 @@ def test_step09_sampling_without_a_checkpoint_says_what_to_do(step09, tmp_path):
 def test_step09_rejects_an_unknown_flag(step09):
     with pytest.raises(SystemExit):
         step09.parse(["--batchsize", "3"])
+
+
+@pytest.fixture
+def compare(step09, monkeypatch):
+    """The comparison, with the small network."""
+    monkeypatch.setitem(sys.modules, "step09_diffusion", step09)
+    return load("samplers_compare")
+
+
+def test_samplers_compare_measures_every_solver(compare, run, tmp_path):
+    checkpoint, _ = run
+    small = {"num": 6, "chunk": 4, "num_exact": 2, "tolerance": 1e-2, "reference": 12, "num_images": 500}
+    config = compare.Config(
+        checkpoint, tmp_path, solvers=("ddpm", "unipc3", "heun"), evaluations=(10, 5), **small
+    )
+    summary = compare.main(config)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "config.json").read_text())["num"] == 6
+    assert figures(tmp_path) == {"compare.png", "grid_ddpm.png", "grid_unipc3.png", "grid_heun.png"}
+    found = summary["solvers"]
+    assert [found[name]["nfe"] for name in config.solvers] == [[5, 10], [5, 10], [5, 9]]
+    assert found["ddpm"]["error"] is None, "stochastic"
+    for name in ("unipc3", "heun"):
+        few, many = found[name]["error"]
+        assert many < few, name
+    for each in found.values():
+        assert np.isfinite(each["frechet_distance"]).all()
+        assert min(each["standard_error"]) > 0
+
+
+def test_samplers_compare_draws_what_sample_draws(compare, run):
+    """One program for all plans: the first samples of a padded plan are those of `samplers.sample` by its own."""
+    model = compare.load(compare.Config(run[0]))
+    config = compare.Config(num=3, chunk=2, solvers=("sde_dpmpp2", "pndm"), evaluations=(6,), reference=8)
+    plans = compare.make_plans(model.proc, config)
+    drawn = compare.draw_all(model, config, plans)
+    x_T, denoise, key = model.start(model.params, jax.random.key(config.seed), jnp.arange(3))
+    for name, (plan,) in plans.items():
+        expected = jax.jit(lambda plan: samplers.sample(key, denoise, plan, x_T))(plan)
+        np.testing.assert_allclose(drawn[name][0].x_0, expected, atol=1e-4, err_msg=name)
+
+
+def test_samplers_compare_without_a_checkpoint_says_what_to_run(compare, tmp_path):
+    with pytest.raises(ValueError, match=r"run python experiments/step09_diffusion.py first"):
+        compare.main(compare.Config(tmp_path / "none", tmp_path))
 
 
 @pytest.mark.slow  # a second network to compile; in CI: guidance and the U-Net's labels by themselves

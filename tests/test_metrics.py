@@ -1,0 +1,126 @@
+"""The Fréchet distance against closed forms and scipy's matrix root; principal axes against scikit-learn's."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+import sklearn.decomposition
+
+from gen_jax import metrics
+from gen_jax.metrics import Moments
+
+
+def drawn(seed, dims=6, scale=1.0):
+    """Moments of a random normal of full rank."""
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(dims, dims))
+    return Moments(scale * rng.normal(size=dims), scale**2 * factor @ factor.T)
+
+
+def rotation(seed, dims=6):
+    return scipy.stats.ortho_group(dims, seed=seed).rvs()
+
+
+def by_matrix_root(a, b):
+    """Heusel et al. 2017, Eq. 6, as it is written."""
+    root = scipy.linalg.sqrtm(a.cov @ b.cov).real
+    return np.square(a.mean - b.mean).sum() + np.trace(a.cov + b.cov - 2 * root)
+
+
+def of_diagonals(a, b):
+    """Two normals with common axes: their deviations differ along each."""
+    return np.square(np.sqrt(a) - np.sqrt(b)).sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_frechet_distance_is_that_of_the_matrix_root(seed):
+    a, b = drawn(seed), drawn(seed + 100, scale=3.0)
+    np.testing.assert_allclose(metrics.frechet_distance(a, b), by_matrix_root(a, b), rtol=1e-9)
+
+
+def test_frechet_distance_to_itself_is_zero():
+    a = drawn(0, dims=50)
+    assert 0 <= metrics.frechet_distance(a, a) < 1e-24 * np.trace(a.cov)
+
+
+def test_frechet_distance_in_one_dimension_is_that_of_means_and_deviations():
+    a, b = Moments(np.array([1.0]), np.array([[4.0]])), Moments(np.array([-2.0]), np.array([[0.25]]))
+    np.testing.assert_allclose(metrics.frechet_distance(a, b), 3.0**2 + 1.5**2, rtol=1e-14)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_frechet_distance_of_commuting_covariances_is_that_of_their_deviations(turned):
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(size=(2, 6))
+    axes = rotation(1) if turned else np.eye(6)
+    covs = [axes * values @ axes.T for values in (a, b)]
+    distance = metrics.frechet_distance(*(Moments(np.zeros(6), cov) for cov in covs))
+    np.testing.assert_allclose(distance, of_diagonals(a, b), rtol=1e-12)
+
+
+def test_frechet_distance_holds_its_digits_between_close_normals():
+    a = np.linspace(1, 2, 6)
+    b, axes = a * (1 + 1e-8), rotation(2)
+    covs = [axes * values @ axes.T for values in (a, b)]
+    distance = metrics.frechet_distance(*(Moments(np.zeros(6), cov) for cov in covs))
+    np.testing.assert_allclose(
+        distance, of_diagonals(a, b), rtol=1e-5
+    )  # tr(...) itself has no digit of 1e-16
+
+
+def test_frechet_distance_takes_covariances_without_full_rank():
+    a, point = drawn(3), Moments(np.ones(6), np.zeros((6, 6)))
+    expected = np.square(a.mean - 1).sum() + np.trace(a.cov)
+    np.testing.assert_allclose(metrics.frechet_distance(a, point), expected, rtol=1e-12)
+    x, y = np.zeros((6, 6)), np.zeros((6, 6))
+    x[0, 0], y[1, 1] = 4.0, 9.0  # on different lines: nothing can be matched
+    zero = np.zeros(6)
+    np.testing.assert_allclose(metrics.frechet_distance(Moments(zero, x), Moments(zero, y)), 13.0)
+
+
+def test_frechet_distance_is_symmetric_and_does_not_depend_on_the_axes():
+    a, b, axes = drawn(4), drawn(5), rotation(6)
+    turn = lambda m: Moments(axes @ m.mean + 7.0, axes @ m.cov @ axes.T)
+    expected = metrics.frechet_distance(a, b)
+    np.testing.assert_allclose(metrics.frechet_distance(b, a), expected, rtol=1e-12)
+    np.testing.assert_allclose(metrics.frechet_distance(turn(a), turn(b)), expected, rtol=1e-12)
+
+
+def test_frechet_distance_names_features_that_differ():
+    with pytest.raises(ValueError, match="same features; got 6 and 5"):
+        metrics.frechet_distance(drawn(0), drawn(0, dims=5))
+
+
+def test_moments_are_numpys_in_float64():
+    x = (1e4 + np.random.default_rng(0).normal(size=(50, 3))).astype(np.float32)
+    found = metrics.moments(x)
+    np.testing.assert_allclose(found.mean, x.astype(np.float64).mean(0), rtol=1e-14)
+    np.testing.assert_allclose(found.cov, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.ones((1, 3)), np.array([[1.0, 2.0], [np.nan, 0.0]])])
+def test_moments_refuse_what_has_none(bad):
+    with pytest.raises(ValueError, match="must be finite, and of at least 2"):
+        metrics.moments(bad)
+
+
+@pytest.mark.parametrize("shape", [(200, 12), (10, 4, 5, 1)])
+def test_principal_axes_are_those_of_scikit_learn(shape):
+    x = np.random.default_rng(0).normal(size=shape) * np.linspace(1, 3, shape[1]).reshape(
+        -1, *[1] * (len(shape) - 2)
+    )
+    rows = x.reshape(len(x), -1)
+    axes, peer = metrics.principal(x, 4), sklearn.decomposition.PCA(4, svd_solver="full").fit(rows)
+    np.testing.assert_allclose(axes.share, peer.explained_variance_ratio_.sum(), rtol=1e-10)
+    np.testing.assert_allclose(np.abs(peer.components_ @ axes.directions), np.eye(4), atol=1e-8)
+    np.testing.assert_allclose(
+        np.abs(metrics.project(axes, x)), np.abs(peer.transform(rows)), rtol=1e-7, atol=1e-8
+    )
+
+
+def test_principal_and_project_name_sizes_that_do_not_fit():
+    x = np.random.default_rng(0).normal(size=(20, 3, 2))
+    with pytest.raises(ValueError, match="from 1 to 5 for 20 examples of 6 numbers, got 6"):
+        metrics.principal(x, 6)
+    with pytest.raises(ValueError, match="examples of 6 numbers"):
+        metrics.project(metrics.principal(x, 2), np.ones((4, 5)))
