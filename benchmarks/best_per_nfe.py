@@ -18,9 +18,11 @@ grids that begin and end elsewhere; and the best of these on other, many samples
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import functools
 import itertools
+import multiprocessing
 import subprocess
 import time
 from collections.abc import Callable
@@ -44,7 +46,7 @@ STARTS = (1000.0, 850.0, 700.0)
 """Times at which a grid may begin, with noise alone."""
 LEASTS = (1.0, 15.0, 50.0)
 """Times at which the denoiser is asked last."""
-SOLVERS = 4
+SOLVERS = 3
 """How many solvers of a side are tried on grids that begin and end elsewhere."""
 FINALISTS = 3
 """How many settings of a side are measured."""
@@ -143,9 +145,9 @@ def check_denoiser(problem: Problem) -> None:
 
 @functools.cache
 def exact_flow() -> Table:
-    """200 evaluations of order 4."""
+    """120 evaluations of order 4."""
     with jax.enable_x64(True):
-        return of_plan(samplers.UniPC(3).plan(PROCESS, times.log_snr(PROCESS, 200)), PROCESS)
+        return of_plan(samplers.UniPC(3).plan(PROCESS, times.log_snr(PROCESS, 120)), PROCESS)
 
 
 class Judge:
@@ -318,19 +320,20 @@ def compare(search: Search, judge: Judge, groups: dict[str, list[Setting]], nfe:
     return Compared(measured(judge, few["ours"], nfe), theirs, found["ours"])
 
 
-def default(problems: list[Problem], searches: dict, judges: dict, found: dict, nfe: int) -> list[tuple]:
+def default(
+    problems: list[tuple[Problem, Search, Judge]], found: dict[str, Compared], nfe: int
+) -> list[tuple]:
     """Settings of ours by their worst ratio over all data, best first: `(worst, ratios, setting)`."""
-    union = {str(s): s for p in problems for s in best_few(found[p.name, nfe].search, 24)}
-    by_search = {name: 0.0 for name in union}
-    for p in problems:
-        least = max(min(each.squared for each in found[p.name, nfe].search), 1e-9)
-        for squared, setting in searches[p.name](list(union.values()), nfe):
-            by_search[str(setting)] = max(by_search[str(setting)], squared / least)
-    short = [union[name] for name in sorted(by_search, key=lambda name: by_search[name])[:FINALISTS]]
+    union = {str(s): s for each in found.values() for s in best_few(each.search, 24)}
+    worst = dict.fromkeys(union, 0.0)
+    for p, search, _ in problems:
+        least = max(found[p.name].search[0].squared, 1e-6)
+        for squared, setting in search(list(union.values()), nfe):
+            worst[str(setting)] = max(worst[str(setting)], squared / least)
     rows = []
-    for setting in short:
-        errors = [measured(judges[p.name], [setting], nfe)[0] for p in problems]
-        ratios = [ratio_of(e, found[p.name, nfe].peers[0]) for e, p in zip(errors, problems, strict=True)]
+    for setting in (union[name] for name in sorted(worst, key=lambda name: worst[name])[:FINALISTS]):
+        errors = [(measured(judge, [setting], nfe)[0], found[p.name].peers[0]) for p, _, judge in problems]
+        ratios = [ratio_of(*pair) for pair in errors]
         rows.append((max(r for r, _ in ratios), ratios, setting))
     return sorted(rows, key=lambda row: row[0])
 
@@ -342,7 +345,7 @@ PAGE = """# Which solver and grid to take at few evaluations
 Made by `python benchmarks/best_per_nfe.py` on {date}, from commit {commit}, in {minutes:.0f} minutes, against diffusers
 {diffusers} and k-diffusion 0.1.1.post1. Data whose denoiser is exact, so that all error is the solver's; the process is
 `DDPM()`. The error `D` is the energy distance from the data, with the standard error over {blocks} blocks of samples
-(2,048, 1,024 and 500 in each, for the three kinds of data); "flow" is the root mean square distance of a number from
+(2,048, 1,024 and 400 in each, for the three kinds of data); "flow" is the root mean square distance of a number from
 the end of the exact flow, of deterministic solvers. A ratio below 1: ours is nearer to the data. Solvers and grids were
 chosen on other samples than those they are measured on.
 
@@ -384,87 +387,108 @@ def compared_row(nfe: int, found: Compared) -> list[str]:
     return [str(nfe), *ours_cells, *peer_cells, f"{value:.3f} ± {error:.3f}"]
 
 
+class Result(NamedTuple):
+    """What is said of one number of evaluations."""
+
+    nfe: int
+    rows: dict[str, list[str]]
+    """By data, those of the tables."""
+    default: list[str]
+    nodes: list[float]
+    log: str
+
+
 def nodes_of(setting: Setting, nfe: int) -> list[float]:
-    """Times at which a setting asks."""
+    """Times of a setting, the last one 0."""
     table = setting.table(nfe)
     assert table is not None
-    return [round(float(t), 1) for t in at_ratio(table.sigma / table.alpha)]
+    return [*(round(float(t), 1) for t in at_ratio(table.sigma / table.alpha)), 0.0]
 
 
-def page(problems: list[Problem], found: dict, defaults: dict, minutes: float) -> str:
+@functools.cache
+def problems_of(smoke: bool) -> list[tuple[Problem, Search, Judge]]:
+    """The data, and the judges of the search and of what it finds."""
+    problems = [two(), sixty_four()] if smoke else [two(), sixty_four(), mnist()]
+    for p in problems:
+        check_denoiser(p)
+    few = [Search(Judge(p, 1, 1, p.few)) for p in problems]
+    many = [Judge(p, 2, BLOCKS, p.few if smoke else p.many) for p in problems]
+    return list(zip(problems, few, many, strict=True))
+
+
+@functools.cache
+def groups_of(smoke: bool) -> dict[str, list[Setting]]:
+    """All settings, by side."""
+    classes = ("DDIM", "DEISMultistep", "EulerDiscrete") if smoke else DIFFUSERS
+    return {
+        "ours": [s for s in ours() if not smoke or s.solver in ("DDIM()", "UniPC(2)", "DDPM()")],
+        "diffusers": [s for name in classes for s in of_class(name)],
+        "k-diffusion": [s for s in k_diffusion() if not smoke or s.solver in ("sample_euler", "sample_heun")],
+    }
+
+
+def result(nfe: int, smoke: bool = False) -> Result:
+    """Everything about one number of evaluations."""
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    began, lines, found, rows = time.monotonic(), [], {}, {}
+    problems = problems_of(smoke)
+    for p, search, judge in problems:
+        found[p.name] = compare(search, judge, groups_of(smoke), nfe)
+        rows[p.name] = compared_row(nfe, found[p.name])
+        lines.append(" | ".join([p.name, *rows[p.name]]))
+        for each in found[p.name].ours + found[p.name].peers:
+            lines.append(f"    {each} {each.rms:.4f} {each.setting.side}: {each.setting}")
+        print(f"{time.monotonic() - began:.0f} s", p.name, *rows[p.name], sep=" | ", flush=True)
+    ranked = default(problems, found, nfe)
+    for worst, ratios, setting in ranked:
+        said = ", ".join(f"{r:.3f} ± {e:.3f}" for r, e in ratios)
+        lines.append(f"    default {worst:.3f} ({said}) {setting}")
+    _, ratios, best = ranked[0]
+    row = [str(nfe), f"`{best}`", *(f"{r:.3f} ± {e:.3f}" for r, e in ratios)]
+    return Result(nfe, rows, row, nodes_of(best, nfe), "\n".join(lines))
+
+
+def page(results: list[Result], minutes: float) -> str:
     """All of it."""
     import diffusers
 
     git = ["git", "describe", "--always", "--dirty"]
     head = ["evaluations", "ours", "D", "flow", "peers", "D", "flow", "ratio"]
-    tables = [
-        f"### {p.name}\n\n"
-        + markdown(head, [compared_row(n, f) for (q, n), f in found.items() if q == p.name])
-        for p in problems
-    ]
-    rows = [
-        [str(nfe), f"`{best[2]}`", *(f"{r:.3f} ± {e:.3f}" for r, e in best[1])]
-        for nfe, (best, *_) in defaults.items()
-    ]
-    asked = [f"- {nfe}: `{[*nodes_of(best[2], nfe), 0.0]}`" for nfe, (best, *_) in defaults.items()]
+    names = list(results[0].rows)
+    tables = [f"### {name}\n\n" + markdown(head, [r.rows[name] for r in results]) for name in names]
     return PAGE.format(
-        nodes="\n".join(asked),
         date=datetime.date.today(),
         commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
         minutes=minutes,
         diffusers=diffusers.__version__,
         blocks=BLOCKS,
-        defaults=markdown(["evaluations", "solver, grid", *(p.name for p in problems)], rows),
+        defaults=markdown(["evaluations", "solver, grid", *names], [r.default for r in results]),
+        nodes="\n".join(f"- {r.nfe}: `{r.nodes}`" for r in results),
         tables="\n\n".join(tables),
     )
 
 
 def main() -> None:
     """Searches, measures and writes the page."""
-    import diffusers
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--smoke", action="store_true", help="a few solvers and samples, and no page")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
-    args = parser.parse_args()
-    diffusers.utils.logging.set_verbosity_error()
-    torch.set_num_threads(args.threads)
-    began, smoke = time.monotonic(), args.smoke
-    classes = ("DDIM", "DEISMultistep", "EulerDiscrete") if smoke else DIFFUSERS
-    groups = {
-        "ours": [s for s in ours() if not smoke or s.solver in ("DDIM()", "UniPC(2)", "DDPM()")],
-        "diffusers": [s for name in classes for s in of_class(name)],
-        "k-diffusion": [s for s in k_diffusion() if not smoke or s.solver in ("sample_euler", "sample_heun")],
-    }
-    problems = [two(), sixty_four()] if smoke else [two(), sixty_four(), mnist()]
-    searches, judges, found, defaults = {}, {}, {}, {}
-    for p in problems:
-        check_denoiser(p)
-        searches[p.name] = Search(Judge(p, 1, 1, p.few))
-        judges[p.name] = Judge(p, 2, BLOCKS, p.few if smoke else p.many)
-    for nfe in (5,) if smoke else EVALUATIONS:
-        for p in problems:
-            found[p.name, nfe] = compare(searches[p.name], judges[p.name], groups, nfe)
-            cells = compared_row(nfe, found[p.name, nfe])
-            print(f"{time.monotonic() - began:5.0f} s", p.name, *cells, sep=" | ", flush=True)
-            for each in found[p.name, nfe].ours[1:] + found[p.name, nfe].peers[1:]:
-                print(" " * 8, each, each.setting.side, each.setting, flush=True)
-        defaults[nfe] = default(problems, searches, judges, found, nfe)
-        for worst, ratios, setting in defaults[nfe]:
-            print(
-                f"  default {nfe}: {worst:.3f}",
-                [f"{r:.3f} ± {e:.3f}" for r, e in ratios],
-                setting,
-                flush=True,
-            )
-    text = page(problems, found, defaults, (time.monotonic() - began) / 60)
+    smoke, began, results = parser.parse_args().smoke, time.monotonic(), []
     if smoke:
-        print(text)
+        print(page([result(5, smoke)], (time.monotonic() - began) / 60))
         return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+        jobs = {pool.submit(result, nfe): nfe for nfe in sorted(EVALUATIONS, reverse=True)}
+        for job in concurrent.futures.as_completed(jobs):
+            results.append(job.result())
+            print(results[-1].log, flush=True)
     path = Path(samplers.__file__).with_name("RECOMMENDED.md")
-    path.write_text(text)
+    path.write_text(page(sorted(results), (time.monotonic() - began) / 60))
     print(f"wrote {path}")
 
 

@@ -8,6 +8,7 @@ called, and a change of theirs is seen.
 A peer's denoiser is asked at the scheduler's own `sigma`, also where its `timesteps` are rounded.
 """
 
+import copy
 import functools
 import importlib
 import importlib.util
@@ -146,10 +147,7 @@ STATE_IS_Y = ("Euler", "Heun", "LMS", "KDPM2", "DPMSolverSDE", "EDM", "Cosine")
 
 def of_diffusers(name: str, options: dict[str, Any], call: dict[str, Any], n: int) -> Table:
     """A scheduler with `n` inference steps; `call` are arguments of its `step`."""
-    make = getattr(diffusers, name)
-    known = make.__init__.__wrapped__.__code__.co_varnames
-    settings = {key: value for key, value in (LINEAR | UNCLIPPED).items() if key in known}
-    scheduler, recorder = make(**settings | options), Recorder()
+    scheduler, recorder = copy.deepcopy(_made(name, *options.items())), Recorder()
     scheduler.set_timesteps(n)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
@@ -167,6 +165,15 @@ def of_diffusers(name: str, options: dict[str, Any], call: dict[str, Any], n: in
             out = _output(scheduler, name, x, recorder.ask(x, a, s), a, s)
             x = scheduler.step(out, t, x, **call).prev_sample
     return recorder.table(x)
+
+
+@functools.cache
+def _made(name: str, *options: tuple[str, Any]) -> Any:
+    """A scheduler: some take half a second to make."""
+    make = getattr(diffusers, name)
+    known = make.__init__.__wrapped__.__code__.co_varnames
+    settings = {key: value for key, value in (LINEAR | UNCLIPPED).items() if key in known}
+    return make(**settings | dict(options))
 
 
 def _level(scheduler: Any, name: str, t: Any) -> tuple[float, float]:

@@ -115,7 +115,7 @@ OURS = {
     },
     "Heun(churn=2)": samplers.Heun(churn=2.0),
 }
-RHOS = (1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
+RHOS = (1.5, 2.0, 3.0, 5.0, 7.0)
 
 
 def library_grids() -> dict[str, Grid]:
@@ -238,7 +238,10 @@ MULTISTEP = [
     *choices(algorithm_type=("sde-dpmsolver",), solver_order=(2,), final_sigmas_type=("sigma_min",)),
 ]
 ENDINGS = [{}, {"lower_order_final": False}, {"euler_at_final": True}]
-UNIPC = choices(solver_order=(1, 2, 3), solver_type=("bh1", "bh2"), predict_x0=(True, False))
+UNIPC = [
+    *choices(solver_order=(1, 2, 3), solver_type=("bh1", "bh2")),
+    *choices(solver_order=(1, 2, 3), predict_x0=(False,)),
+]
 GRIDS = SPACINGS + [s | c for s in SPACINGS[::2] for c in CURVES[1:]]
 EDM = choices(
     sigma_min=(0.01, 0.1), sigma_max=(157.4, 25.0), sigma_schedule=("karras",), rho=(3.0, 5.0, 7.0)
@@ -257,7 +260,7 @@ DIFFUSERS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "LCM": ([{}], [{}]),
     "TCD": ([{}], choices(eta=(0.0, 0.3, 1.0))),
     "DPMSolverMultistep": (
-        [m | g | e for m in MULTISTEP for g in GRIDS + LU for e in ENDINGS],
+        [m | g | e for m in MULTISTEP for g in GRIDS + LU for e in ENDINGS[: 3 if m in MULTISTEP[:4] else 1]],
         [{}],
     ),
     "DPMSolverSinglestep": (
