@@ -237,23 +237,35 @@ class Search:
         return sorted(found, key=lambda each: each.squared)
 
 
-def best_few(found: list[Found], n: int) -> list[Setting]:
-    """The first `n`, of different errors."""
-    chosen: dict[float, Setting] = {}
+def best_few(found: list[Found], n: int, nfe: int) -> list[Setting]:
+    """The first `n` of different errors that are deterministic, and half as many that are not.
+
+    Apart, as the noise of few samples would let the luckiest of many stochastic solvers displace the others.
+    """
+    chosen: dict[bool, dict[float, Setting]] = {False: {}, True: {}}
     for squared, setting in found:
-        if len(chosen) < n:
-            chosen.setdefault(round(squared, 9), setting)
-    return list(chosen.values())
+        stochastic = is_stochastic(setting, nfe)
+        if len(chosen[stochastic]) < (n // 2 if stochastic else n):
+            chosen[stochastic].setdefault(round(squared, 9), setting)
+    return [*chosen[False].values(), *chosen[True].values()]
+
+
+def is_stochastic(setting: Setting, nfe: int) -> bool:
+    """Whether its table draws noise."""
+    table = setting.table(nfe)
+    return table is not None and table.stochastic
 
 
 def further(search: Search, found: list[Found], nfe: int) -> list[Found]:
     """The best solvers of a search again, on grids that begin and end elsewhere."""
-    best: dict[str, Setting] = {}
+    best: dict[bool, dict[str, Setting]] = {False: {}, True: {}}
     for each in found:
-        if each.setting.elsewhere is not None and len(best) < SOLVERS:
-            best.setdefault(each.setting.solver, each.setting)
+        solvers = best[is_stochastic(each.setting, nfe)]
+        if each.setting.elsewhere is not None and len(solvers) < SOLVERS:
+            solvers.setdefault(each.setting.solver, each.setting)
+    tried = [*best[False].values(), *list(best[True].values())[:1]]
     ends = list(itertools.product(STARTS, LEASTS))
-    more = [new for old in best.values() if old.elsewhere for end in ends for new in old.elsewhere(*end)]
+    more = [new for old in tried if old.elsewhere for end in ends for new in old.elsewhere(*end)]
     return sorted(found + search(more, nfe), key=lambda each: each.squared)
 
 
@@ -315,7 +327,7 @@ def compare(search: Search, judge: Judge, groups: dict[str, list[Setting]], nfe:
     """Searches on few samples, and measures the best on many."""
     found = {side: search(settings, nfe) for side, settings in groups.items()}
     found = {side: further(search, each, nfe) for side, each in found.items()}
-    few = {side: best_few(each, FINALISTS) for side, each in found.items()}
+    few = {side: best_few(each, FINALISTS, nfe) for side, each in found.items()}
     theirs = measured(judge, few["diffusers"] + few["k-diffusion"], nfe)
     return Compared(measured(judge, few["ours"], nfe), theirs, found["ours"])
 
@@ -323,11 +335,17 @@ def compare(search: Search, judge: Judge, groups: dict[str, list[Setting]], nfe:
 def default(
     problems: list[tuple[Problem, Search, Judge]], found: dict[str, Compared], nfe: int
 ) -> list[tuple]:
-    """Settings of ours by their worst ratio over all data, best first: `(worst, ratios, setting)`."""
-    union = {str(s): s for each in found.values() for s in best_few(each.search, 24)}
+    """Deterministic settings of ours by their worst ratio over all data, best first: `(worst, ratios, setting)`."""
+    union = {
+        str(s): s
+        for each in found.values()
+        for s in best_few(each.search, 24, nfe)
+        if not is_stochastic(s, nfe)
+    }
     worst = dict.fromkeys(union, 0.0)
     for p, search, _ in problems:
-        least = max(found[p.name].search[0].squared, 1e-6)
+        least = next(each.squared for each in found[p.name].search if not is_stochastic(each.setting, nfe))
+        least = max(least, 1e-6)
         for squared, setting in search(list(union.values()), nfe):
             worst[str(setting)] = max(worst[str(setting)], squared / least)
     rows = []
@@ -357,7 +375,7 @@ two times given, and then 0: `karras(rho)` in `(sigma / alpha)^(1 / rho)`, `expo
 
 ## To take
 
-By number of evaluations, the solver and grid whose worst ratio to the peers' best of each kind of data is least. The
+By number of evaluations, the deterministic solver and grid whose worst ratio to the peers' best of each kind of data is least. The
 peers' best is another setting for each; this is one for all.
 
 {defaults}
