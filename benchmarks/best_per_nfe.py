@@ -375,8 +375,8 @@ two times given, and then 0: `karras(rho)` in `(sigma / alpha)^(1 / rho)`, `expo
 
 ## To take
 
-By number of evaluations, the deterministic solver and grid whose worst ratio to the peers' best of each kind of data is least. The
-peers' best is another setting for each; this is one for all.
+By number of evaluations, the deterministic solver and grid whose worst ratio to the peers' best of each kind of data is
+least. The peers' best is another setting for each; this is one for all.
 
 {defaults}
 
