@@ -1,0 +1,514 @@
+"""The best solver and grid at few evaluations, against all of the peers': makes samplers/RECOMMENDED.md.
+
+    python benchmarks/best_per_nfe.py             # about twenty minutes on two cores
+    python benchmarks/best_per_nfe.py --smoke     # a minute, to see that it runs; writes nothing
+
+Three kinds of data whose denoiser is exact, so that all error is the solver's: a mixture in 2 dimensions, one in 64, and
+1,000 digits of MNIST. The process is DDPM's, of 1,000 linear betas, which all peers know. All start from the same noise.
+
+**The error** is the energy distance of the samples from the data (Szekely & Rizzo 2013, Eq. 2.5),
+
+    D^2 = 2 E|X - Y| - E|X - X'| - E|Y - Y'|,
+
+that of deterministic and stochastic samples alike. The ends `X*` of the exact flow from the same noise have `D = 0`, so
+what they get is taken off: nothing of the error of sampling is left to compare deterministic solvers by, and no bias.
+
+**The search** is the same for ours and theirs: all solvers on all grids on few samples; the best of them again, with
+grids that begin and end elsewhere; and the best of these on other, many samples, whose errors are reported.
+"""
+
+import argparse
+import concurrent.futures
+import datetime
+import functools
+import itertools
+import multiprocessing
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from peer_tables import Table, of_plan
+from solver_settings import DIFFUSERS, PROCESS, Setting, at_ratio, k_diffusion, of_class, ours
+
+from gen_jax import data, samplers
+from gen_jax.diffusion import oracle
+from gen_jax.gmm import GMM
+from gen_jax.samplers import times
+
+EVALUATIONS = (5, 6, 8, 10, 20)
+STARTS = (1000.0, 850.0, 700.0)
+"""Times at which a grid may begin, with noise alone."""
+LEASTS = (1.0, 15.0, 50.0)
+"""Times at which the denoiser is asked last."""
+SOLVERS = 3
+"""How many solvers of a side are tried on grids that begin and end elsewhere."""
+FINALISTS = 4
+"""How many settings of a side are measured."""
+BLOCKS = 6
+
+
+# --- data ---
+
+
+class Problem(NamedTuple):
+    """Data with an exact denoiser, in torch."""
+
+    name: str
+    dims: int
+    denoise: Callable[[torch.Tensor, float, float], torch.Tensor]
+    draw: Callable[[torch.Generator, int], torch.Tensor]
+    """Exact samples."""
+    exact: Any
+    """The same denoiser by `gen_jax.diffusion.oracle`, to check this one by."""
+    few: int
+    """Samples that solvers are chosen by."""
+    many: int
+    """Samples in each of the blocks that errors are measured on."""
+    dtype: torch.dtype = torch.float64
+
+
+def mixture(
+    name: str, weights: np.ndarray, means: np.ndarray, covs: np.ndarray, few: int, many: int
+) -> Problem:
+    """A Gaussian mixture."""
+    params = GMM(*(jnp.asarray(v, jnp.float32) for v in (weights, means, covs)))
+    log_weights, centres = torch.tensor(np.log(weights)), torch.tensor(means)
+    values, vectors = torch.linalg.eigh(torch.tensor(covs))
+
+    def denoise(x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        variance = (alpha**2 * values + sigma**2)[:, None]
+        z = (x[None] - alpha * centres[:, None]) @ vectors
+        log_joint = log_weights[:, None] - (z**2 / variance + variance.log()).sum(-1) / 2
+        each = centres[:, None] + (z * alpha * values[:, None] / variance) @ vectors.mT
+        return (log_joint.softmax(0)[..., None] * each).sum(0)
+
+    def draw(generator: torch.Generator, n: int) -> torch.Tensor:
+        k = torch.multinomial(torch.tensor(weights), n, replacement=True, generator=generator)
+        z = torch.randn(n, means.shape[1], generator=generator, dtype=torch.float64)
+        return centres[k] + (vectors[k] @ (values[k].sqrt() * z)[..., None])[..., 0]
+
+    return Problem(name, means.shape[1], denoise, draw, oracle.mixture(params, PROCESS), few, many)
+
+
+def two() -> Problem:
+    """A mixture in 2 dimensions."""
+    weights = np.array([0.2, 0.5, 0.3])
+    means = np.array([[-1.0, 0.5], [1.0, 0.8], [0.2, -1.2]])
+    covs = np.array([[[0.05, 0.02], [0.02, 0.1]], [[0.2, -0.05], [-0.05, 0.08]], [[0.03, 0.0], [0.0, 0.25]]])
+    return mixture("2-D mixture", weights, means, covs, 384, 2048)
+
+
+def sixty_four() -> Problem:
+    """A mixture in 64 dimensions, with variances that fall as `1 / k` along the axes of each component."""
+    rng = np.random.default_rng(64)
+    weights, means = rng.dirichlet(np.full(8, 5.0)), 0.4 * rng.normal(size=(8, 64))
+    axes = np.linalg.qr(rng.normal(size=(8, 64, 64)))[0]
+    covs = (axes * (0.5 / np.arange(1, 65))) @ axes.swapaxes(1, 2)
+    return mixture("64-D mixture", weights, means, covs, 96, 512)
+
+
+def mnist() -> Problem:
+    """The first 1,000 digits of MNIST."""
+    images = np.asarray(data.load("mnist", split="train")["image"][:1000], np.float32) / 127.5 - 1
+    points = torch.from_numpy(images.reshape(1000, -1))
+    norms = (points.double() ** 2).sum(1).float()
+
+    def denoise(x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        logits = (alpha / sigma**2) * (x @ points.T - (alpha / 2) * norms)
+        return logits.softmax(1) @ points
+
+    draw = lambda generator, n: points  # all there is
+    return Problem(
+        "MNIST-1000", 784, denoise, draw, oracle.empirical(images, PROCESS), 48, 500, torch.float32
+    )
+
+
+def check_denoiser(problem: Problem) -> None:
+    """That the denoiser in torch is the library's."""
+    x = torch.randn(16, problem.dims, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for t in (1.0, 30.0, 300.0, 1000.0):
+        alpha, sigma = float(PROCESS.alpha(np.float64(t))), float(PROCESS.sigma(np.float64(t)))
+        x_t = alpha * problem.draw(torch.Generator().manual_seed(4), 16)[:16].double() + sigma * x
+        want = problem.exact(jnp.asarray(x_t.numpy(), jnp.float32), jnp.float32(t))
+        got = problem.denoise(x_t.to(problem.dtype), alpha, sigma)
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
+
+
+# --- running a table, and its error ---
+
+
+@functools.cache
+def exact_flow() -> Table:
+    """80 evaluations of order 4."""
+    with jax.enable_x64(True):
+        return of_plan(samplers.UniPC(3).plan(PROCESS, times.log_snr(PROCESS, 80)), PROCESS)
+
+
+class Judge:
+    """Starts, noise, the ends of the exact flow and exact samples, in blocks; and the error of a table on them."""
+
+    def __init__(self, problem: Problem, seed: int, blocks: int, size: int) -> None:
+        self.problem, self.blocks, self.size, self.seed = problem, blocks, size, seed
+        self.start = self._draw(0)
+        self.exact_samples = problem.draw(torch.Generator().manual_seed(seed), 4096 if blocks > 1 else 512)
+        self.flow = self.run(exact_flow())
+        self.of_flow = self._energy(self.flow)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - as many as a table has, and a judge lives as long as they do
+    def _draw(self, k: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1000 * self.seed + k)
+        shape = self.blocks * self.size, self.problem.dims
+        return torch.randn(shape, generator=generator, dtype=self.problem.dtype)
+
+    def run(self, table: Table) -> torch.Tensor:
+        """The samples of a table."""
+        known, rows = [self.start], torch.from_numpy(table.rows).to(self.problem.dtype)
+        noises = [self._draw(1 + j) for j in range(table.rows.shape[1] - 1 - table.nfe)]
+
+        def combined(row: torch.Tensor) -> torch.Tensor:
+            coefficients = [*row[: len(known)], *row[1 + table.nfe :]]
+            terms = [(float(c), v) for c, v in zip(coefficients, known + noises, strict=True) if c != 0]
+            out = torch.zeros_like(self.start)
+            for c, v in terms:
+                out.add_(v, alpha=c)
+            return out
+
+        for row, alpha, sigma in zip(rows[:-1], table.alpha, table.sigma, strict=True):
+            known.append(self.problem.denoise(combined(row), float(alpha), float(sigma)))
+        return combined(rows[-1])
+
+    def _energy(self, x: torch.Tensor) -> np.ndarray:
+        """`2 E|X - Y| - E|X - X'|` of each block."""
+        found = []
+        for block in x.split(self.size):
+            across = torch.cdist(block, self.exact_samples).double().mean()
+            within = torch.pdist(block).double().mean()
+            found.append(float(2 * across - within))
+        return np.array(found)
+
+    def squared(self, table: Table) -> np.ndarray:
+        """`D^2` of each block, without bias, so it may fall below 0."""
+        x = self.run(table)
+        return self._energy(x) - self.of_flow if x.isfinite().all() else np.full(self.blocks, np.inf)
+
+    def rms(self, table: Table) -> float:
+        """Root mean square distance from the ends of the exact flow, a number."""
+        return float((self.run(table) - self.flow).double().square().mean().sqrt())
+
+
+# --- the search ---
+
+
+class Found(NamedTuple):
+    """A setting and its error in the search."""
+
+    squared: float
+    setting: Setting
+
+
+def fingerprint(table: Table) -> bytes:
+    """The same for tables that are the same to rounding."""
+    return np.round(np.concatenate([table.rows.ravel(), table.alpha]), 4).tobytes()
+
+
+class Search:
+    """Errors of settings on few samples, each table once."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.known = judge, {}
+
+    def __call__(self, settings: list[Setting], nfe: int) -> list[Found]:
+        """Best first."""
+        found = []
+        for setting in settings:
+            table = setting.table(nfe)
+            if table is None:
+                continue
+            key = fingerprint(table)
+            if key not in self.known:
+                self.known[key] = float(self.judge.squared(table).mean())
+            found.append(Found(self.known[key], setting))
+        return sorted(found, key=lambda each: each.squared)
+
+
+def best_few(found: list[Found], n: int, nfe: int) -> list[Setting]:
+    """The first `n` of different errors that are deterministic, and half as many that are not.
+
+    Apart, as the noise of few samples would let the luckiest of many stochastic solvers displace the others.
+    """
+    chosen: dict[bool, dict[float, Setting]] = {False: {}, True: {}}
+    for squared, setting in found:
+        stochastic = is_stochastic(setting, nfe)
+        if len(chosen[stochastic]) < (n // 2 if stochastic else n):
+            chosen[stochastic].setdefault(round(squared, 9), setting)
+    return [*chosen[False].values(), *chosen[True].values()]
+
+
+def is_stochastic(setting: Setting, nfe: int) -> bool:
+    """Whether its table draws noise."""
+    table = setting.table(nfe)
+    return table is not None and table.stochastic
+
+
+def further(search: Search, found: list[Found], nfe: int) -> list[Found]:
+    """The best solvers of a search again, on grids that begin and end elsewhere."""
+    best: dict[bool, dict[str, Setting]] = {False: {}, True: {}}
+    for each in found:
+        solvers = best[is_stochastic(each.setting, nfe)]
+        if each.setting.elsewhere is not None and len(solvers) < SOLVERS:
+            solvers.setdefault(each.setting.solver, each.setting)
+    tried = [*best[False].values(), *list(best[True].values())[:1]]
+    ends = list(itertools.product(STARTS, LEASTS))
+    more = [new for old in tried if old.elsewhere for end in ends for new in old.elsewhere(*end)]
+    return sorted(found + search(more, nfe), key=lambda each: each.squared)
+
+
+class Error(NamedTuple):
+    """A setting and its error, measured."""
+
+    setting: Setting
+    squared: np.ndarray
+    """`D^2` of each block."""
+    rms: float
+    """From the exact flow; NaN for a stochastic solver."""
+
+    @property
+    def distance(self) -> float:
+        """`D`, 0 where it is not to be told from it."""
+        return float(np.sqrt(max(self.squared.mean(), 0.0)))
+
+    @property
+    def error(self) -> float:
+        """Standard error of `D`."""
+        error = float(self.squared.std(ddof=1) / np.sqrt(len(self.squared)))
+        return min(error / (2 * self.distance), error**0.5) if self.distance else error**0.5
+
+    def __str__(self) -> str:
+        return f"{self.distance:.4f} ± {self.error:.4f}"
+
+
+def measured(judge: Judge, settings: list[Setting], nfe: int) -> list[Error]:
+    """Errors on many samples, best first."""
+    errors = []
+    for setting in settings:
+        table = setting.table(nfe)
+        if table is None:
+            continue
+        rms = np.nan if table.stochastic else judge.rms(table)
+        errors.append(Error(setting, judge.squared(table), rms))
+    return sorted(errors, key=lambda each: each.squared.mean())
+
+
+def ratio_of(a: Error, b: Error) -> tuple[float, float]:
+    """`D_a / D_b`, and its standard error by the jackknife over blocks, which have the same starts."""
+    over = lambda keep: np.sqrt(max(a.squared[keep].mean(), 1e-12) / max(b.squared[keep].mean(), 1e-12))
+    blocks = np.arange(len(a.squared))
+    left_out = np.array([over(blocks != i) for i in blocks])
+    spread = (len(blocks) - 1) * ((left_out - left_out.mean()) ** 2).mean()
+    return float(over(blocks >= 0)), float(np.sqrt(spread))
+
+
+class Compared(NamedTuple):
+    """What was found for one kind of data and one number of evaluations."""
+
+    ours: list[Error]
+    peers: list[Error]
+    search: list[Found]
+    """Of ours."""
+
+
+def compare(search: Search, judge: Judge, groups: dict[str, list[Setting]], nfe: int) -> Compared:
+    """Searches on few samples, and measures the best on many."""
+    found = {side: search(settings, nfe) for side, settings in groups.items()}
+    found = {side: further(search, each, nfe) for side, each in found.items()}
+    few = {side: best_few(each, FINALISTS, nfe) for side, each in found.items()}
+    theirs = measured(judge, few["diffusers"] + few["k-diffusion"], nfe)
+    return Compared(measured(judge, few["ours"], nfe), theirs, found["ours"])
+
+
+def default(
+    problems: list[tuple[Problem, Search, Judge]], found: dict[str, Compared], nfe: int
+) -> list[tuple]:
+    """Deterministic settings of ours by their worst ratio over all data, best first: `(worst, ratios, setting)`."""
+    union = {
+        str(s): s
+        for each in found.values()
+        for s in best_few(each.search, 24, nfe)
+        if not is_stochastic(s, nfe)
+    }
+    worst = dict.fromkeys(union, 0.0)
+    for p, search, _ in problems:
+        least = next(each.squared for each in found[p.name].search if not is_stochastic(each.setting, nfe))
+        least = max(least, 1e-6)
+        for squared, setting in search(list(union.values()), nfe):
+            worst[str(setting)] = max(worst[str(setting)], squared / least)
+    rows = []
+    for setting in (union[name] for name in sorted(worst, key=lambda name: worst[name])[:FINALISTS]):
+        errors = [(measured(judge, [setting], nfe)[0], found[p.name].peers[0]) for p, _, judge in problems]
+        ratios = [ratio_of(*pair) for pair in errors]
+        rows.append((max(r for r, _ in ratios), ratios, setting))
+    return sorted(rows, key=lambda row: row[0])
+
+
+# --- the page ---
+
+PAGE = """# Which solver and grid to take at few evaluations
+
+Made by `python benchmarks/best_per_nfe.py` on {date}, from commit {commit}, in {minutes:.0f} minutes, against diffusers
+{diffusers} and k-diffusion 0.1.1.post1. Data whose denoiser is exact, so that all error is the solver's; the process is
+`DDPM()`. The error `D` is the energy distance from the data, with the standard error over {blocks} blocks of samples
+(2,048, 512 and 250 in each, for the three kinds of data); "flow" is the root mean square distance of a number from
+the end of the exact flow, of deterministic solvers. A ratio below 1: ours is nearer to the data. Solvers and grids were
+chosen on other samples than those they are measured on.
+
+Peers are run by their own code, at all their settings (`benchmarks/solver_settings.py`), k-diffusion on the same grids
+as ours. The denoiser is asked at their own `sigma`, where a scheduler rounds it for the network. Left out, as it has no
+fixed number of evaluations: `sample_dpm_adaptive`. Grids are `times.*`, or nodes even in a function of time between the
+two times given, and then 0: `karras(rho)` in `(sigma / alpha)^(1 / rho)`, `exponential(p)` as
+`get_sigmas_polyexponential`, `time^p` in that power of `t`, `angle` in `arctan(sigma / alpha)`.
+
+## To take
+
+By number of evaluations, the deterministic solver and grid whose worst ratio to the peers' best of each kind of data is
+least. The peers' best is another setting for each; this is one for all.
+
+{defaults}
+
+Their times, of `DDPM()` (`samplers.UniPC(2).plan(proc, np.array([...]))`):
+
+{nodes}
+
+## Best of each kind of data
+
+{tables}
+"""
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+
+
+def compared_row(nfe: int, found: Compared) -> list[str]:
+    """One row of the tables by data."""
+    ours, peer = found.ours[0], found.peers[0]
+    value, error = ratio_of(ours, peer)
+    flow = lambda each: "" if np.isnan(each.rms) else f"{each.rms:.4f}"
+    ours_cells = [f"`{ours.setting}`", str(ours), flow(ours)]
+    peer_cells = [f"{peer.setting.side}: `{peer.setting}`", str(peer), flow(peer)]
+    return [str(nfe), *ours_cells, *peer_cells, f"{value:.3f} ± {error:.3f}"]
+
+
+class Result(NamedTuple):
+    """What is said of one number of evaluations."""
+
+    nfe: int
+    rows: dict[str, list[str]]
+    """By data, those of the tables."""
+    default: list[str]
+    nodes: list[float]
+    log: str
+
+
+def nodes_of(setting: Setting, nfe: int) -> list[float]:
+    """Times of a setting, the last one 0."""
+    table = setting.table(nfe)
+    assert table is not None
+    return [*(round(float(t), 1) for t in at_ratio(table.sigma / table.alpha)), 0.0]
+
+
+@functools.cache
+def problems_of(smoke: bool) -> list[tuple[Problem, Search, Judge]]:
+    """The data, and the judges of the search and of what it finds."""
+    problems = [two(), sixty_four()] if smoke else [two(), sixty_four(), mnist()]
+    for p in problems:
+        check_denoiser(p)
+    few = [Search(Judge(p, 1, 1, p.few)) for p in problems]
+    many = [Judge(p, 2, BLOCKS, p.few if smoke else p.many) for p in problems]
+    return list(zip(problems, few, many, strict=True))
+
+
+@functools.cache
+def groups_of(smoke: bool) -> dict[str, list[Setting]]:
+    """All settings, by side."""
+    classes = ("DDIM", "DEISMultistep", "EulerDiscrete") if smoke else DIFFUSERS
+    return {
+        "ours": [s for s in ours() if not smoke or s.solver in ("DDIM()", "UniPC(2)", "DDPM()")],
+        "diffusers": [s for name in classes for s in of_class(name)],
+        "k-diffusion": [s for s in k_diffusion() if not smoke or s.solver in ("sample_euler", "sample_heun")],
+    }
+
+
+def result(nfe: int, smoke: bool = False) -> Result:
+    """Everything about one number of evaluations."""
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    began, lines, found, rows = time.monotonic(), [], {}, {}
+    problems = problems_of(smoke)
+    for p, search, judge in problems:
+        found[p.name] = compare(search, judge, groups_of(smoke), nfe)
+        rows[p.name] = compared_row(nfe, found[p.name])
+        lines.append(" | ".join([p.name, *rows[p.name]]))
+        for each in found[p.name].ours + found[p.name].peers:
+            lines.append(f"    {each} {each.rms:.4f} {each.setting.side}: {each.setting}")
+        print(f"{time.monotonic() - began:.0f} s", p.name, *rows[p.name], sep=" | ", flush=True)
+    ranked = default(problems, found, nfe)
+    for worst, ratios, setting in ranked:
+        said = ", ".join(f"{r:.3f} ± {e:.3f}" for r, e in ratios)
+        lines.append(f"    default {worst:.3f} ({said}) {setting}")
+    _, ratios, best = ranked[0]
+    row = [str(nfe), f"`{best}`", *(f"{r:.3f} ± {e:.3f}" for r, e in ratios)]
+    return Result(nfe, rows, row, nodes_of(best, nfe), "\n".join(lines))
+
+
+def page(results: list[Result], minutes: float) -> str:
+    """All of it."""
+    import diffusers
+
+    git = ["git", "describe", "--always", "--dirty"]
+    head = ["evaluations", "ours", "D", "flow", "peers", "D", "flow", "ratio"]
+    names = list(results[0].rows)
+    tables = [f"### {name}\n\n" + markdown(head, [r.rows[name] for r in results]) for name in names]
+    return PAGE.format(
+        date=datetime.date.today(),
+        commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        minutes=minutes,
+        diffusers=diffusers.__version__,
+        blocks=BLOCKS,
+        defaults=markdown(["evaluations", "solver, grid", *names], [r.default for r in results]),
+        nodes="\n".join(f"- {r.nfe}: `{r.nodes}`" for r in results),
+        tables="\n\n".join(tables),
+    )
+
+
+def main() -> None:
+    """Searches, measures and writes the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--smoke", action="store_true", help="a few solvers and samples, and no page")
+    smoke, began, results = parser.parse_args().smoke, time.monotonic(), []
+    if smoke:
+        print(page([result(5, smoke)], (time.monotonic() - began) / 60))
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+        jobs = {pool.submit(result, nfe): nfe for nfe in sorted(EVALUATIONS, reverse=True)}
+        for job in concurrent.futures.as_completed(jobs):
+            results.append(job.result())
+            print(results[-1].log, flush=True)
+    path = Path(samplers.__file__).with_name("RECOMMENDED.md")
+    path.write_text(page(sorted(results), (time.monotonic() - began) / 60))
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

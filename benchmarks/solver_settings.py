@@ -1,0 +1,313 @@
+"""All that `best_per_nfe` compares: our solvers and grids, and every scheduler of the peers at its settings.
+
+A `Setting` makes the table of at most so many evaluations. Our solvers and k-diffusion's are tried on the same families
+of grids, with any two ends; diffusers' make their own.
+"""
+
+import functools
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import torch
+from peer_tables import Table, TooManyError, k_sampling, of_diffusers, of_k_diffusion, of_plan
+
+from gen_jax import samplers
+from gen_jax.diffusion.process import DDPM, at_log_snr
+from gen_jax.samplers import times
+
+PROCESS = DDPM()
+
+
+class Setting(NamedTuple):
+    """A solver, and the table of it that asks at most `nfe` times, or None."""
+
+    side: str
+    solver: str
+    grid: str
+    table: Callable[[int], Table | None]
+    elsewhere: Callable[[float, float], Iterator["Setting"]] | None = None
+    """The same solver on grids that begin and end at given times."""
+
+    def __str__(self) -> str:
+        return f"{self.solver}, {self.grid}" if self.grid else self.solver
+
+
+def at_most(make: Callable[[int], Table]) -> Callable[[int], Table | None]:
+    """The table of most steps that asks at most `nfe` times."""
+
+    @functools.cache
+    def table(nfe: int) -> Table | None:
+        for n in range(nfe, 0, -1):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    found = make(n)
+            except (TooManyError, ValueError, IndexError, AssertionError, ZeroDivisionError, RuntimeError):
+                continue  # more than is allowed, or fewer steps than the solver needs
+            if found.nfe <= nfe and np.isfinite(found.rows).all():
+                return found
+        return None
+
+    return table
+
+
+Grid = Callable[[int], np.ndarray]
+
+
+def even(to: Callable, back: Callable, start: float, least: float, power: float = 1.0) -> Grid:
+    """`n` times even in `to(t)` from `start` to `least`, and 0: `least + (start - least) u^power`, `u = 1, ..., 0`."""
+    first, last = (float(to(np.float64(t))) for t in (start, least))
+    inner = lambda n: back(last + (first - last) * np.linspace(1, 0, n) ** power)
+    return lambda n: np.concatenate([[start], inner(n)[1:-1], [least, 0.0]] if n > 1 else [[start], [0.0]])
+
+
+def ratio(t: Any) -> np.ndarray:
+    """`sigma / alpha`."""
+    return np.exp(-0.5 * np.asarray(PROCESS.log_snr(np.asarray(t, np.float64))))
+
+
+def at_ratio(r: Any) -> np.ndarray:
+    """The time of `sigma / alpha`."""
+    return np.asarray(at_log_snr(PROCESS, -2 * np.log(np.asarray(r, np.float64))))
+
+
+def karras(rho: float, start: float, least: float) -> Grid:
+    """`times.karras` with its own last time."""
+    return even(lambda t: ratio(t) ** (1 / rho), lambda v: at_ratio(v**rho), start, least)
+
+
+def exponential(power: float, start: float, least: float) -> Grid:
+    """`get_sigmas_polyexponential` of k-diffusion; with 1, `times.log_snr`."""
+    return even(lambda t: np.log(ratio(t)), lambda v: at_ratio(np.exp(v)), start, least, power)
+
+
+def of_time(power: float, start: float, least: float) -> Grid:
+    """Even in `t^power`: 1 is `times.uniform`, 1/2 `times.quadratic`, neither rounded."""
+    return even(lambda t: t**power, lambda v: v ** (1 / power), start, least)
+
+
+def angle(start: float, least: float) -> Grid:
+    """`times.cosine` with its own last time."""
+    return even(lambda t: np.arctan(ratio(t)), lambda v: at_ratio(np.tan(v)), start, least)
+
+
+OURS = {
+    "DDIM()": samplers.DDIM(),
+    **{f"DPMSolverPP({k})": samplers.DPMSolverPP(k) for k in (2, 3)},
+    'DPMSolverPP(2, "exact")': samplers.DPMSolverPP(2, "exact"),
+    **{f"UniPC({k})": samplers.UniPC(k) for k in (1, 2, 3)},
+    **{f"DEIS({k})": samplers.DEIS(k) for k in (2, 3, 4)},
+    **{f"LMS({k})": samplers.LMS(k) for k in (2, 3, 4)},
+    **{f"IPNDM({k})": samplers.IPNDM(k) for k in (2, 3, 4)},
+    "PNDM()": samplers.PNDM(),
+    "Heun()": samplers.Heun(),
+    **{f"DPMSolverPPSingle({k})": samplers.DPMSolverPPSingle(k) for k in (2, 3)},
+    "DDPM()": samplers.DDPM(),
+    "DDIM(0.5)": samplers.DDIM(0.5),
+    **{
+        f"SDEDPMSolverPP({k}, {eta})": samplers.SDEDPMSolverPP(k, eta)
+        for k in (1, 2, 3)
+        for eta in (0.3, 1.0)
+    },
+    "Heun(churn=2)": samplers.Heun(churn=2.0),
+}
+RHOS = (1.5, 2.0, 3.0, 5.0, 7.0)
+
+
+def library_grids() -> dict[str, Grid]:
+    """`times.*`."""
+    grids: dict[str, Grid] = {
+        "uniform": lambda n: times.uniform(PROCESS, n),
+        'uniform(final="denoise")': lambda n: times.uniform(PROCESS, n, final="denoise"),
+        "quadratic": lambda n: times.quadratic(PROCESS, n),
+        "log_snr": lambda n: times.log_snr(PROCESS, n),
+        "cosine": lambda n: times.cosine(PROCESS, n, final="denoise"),
+        'cosine(final="zero")': lambda n: times.cosine(PROCESS, n, final="zero"),
+    }
+    for rho in RHOS:
+        grids[f"karras(rho={rho:g})"] = functools.partial(times.karras, PROCESS, rho=rho)
+    for a, b in ((0.6, 0.6), (0.6, 1.0), (0.4, 0.8)):
+        grids[f"beta({a}, {b})"] = functools.partial(times.beta, PROCESS, a=a, b=b)
+    return grids
+
+
+def free_grids(start: float, least: float) -> dict[str, Grid]:
+    """Families of grids that begin and end where asked, for ours and k-diffusion."""
+    ends = f"t={start:g}..{least:g}"
+    grids = {f"karras(rho={rho:g}), {ends}": karras(rho, start, least) for rho in RHOS}
+    grids |= {f"exponential({p:g}), {ends}": exponential(p, start, least) for p in (0.7, 1.0, 1.5)}
+    return grids
+
+
+def own_grids(start: float, least: float) -> dict[str, Grid]:
+    """Families that only ours knows."""
+    ends = f"t={start:g}..{least:g}"
+    grids = {f"time^{p:g}, {ends}": of_time(p, start, least) for p in (0.35, 0.5, 0.7, 1.0)}
+    return grids | {f"angle, {ends}": angle(start, least)}
+
+
+def ours() -> Iterator[Setting]:
+    """Our solvers on our grids."""
+    for (name, solver), (where, grid) in itertools.product(OURS.items(), library_grids().items()):
+        yield our_setting(name, solver, where, grid)
+
+
+def our_setting(name: str, solver: Any, where: str, grid: Grid) -> Setting:
+    """One solver of ours on one grid."""
+
+    def make(n: int) -> Table:
+        with jax.enable_x64(True):
+            return of_plan(solver.plan(PROCESS, grid(n)), PROCESS)
+
+    def elsewhere(start: float, least: float) -> Iterator[Setting]:
+        for where, grid in (free_grids(start, least) | own_grids(start, least)).items():
+            yield our_setting(name, solver, where, grid)
+
+    return Setting("ours", name, where, at_most(make), elsewhere)
+
+
+K_DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("euler", {}),
+    "euler(s_churn=2)": ("euler", {"s_churn": 2.0}),
+    "euler_ancestral": ("euler_ancestral", {}),
+    "euler_ancestral(eta=0.5)": ("euler_ancestral", {"eta": 0.5}),
+    "heun": ("heun", {}),
+    "heun(s_churn=2)": ("heun", {"s_churn": 2.0}),
+    "dpm_2": ("dpm_2", {}),
+    "dpm_2_ancestral": ("dpm_2_ancestral", {}),
+    "dpm_2_ancestral(eta=0.3)": ("dpm_2_ancestral", {"eta": 0.3}),
+    **{f"lms({k})": ("lms", {"order": k}) for k in (2, 3, 4)},
+    "dpm_fast": ("dpm_fast", {}),
+    **{
+        f"{name}(eta={eta:g})": (name, {"eta": eta})
+        for name in ("dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
+        for eta in (0.0, 0.3, 1.0)
+    },
+    "dpmpp_2m_sde(heun, eta=0)": ("dpmpp_2m_sde", {"eta": 0.0, "solver_type": "heun"}),
+    "dpmpp_2m_sde(heun, eta=1)": ("dpmpp_2m_sde", {"solver_type": "heun"}),
+    "dpmpp_2m": ("dpmpp_2m", {}),
+}
+
+
+def k_diffusion() -> Iterator[Setting]:
+    """All `sample_*` of a fixed number of steps on all `get_sigmas_*`."""
+    vp = lambda n: k_sampling().get_sigmas_vp(n)
+    for name in K_DIFFUSION:
+        yield k_setting(name, "get_sigmas_vp", vp)
+        for where, grid in free_grids(1000.0, 1.0).items():
+            yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)))
+
+
+def levels(grid: np.ndarray) -> torch.Tensor:
+    """`sigma / alpha`, the last of them 0."""
+    return torch.tensor(np.append(ratio(grid[:-1]), 0.0))
+
+
+def k_setting(name: str, where: str, sigmas: Callable[[int], torch.Tensor]) -> Setting:
+    """One function of k-diffusion on one grid."""
+    sampler, options = K_DIFFUSION[name]
+
+    def elsewhere(start: float, least: float) -> Iterator[Setting]:
+        for where, grid in free_grids(start, least).items():
+            yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)))
+
+    make = lambda n: of_k_diffusion(sampler, options, sigmas(n))
+    return Setting("k-diffusion", f"sample_{name}", where, at_most(make), elsewhere)
+
+
+def choices(**options: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """All combinations."""
+    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+
+
+SPACINGS = [
+    *choices(timestep_spacing=("linspace", "leading", "trailing")),
+    {"timestep_spacing": "leading", "steps_offset": 1},
+]
+CURVES = [{}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True}]
+FINALS = choices(final_sigmas_type=("zero", "sigma_min"))
+LU = [{"use_lu_lambdas": True}]
+MULTISTEP = [
+    *choices(algorithm_type=("dpmsolver++",), solver_order=(2, 3), solver_type=("midpoint", "heun")),
+    *choices(algorithm_type=("dpmsolver",), solver_order=(2, 3), final_sigmas_type=("sigma_min",)),
+    *choices(algorithm_type=("sde-dpmsolver++",), solver_order=(2, 3), solver_type=("midpoint", "heun")),
+    *choices(algorithm_type=("sde-dpmsolver",), solver_order=(2,), final_sigmas_type=("sigma_min",)),
+]
+ENDINGS = [{}, {"lower_order_final": False}, {"euler_at_final": True}]
+UNIPC = [
+    *choices(solver_order=(1, 2, 3), solver_type=("bh1", "bh2")),
+    *choices(solver_order=(1, 2, 3), predict_x0=(False,)),
+]
+GRIDS = SPACINGS + [s | c for s in SPACINGS[::2] for c in CURVES[1:]]
+EDM = choices(
+    sigma_min=(0.01, 0.1), sigma_max=(157.4, 25.0), sigma_schedule=("karras",), rho=(3.0, 5.0, 7.0)
+) + choices(sigma_min=(0.01, 0.1), sigma_max=(157.4, 25.0), sigma_schedule=("exponential",))
+SHIFTS = choices(shift=(0.5, 1.0, 2.0, 3.0, 5.0))
+DIFFUSERS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "DDPM": (
+        [s | v for s in SPACINGS for v in choices(variance_type=("fixed_small", "fixed_large"))],
+        [{}],
+    ),
+    "DDIM": (
+        [s | v for s in SPACINGS for v in choices(set_alpha_to_one=(True, False))],
+        choices(eta=(0.0, 0.5, 1.0)),
+    ),
+    "PNDM": ([s | v for s in SPACINGS for v in choices(skip_prk_steps=(True, False))], [{}]),
+    "LCM": ([{}], [{}]),
+    "TCD": ([{}], choices(eta=(0.0, 0.3, 1.0))),
+    "DPMSolverMultistep": (
+        [m | g | e for m in MULTISTEP for g in GRIDS + LU for e in ENDINGS[: 3 if m in MULTISTEP[:4] else 1]],
+        [{}],
+    ),
+    "DPMSolverSinglestep": (
+        [
+            m | g
+            for m in choices(
+                solver_order=(2, 3),
+                solver_type=("midpoint", "heun"),
+                algorithm_type=("dpmsolver++",),
+                lower_order_final=(True, False),
+            )
+            for g in CURVES
+        ],
+        [{}],
+    ),
+    "DEISMultistep": ([o | g for o in choices(solver_order=(1, 2, 3)) for g in GRIDS], [{}]),
+    "UniPCMultistep": ([u | g | f for u in UNIPC for g in GRIDS for f in FINALS], [{}]),
+    "SASolver": ([g | t for g in GRIDS for t in [{}, {"tau_func": lambda t: 0}]], [{}]),
+    "EulerDiscrete": ([g | f for g in GRIDS for f in FINALS], [{}]),
+    "EulerAncestralDiscrete": (SPACINGS, [{}]),
+    "HeunDiscrete": (GRIDS, [{}]),
+    "KDPM2Discrete": (GRIDS, [{}]),
+    "KDPM2AncestralDiscrete": (GRIDS, [{}]),
+    "LMSDiscrete": (GRIDS, choices(order=(2, 3, 4))),
+    "IPNDM": ([{}], [{}]),
+    "DPMSolverSDE": (GRIDS, [{}]),
+    "EDMEuler": (EDM, [{}]),
+    "EDMDPMSolverMultistep": (
+        [e | o for e in EDM for o in choices(solver_order=(2, 3), solver_type=("midpoint", "heun"))],
+        [{}],
+    ),
+    "CosineDPMSolverMultistep": (
+        choices(
+            sigma_min=(0.01, 0.03, 0.1), sigma_max=(157.4, 25.0), sigma_schedule=("karras", "exponential")
+        ),
+        [{}],
+    ),
+    "FlowMatchEulerDiscrete": ([s | c for s in SHIFTS for c in CURVES], [{}]),
+    "FlowMatchHeunDiscrete": (SHIFTS, [{}]),
+    "FlowMatchLCM": (SHIFTS, [{}]),
+}
+"""By class, options of the scheduler and arguments of its `step`."""
+
+
+def of_class(name: str) -> Iterator[Setting]:
+    """A scheduler of diffusers at all its settings."""
+    for options, call in itertools.product(*DIFFUSERS[name]):
+        said = ", ".join(f"{k}={'0' if callable(v) else v}" for k, v in (options | call).items())
+        make = functools.partial(of_diffusers, f"{name}Scheduler", options, call)
+        yield Setting("diffusers", f"{name}Scheduler", said, at_most(make))
