@@ -288,6 +288,7 @@ def test_discretized_log_prob_is_finite_and_differentiable_far_out():
         np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bound_on_pixels_is_a_code_length():
     """Pixels of known probabilities, -1 or 1: no code is shorter than their entropy, and the bound comes near it."""
     process, n, p = VP(t_min=1e-5), 4000, 0.8
@@ -310,6 +311,7 @@ def test_bits_per_dim_of_a_density_is_that_of_bytes():
         bound.bits_per_dim()
 
 
+@pytest.mark.slow
 def test_gaussian_and_discretized_bits_agree_where_bins_are_narrow():
     """A density times the width of a bin is the bin's probability, if the density is even over the bin."""
     process, x = VP(t_min=0.1), jnp.round(jax.random.uniform(KEY, (8, 5), minval=30, maxval=220)) / 127.5 - 1

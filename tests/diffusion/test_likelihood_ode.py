@@ -95,6 +95,7 @@ def test_log_density_is_that_of_the_prior_carried_to_the_data(process):
         np.testing.assert_allclose(got.log_prob, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_log_density_of_noised_data():
     process = FlowMatching()
     with jax.enable_x64(True):
@@ -113,6 +114,7 @@ def test_at_the_last_time_it_is_the_prior():
     assert got.nfe == 0
 
 
+@pytest.mark.slow
 def test_density_of_any_network_integrates_to_one():
     """No oracle: whatever the denoiser says, paths carry probability along."""
     process = EDM(sigma_min=0.05, sigma_max=5.0)
@@ -124,6 +126,7 @@ def test_density_of_any_network_integrates_to_one():
         np.testing.assert_allclose(density.sum() * 0.01, 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_step_from_the_data_errs_by_the_fourth_power_of_its_noise():
     errors = []
     with jax.enable_x64(True):
@@ -137,6 +140,7 @@ def test_the_step_from_the_data_errs_by_the_fourth_power_of_its_noise():
     assert abs(np.log2(errors[0] / errors[1]) - 4) < 0.2, errors
 
 
+@pytest.mark.slow
 def test_gradient_of_the_log_density_is_the_score():
     process = VP()
     with jax.enable_x64(True):
@@ -151,6 +155,7 @@ def test_gradient_of_the_log_density_is_the_score():
 # --- Hutchinson's estimate ---
 
 
+@pytest.mark.slow
 def test_probes_estimate_the_trace_and_know_their_error():
     """One point 600 times, each time with probes of its own."""
     process, n = FlowMatching(), 600
@@ -176,6 +181,7 @@ def test_probes_are_exact_where_numbers_are_independent():
     assert jax.tree.structure(got.x_T) == jax.tree.structure(x)
 
 
+@pytest.mark.slow
 def test_probes_belong_to_the_example():
     process = FlowMatching()
     exact, x = oracle.mixture(mixture(4, jnp.float32), process), jnp.asarray(drawn(4, 6))

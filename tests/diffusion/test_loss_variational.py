@@ -113,6 +113,7 @@ def test_ddpm_weighs_as_ho_et_al():
     np.testing.assert_allclose(value, np.sum(weight * eps**2), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_variational_derivatives():
     """With respect to the network and to the schedule, in float64."""
     with jax.enable_x64(True):
@@ -144,6 +145,7 @@ def schedule_gradients(params, seeds=64, batch=512, dims=16):
     ]
 
 
+@pytest.mark.slow
 def test_expected_loss_depends_on_a_learned_schedule_by_its_ends_alone():
     """Kingma et al. 2021, Section 5.1: L = 1/2 int E|x - x0_hat|^2 dSNR, here 1/2 log((1 + v SNR_1) / (1 + v SNR_0))."""
     params = wild(0)
@@ -181,6 +183,7 @@ def test_value_and_bound_do_not_depend_on_the_inside():
         np.testing.assert_allclose(diffusion(wild(seed), KEY), expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_second_moment_trains_the_inside_to_a_lower_variance():
     params, batch = wild(0), 256
     optimizer = optax.adam(0.05)

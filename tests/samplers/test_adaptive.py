@@ -96,6 +96,7 @@ def test_ode_agrees_with_scipy_on_a_mixture(process, back):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [DDPM(), FlowMatching()], ids=str)
 def test_encoding_and_sampling_are_inverse(process):
     with jax.enable_x64(True):
@@ -160,6 +161,7 @@ def test_at_log_snr_is_the_same_on_numpy_and_inside_jit(process):
 # --- the end at the data ---
 
 
+@pytest.mark.slow
 def test_final_says_how_a_run_to_the_data_ends():
     process = VP()
     denoise, x_T = gaussian(process), process.prior(KEY, (5, 1))
@@ -209,6 +211,7 @@ def test_arithmetic_is_in_float32_or_better_and_the_dtype_is_kept():
             )
 
 
+@pytest.mark.slow
 def test_vmap_gives_every_example_its_own_steps():
     process = VP()
     run = follow(mixture(process, jnp.float32), process)
@@ -219,6 +222,7 @@ def test_vmap_gives_every_example_its_own_steps():
     np.testing.assert_array_equal(each.nfe, [s.nfe for s in alone])
 
 
+@pytest.mark.slow
 def test_every_example_keeps_to_the_tolerance_in_any_company():
     """One example that is hard, among many that are easy, would hide in the mean of the batch."""
     process = EDM()
@@ -238,6 +242,7 @@ def test_every_example_keeps_to_the_tolerance_in_any_company():
         np.testing.assert_allclose(among.x[7], alone.x[0], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_ode_is_differentiable():
     process = VP()
     with jax.enable_x64(True):
@@ -251,6 +256,7 @@ def test_ode_is_differentiable():
         check_grads(end, args, order=1, modes=["rev"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_forward_mode_is_an_option_of_diffrax():
     process = EDM()
     run = follow(gaussian(process), process, final="stop", adjoint=diffrax.ForwardMode())
