@@ -25,7 +25,7 @@ PROCESSES = [
     LogSNR(lambda t: 10 - 20 * t),
     Schedule(alpha=lambda t: 1 - 0.9 * t**2, sigma=lambda t: t),
 ]
-names = lambda process: re.sub(r"<.*?>", "f", str(process))
+names = lambda process: re.sub(r"<function .*? at 0x\w+>", "f", str(process))
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=names)
 
 
