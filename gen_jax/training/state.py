@@ -11,8 +11,11 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 Metrics = dict[str, Float[Array, "..."]]
 """Named float32 scalars of one step, or `[K]` vectors for the `K` steps of one call."""
 
-Loss = Callable[[Any, Key[Array, ""], Any], tuple[Float[Array, ""], Metrics]]
-"""`loss(params, key, batch) -> (scalar, metrics)`, both means over the examples of `batch`."""
+Loss = Callable[..., tuple[Float[Array, ""], Metrics]]
+"""`loss(params, key, batch) -> (scalar, metrics)`, both means over the examples of `batch`.
+
+One whose terms change as training goes on is `loss(params, key, batch, step)`, see `make_step(step_in_loss=True)`.
+"""
 
 
 class TrainState(NamedTuple):
@@ -47,7 +50,11 @@ class Step(Protocol):
 
 
 def make_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay: float | None = 0.9999
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float | None = 0.9999,
+    step_in_loss: bool = False,
 ) -> Step:
     """One step of stochastic gradient descent, as a pure function that knows nothing of devices.
 
@@ -57,7 +64,8 @@ def make_step(
 
     The average warms up so that the initial parameters are forgotten early (TensorFlow's
     ExponentialMovingAverage with `num_updates`). `ema_decay=None` keeps no average: `ema_params` are then the
-    parameters. Under gradient accumulation the average moves at every micro-step.
+    parameters. Under gradient accumulation the average moves at every micro-step. With `step_in_loss` the loss
+    is told the step `k`, int32, as its fourth argument: a term may then be warmed up.
 
     The metrics are those of the loss with `loss` and `grad_norm` (global norm, before any clipping), float32
     scalars. Raises ValueError when `ema_decay` is outside [0, 1) or the loss reports a metric under one of
@@ -68,7 +76,8 @@ def make_step(
 
     def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, key, batch)
+        args = (key, batch, state.step) if step_in_loss else (key, batch)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *args)
         if taken := {"loss", "grad_norm"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
         if axis_name is not None:
