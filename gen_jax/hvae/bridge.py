@@ -1,14 +1,14 @@
 """From step 8 to step 9: a diffusion model is a chain of latents whose encoder has nothing to learn.
 
-Take the hierarchical VAE and lift nothing but restrict: let every latent have the size of `x`, and let every encoder
+Take the hierarchical VAE and, for once, restrict: let every latent have the size of `x`, and let every encoder
 shrink what it gets and add noise,
 
     q(z_t | z_s) = N(alpha_t / alpha_s z_s, (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) I)
 
-so that `q(z_t | x) = N(alpha_t x, sigma_t^2 I)` at every level, and at the last little is left of `x`. What remains is the
-decoder `p(z_s | z_t)`. Its best guess is the encoder backwards, `q(z_s | z_t, x)`, with an estimate of `x` put in place of
-`x`: one network for all levels, told the level. The ELBO of the chain is then the variational bound of diffusion
-(`diffusion.likelihood.vlb`), not by analogy but as a number.
+so that `q(z_t | x) = N(alpha_t x, sigma_t^2 I)` at every level, and at the last little is left of `x`. What remains is
+the decoder `p(z_s | z_t)`. Its best guess is the encoder backwards, `q(z_s | z_t, x)`, with an estimate of `x` put in
+place of `x`: one network for all levels, told the level. The ELBO of the chain is then the variational bound of
+diffusion (`diffusion.likelihood.vlb`), not by analogy but as a number.
 """
 
 import math
@@ -24,9 +24,7 @@ from gen_jax.hvae.chain import Chain, Conditional
 from gen_jax.hvae.gaussian import Gaussian
 
 
-def diffusion_chain(
-    denoise: Denoiser, process: Process, times: Shaped[Array | np.ndarray, "nodes"]
-) -> Chain:
+def diffusion_chain(denoise: Denoiser, process: Process, times: Shaped[Array | np.ndarray, "nodes"]) -> Chain:
     """The chain of latents that a denoiser and a grid of times are: one level for each time.
 
     Its `elbo`, with `terms="sampled"` or "posterior", has the mean of `-likelihood.vlb(..., times=times).nats`; with
@@ -54,7 +52,9 @@ def diffusion_chain(
         return gaussian.log_prob(_gaussian(x0_hat, sigma[0] / alpha[0]), x)
 
     return Chain(
-        encode=tuple(_noising(*args) for args in zip([1.0, *alpha], alpha, [0.0, *sigma], sigma, strict=False)),
+        encode=tuple(
+            _noising(*args) for args in zip([1.0, *alpha], alpha, [0.0, *sigma], sigma, strict=False)
+        ),
         decode=tuple(
             _denoising(denoise, t, *args)
             for t, *args in zip(up[1:], alpha, alpha[1:], sigma, sigma[1:], strict=False)

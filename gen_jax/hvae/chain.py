@@ -41,7 +41,7 @@ class Chain(NamedTuple):
     log_likelihood: Callable[[Float[Array, "B ..."], Float[Array, "B ..."]], Float[Array, "B"]]
     """`(z_1, x) -> log p(x | z_1)`."""
     posterior: tuple[Callable[[Float[Array, "B ..."], Float[Array, "B ..."]], Gaussian], ...] = ()
-    """`(z_{l+1}, x) -> q(z_l | z_{l+1}, x)` for `l < L`, and `(x, x) -> q(z_L | x)`, where the encoder is known so well."""
+    """`(z_{l+1}, x) -> q(z_l | z_{l+1}, x)` for `l < L`, then `(x, x) -> q(z_L | x)`; where these are known."""
 
 
 def level_keys(key: Key[Array, ""], levels: int) -> list[Key[Array, ""]]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from gen_jax.hvae import chain, gaussian, temper
+from gen_jax.hvae import chain, gaussian, importance, temper
 from gen_jax.hvae.gaussian import Gaussian
 from gen_jax.likelihoods import Likelihood
 from gen_jax.vae import Elbo
@@ -34,6 +34,10 @@ class Network(Protocol):
     @property
     def levels(self) -> int:
         """How many latents there are."""
+
+    @property
+    def latent_shapes(self) -> Any:
+        """Shape of the latent of each level."""
 
     def bottom_up(self, x: Any) -> Any:
         """Features of the data."""
@@ -84,6 +88,11 @@ class Ladder:
         """How many latents there are."""
         return self.network.levels
 
+    @property
+    def latent_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of the latent of each level."""
+        return self.network.latent_shapes
+
     def init(self, key: Key[Array, ""], x: Float[Array, "B *x"]) -> PyTree:
         """Parameters to start from; of `x` only the shape of an example matters."""
 
@@ -93,25 +102,57 @@ class Ladder:
         return self.network.init(key, x[:1], method=everything)
 
     def elbo(
-        self, params: PyTree, key: Key[Array, ""], x: Float[Array, "B *x"], *, index: Int[Array, "B"] | None = None
+        self,
+        params: PyTree,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        *,
+        index: Int[Array, "B"] | None = None,
     ) -> Elbo:
         """The bound at one draw of the latents, `kl [B, L]`, the level nearest the data first."""
         rungs, out = self._infer(params, key, x, index)
         kl = [gaussian.kl(rung.posterior, rung.prior) for rung in rungs]
         return Elbo.of(self.likelihood.log_prob(out, x), jnp.stack(kl, axis=1))
 
-    def log_weight(
-        self, params: PyTree, key: Key[Array, ""], x: Float[Array, "B *x"], *, index: Int[Array, "B"] | None = None
+    def iwae(
+        self,
+        params: PyTree,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        num_samples: int,
+        *,
+        index: Int[Array, "B"] | None = None,
+        at_once: int | None = None,
     ) -> Float[Array, "B"]:
-        """`log p(x, z) - log q(z | x)` at one draw of the latents, for importance sampling."""
-        rungs, out = self._infer(params, key, x, index)
-        weight = self.likelihood.log_prob(out, x)
-        for rung in rungs:
-            weight += gaussian.log_prob(rung.prior, rung.z) - gaussian.log_prob(rung.posterior, rung.z)
-        return weight
+        """A bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
+        return importance.iwae(self._weigh(params, x, index), key, num_samples, at_once=at_once)
+
+    def log_prob(
+        self,
+        params: PyTree,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        num_samples: int = 5000,
+        *,
+        index: Int[Array, "B"] | None = None,
+        size: int = 100,
+        at_once: int = 50,
+    ) -> Float[Array, "B"]:
+        """`log p(x)` in nats by importance sampling: `iwae` of many draws, a lower bound in the mean.
+
+        `size` examples and `at_once` draws of each are taken at a time. Jit it; where `x` is sharded over devices along
+        its first axis so is the work, and the numbers stay the same.
+        """
+        one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, at_once=at_once)
+        return importance.in_turns(one, x, size, index)
 
     def encode(
-        self, params: PyTree, key: Key[Array, ""], x: Float[Array, "B *x"], *, index: Int[Array, "B"] | None = None
+        self,
+        params: PyTree,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        *,
+        index: Int[Array, "B"] | None = None,
     ) -> list[Float[Array, "B ..."]]:
         """A draw of the latents of `x`, that nearest the data first."""
         return [rung.z for rung in self._infer(params, key, x, index)[0]]
@@ -125,7 +166,7 @@ class Ladder:
         levels: int | None = None,
         index: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B *x"]:
-        """The mean of `p(x | z)`, the top `levels` inferred from `x` (default: all) and the others at their prior means."""
+        """The mean of `p(x | z)`, the top `levels` inferred from `x` (default: all), the others at their prior means."""
         count = self.levels
         inferred = count if levels is None else temper.check_levels(levels, count, least=0)
         net = self.network.bind(params)
@@ -135,31 +176,51 @@ class Ladder:
 
     def sample(
         self,
-        params: PyTree,
         key: Key[Array, ""],
+        params: PyTree,
         n: int,
         *,
         levels: int | None = None,
         temperature: ArrayLike = 1.0,
+        mean: bool = False,
         index: Int[Array, "n"] | None = None,
     ) -> Float[Array, "n *x"]:
-        """The mean of `p(x | z)` for latents drawn from the prior.
+        """`n` draws from the model, or with `mean=True` the means of `p(x | z)`, which look smoother.
 
         Args:
-            params: of the model.
             key: of the noise; a level's is the same however many levels are drawn.
+            params: of the model.
             n: how many.
             levels: draw the top `levels` of them, and take the others at their means: what these levels decide.
             temperature: factor of the standard deviations; a number or one a level, the one nearest the data first.
+            mean: whether to return means.
             index: numbers of the samples, `0..n-1` by default.
         """
         heat = temper.each(temperature, levels, self.levels)
-        _, out = self._descend(self.network.bind(params), n, None, key, heat, index, 0)
-        return self.likelihood.mean(out)
+        key_z, key_x = jax.random.split(key)
+        _, out = self._descend(self.network.bind(params), n, None, key_z, heat, index, 0)
+        return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
 
-    def _infer(self, params: PyTree, key: Array, x: Array, index: Array | None) -> tuple[list[Rung], Array]:
+    def _infer(
+        self, params: PyTree, key: Array, x: Array, index: Array | None = None
+    ) -> tuple[list[Rung], Array]:
         net = self.network.bind(params)
         return self._descend(net, len(x), net.bottom_up(x), key, None, index)
+
+    def _weigh(
+        self, params: PyTree, x: Float[Array, "B *x"], index: Int[Array, "B"] | None
+    ) -> importance.LogWeight:
+        net = self.network.bind(params)
+        d = net.bottom_up(x)  # once for all draws
+
+        def log_weight(key: Key[Array, ""]) -> Float[Array, "B"]:
+            rungs, out = self._descend(net, len(x), d, key, None, index)
+            weight = self.likelihood.log_prob(out, x)
+            for rung in rungs:
+                weight += gaussian.log_prob(rung.prior, rung.z) - gaussian.log_prob(rung.posterior, rung.z)
+            return weight
+
+        return log_weight
 
     def _descend(
         self,
@@ -192,5 +253,5 @@ class Ladder:
         return rungs[::-1], net.output(h)
 
     def _posterior(self, net: Any, level: int, d: Any, h: Any, prior: Gaussian) -> Gaussian:
-        seen = net.posterior(level, d, None if self.merge == "precision" else h)
-        return gaussian.MERGES[self.merge](prior, gaussian.bounded(*seen, BOUND))
+        mean, raw = net.posterior(level, d, None if self.merge == "precision" else h)
+        return gaussian.MERGES[self.merge](prior, gaussian.bounded(mean, raw, BOUND))

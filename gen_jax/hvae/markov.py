@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from gen_jax.hvae import chain, gaussian, temper
+from gen_jax.hvae import chain, gaussian, importance, temper
 from gen_jax.hvae.chain import Chain, Terms
 from gen_jax.hvae.gaussian import Gaussian
 from gen_jax.likelihoods import Likelihood
@@ -41,8 +41,8 @@ class HVAE:
         counts = len(self.encoder), len(self.decoder), len(self.latent)
         if not self.latent or len(set(counts)) > 1:
             raise ValueError(
-                "expected an encoder, a decoder and the size of the latent for each level, at least one, got {} encoders, "
-                "{} decoders and {} sizes.".format(*counts)
+                "expected an encoder, a decoder and the size of the latent for each level, at least one, got {} encoders, {} "
+                "decoders and {} sizes.".format(*counts)
             )
         if any(not shape or min(shape) < 1 for shape in self.latent_shapes):
             raise ValueError(f"latents must be at least 1 number, got {self.latent}.")
@@ -96,16 +96,37 @@ class HVAE:
         """The bound at one draw of the latents, `kl [B, L]` (`chain.elbo`)."""
         return chain.elbo(key, self.as_chain(params), x, terms=self.terms, index=index)
 
-    def log_weight(
+    def iwae(
         self,
         params: Params,
         key: Key[Array, ""],
         x: Float[Array, "B *x"],
+        num_samples: int,
         *,
         index: Int[Array, "B"] | None = None,
+        at_once: int | None = None,
     ) -> Float[Array, "B"]:
-        """`log p(x, z) - log q(z | x)` at one draw of the latents, for importance sampling."""
-        return chain.log_weight(key, self.as_chain(params), x, index=index)
+        """A bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
+        return importance.iwae(self._weigh(params, x, index), key, num_samples, at_once=at_once)
+
+    def log_prob(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        num_samples: int = 5000,
+        *,
+        index: Int[Array, "B"] | None = None,
+        size: int = 100,
+        at_once: int = 50,
+    ) -> Float[Array, "B"]:
+        """`log p(x)` in nats by importance sampling: `iwae` of many draws, a lower bound in the mean.
+
+        `size` examples and `at_once` draws of each are taken at a time. Jit it; where `x` is sharded over devices along
+        its first axis so is the work, and the numbers stay the same.
+        """
+        one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, at_once=at_once)
+        return importance.in_turns(one, x, size, index)
 
     def encode(
         self,
@@ -139,31 +160,41 @@ class HVAE:
 
     def sample(
         self,
-        params: Params,
         key: Key[Array, ""],
+        params: Params,
         n: int,
         *,
         levels: int | None = None,
         temperature: ArrayLike = 1.0,
+        mean: bool = False,
         index: Int[Array, "n"] | None = None,
     ) -> Float[Array, "n *x"]:
-        """The mean of `p(x | z_1)` for latents drawn from the prior.
+        """`n` draws from the model, or with `mean=True` the means of `p(x | z_1)`, which look smoother.
 
         Args:
-            params: of the model.
             key: of the noise; a level's is the same however many levels are drawn.
+            params: of the model.
             n: how many.
             levels: draw the top `levels` of them, and take the others at their means: what these levels decide.
             temperature: factor of the standard deviations; a number or one a level, the one nearest the data first.
+            mean: whether to return means.
             index: numbers of the samples, `0..n-1` by default.
         """
         heat = temper.each(temperature, levels, self.levels)
-        noise = chain.level_keys(key, self.levels)
+        key_z, key_x = jax.random.split(key)
+        noise = chain.level_keys(key_z, self.levels)
         prior = gaussian.standard(jnp.zeros((n, *self.latent_shapes[-1])))
         z = gaussian.sample(noise[-1], prior, temperature=heat[-1], index=index)
         for level, decode in reversed(list(enumerate(self.as_chain(params).decode))):
             z = gaussian.sample(noise[level], decode(z), temperature=heat[level], index=index)
-        return self.decode(params, z)
+        out = self._out(params, z)
+        return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
+
+    def _weigh(
+        self, params: Params, x: Float[Array, "B *x"], index: Int[Array, "B"] | None
+    ) -> importance.LogWeight:
+        as_chain = self.as_chain(params)
+        return lambda key: chain.log_weight(key, as_chain, x, index=index)
 
     def _out(self, params: Params, z_1: Array) -> Any:
         return self.decoder[0].apply(params.decoder[0], z_1)

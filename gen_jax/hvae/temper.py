@@ -20,5 +20,7 @@ def each(temperature: ArrayLike, levels: int | None, count: int) -> Float[Array,
 def check_levels(levels: int, count: int, least: int = 1) -> int:
     """`levels`, if there are that many, else ValueError."""
     if not least <= levels <= count:
-        raise ValueError(f"this model has {count} levels: levels must be from {least} to {count}, got {levels}.")
+        raise ValueError(
+            f"this model has {count} levels: levels must be from {least} to {count}, got {levels}."
+        )
     return levels

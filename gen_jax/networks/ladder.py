@@ -57,7 +57,11 @@ class Map(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
         """Map the channels."""
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        inner = nn.Dense(self.hidden, **kind) if self.kernel == 1 else layers.Conv(self.hidden, self.kernel, **kind)
+        inner = (
+            nn.Dense(self.hidden, **kind)
+            if self.kernel == 1
+            else layers.Conv(self.hidden, self.kernel, **kind)
+        )
         init = nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal")
         return nn.Dense(self.features, kernel_init=init, **kind)(self.activation(inner(self.activation(x))))
 
@@ -73,6 +77,7 @@ class Level(nn.Module):
     kind: Any
 
     def setup(self):
+        """The layers."""
         width, hidden = self.stage.width, self.stage.hidden or self.stage.width
         block = lambda features, scale: Map(features, hidden, self.kernel, scale, **self.kind)
         # small at the start: the prior near N(0, 1), the posterior near the prior
@@ -84,14 +89,17 @@ class Level(nn.Module):
         self.blocks = [block(width, 1 / self.depth) for _ in range(self.stage.blocks)]
 
     def prior(self, h):
+        """`(mean, raw log_std), h`."""
         out = self.says(h)
         mean, raw, change = jnp.split(out, [self.latent, 2 * self.latent], axis=-1)
         return (mean, raw), h + change
 
     def posterior(self, d, h):
+        """`mean, raw log_std`."""
         return tuple(jnp.split(self.sees(d if h is None else jnp.concatenate([h, d], axis=-1)), 2, axis=-1))
 
     def push(self, h, z):
+        """`h` with the latent told."""
         h = h + self.tells(z.astype(h.dtype))
         for block in self.blocks:
             h = h + block(h)
@@ -128,7 +136,10 @@ class Ladder(nn.Module):
         kind = {"activation": self.activation, **dtypes}
         kernels = [1 if size == (1, 1) else 3 for size in self.sizes]
         place = list(zip(self.stages, kernels, strict=True))
-        up, down = sum(s.blocks for s in self.stages), sum((s.blocks + 1) * len(s.latents) for s in self.stages)
+        up, down = (
+            sum(s.blocks for s in self.stages),
+            sum((s.blocks + 1) * len(s.latents) for s in self.stages),
+        )
         self.enters = [nn.Dense(s.width, **dtypes) for s in self.stages]
         self.ups = [
             [Map(s.width, s.hidden or s.width, k, 1 / up, **kind) for _ in range(s.blocks)] for s, k in place
@@ -190,7 +201,9 @@ class Ladder(nn.Module):
         """Of the level's latent, by the data's features alone or by what came from above as well."""
         return self.rungs[level].posterior(d[self.stage_of[level]], h)
 
-    def push(self, level: int, h: Float[Array, "B h w D"], z: Float[Array, "B h w Z"]) -> Float[Array, "B h w D"]:
+    def push(
+        self, level: int, h: Float[Array, "B h w D"], z: Float[Array, "B h w Z"]
+    ) -> Float[Array, "B h w D"]:
         """Tell `h` the latent, and bring it to the resolution of the level below."""
         h, stage = self.rungs[level].push(h, z), self.stage_of[level]
         if level == 0 or self.stage_of[level - 1] == stage:

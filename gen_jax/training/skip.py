@@ -56,7 +56,11 @@ def skip_exploding(
     def update(grads: Any, state: SkipState, params: Any = None) -> tuple[Any, SkipState]:
         norm = jnp.asarray(optax.tree.norm(grads), jnp.float32)
         finite = jnp.isfinite(norm)
-        limit = jnp.inf if factor is None else jnp.where(state.seen < max(warmup, 1), jnp.inf, factor * state.norm)
+        limit = (
+            jnp.inf
+            if factor is None
+            else jnp.where(state.seen < max(warmup, 1), jnp.inf, factor * state.norm)
+        )
         taken = finite & (norm <= limit)
         weight = jnp.where(finite, jnp.maximum(1 - decay, 1.0 / (1 + state.seen)), 0.0)
         allowed = jnp.where(finite, jnp.minimum(norm, limit), 0.0)
