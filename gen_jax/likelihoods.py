@@ -123,6 +123,10 @@ class Gaussian:
         if self.sigma is not None:
             mean, log_sigma = out, jnp.full((1,) * out.ndim, math.log(self.sigma), out.dtype)
         else:
+            if out.shape[-1] % 2:
+                raise ValueError(
+                    f"expected outputs for means and log sigmas, got an odd {out.shape[-1]} of them."
+                )
             mean, log_sigma = jnp.split(out, 2, axis=-1)
             log_sigma = jnp.logaddexp(log_sigma, math.log(self.floor))
         return (jax.nn.sigmoid(mean) if self.squash else mean), log_sigma

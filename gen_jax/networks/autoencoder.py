@@ -12,7 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from gen_jax.networks import layers
 from gen_jax.networks.mlp import MLP
@@ -32,7 +32,7 @@ class MLPEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B *x"], label: Int[Array, "B"] | None = None
+        self, x: Float[Array, "B *x"], label: Num[Array, "..."] | None = None
     ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
         """Mean and log deviation, float32 or better.
 
@@ -55,7 +55,7 @@ class MLPDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "B *z"], label: Int[Array, "B"] | None = None
+        self, z: Float[Array, "B *z"], label: Num[Array, "..."] | None = None
     ) -> Float[Array, "B *shape"]:
         """What the likelihood takes.
 
@@ -81,7 +81,7 @@ class ConvEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], label: Int[Array, "B"] | None = None
+        self, x: Float[Array, "B H W C"], label: Num[Array, "..."] | None = None
     ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
         """Mean and log deviation, float32 or better.
 
@@ -111,7 +111,7 @@ class ConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "B *z"], label: Int[Array, "B"] | None = None
+        self, z: Float[Array, "B *z"], label: Num[Array, "..."] | None = None
     ) -> Float[Array, "B H W O"]:
         """What the likelihood takes.
 
