@@ -75,7 +75,10 @@ def test_merges_in_their_limits():
     """Evidence that says nothing leaves the prior; evidence that says all takes its place."""
     rng = np.random.default_rng(0)
     p, e = drawn_gaussian(rng), drawn_gaussian(rng)
-    nothing, everything = e._replace(log_std=jnp.full((3, 4), 40.0)), e._replace(log_std=jnp.full((3, 4), -40.0))
+    nothing, everything = (
+        e._replace(log_std=jnp.full((3, 4), 40.0)),
+        e._replace(log_std=jnp.full((3, 4), -40.0)),
+    )
     for found, expected in (
         (gaussian.precision(p, nothing), p),
         (gaussian.precision(p, everything), everything),
@@ -107,7 +110,11 @@ def test_bounded_deviations_stay_within_the_bound_and_are_themselves_near_zero()
 class Linear:
     """`z_3 ~ N(0, 1)`, `z_{l-1} = a z_l + b + noise`: every posterior is a Gaussian, and so is `p(x)`."""
 
-    a, b, std = (0.8, -1.3, 0.6), (0.5, -0.2, 1.0), (0.7, 0.4, 0.9)  # of x given z_1, z_1 given z_2, z_2 given z_3
+    a, b, std = (
+        (0.8, -1.3, 0.6),
+        (0.5, -0.2, 1.0),
+        (0.7, 0.4, 0.9),
+    )  # of x given z_1, z_1 given z_2, z_2 given z_3
 
     def __init__(self):
         mean, variance = [0.0], [1.0]
@@ -161,7 +168,10 @@ def test_bound_of_neighbours_is_lower_by_what_the_levels_know_of_each_other():
     model, x = Linear(), jnp.asarray([[-1.0], [0.3], [2.0]])
     gaps = []
     above = [jnp.exp(2 * model.above(i, x).log_std)[0, 0] for i in range(3)]
-    slopes = [float(jax.grad(lambda z, i=i: model.above(i, z).mean[0, 0])(jnp.zeros((1, 1)))[0, 0]) for i in range(3)]
+    slopes = [
+        float(jax.grad(lambda z, i=i: model.above(i, z).mean[0, 0])(jnp.zeros((1, 1)))[0, 0])
+        for i in range(3)
+    ]
     for level in (1, 2):  # cov(z_level, z_{level + 1}) given z_{level - 1}
         gaps.append(model.a[level] * slopes[level] * above[level - 1] / model.std[level] ** 2)
     draws = jax.jit(jax.vmap(lambda key: hvae.elbo(key, model.chain(), x, terms="neighbours").value))(
@@ -186,8 +196,13 @@ def networks(levels, likelihood=None, **options):
 
 def drawn(model, x):
     """Parameters of a chain, without an `init` to compile."""
-    up = [parameters(net, z) for net, z in zip(model.encoder, [x, *(jnp.zeros((1, n)) for n in model.latent)], strict=False)]
-    down = [parameters(net, jnp.zeros((1, n)), seed=2) for net, n in zip(model.decoder, model.latent, strict=True)]
+    up = [
+        parameters(net, z)
+        for net, z in zip(model.encoder, [x, *(jnp.zeros((1, n)) for n in model.latent)], strict=False)
+    ]
+    down = [
+        parameters(net, jnp.zeros((1, n)), seed=2) for net, n in zip(model.decoder, model.latent, strict=True)
+    ]
     return hvae.Params(tuple(up), tuple(down))
 
 
@@ -201,7 +216,9 @@ def test_one_level_is_the_vae(terms):
     np.testing.assert_allclose(one.value, other.value, rtol=1e-6)
     np.testing.assert_allclose(one.reconstruction, other.reconstruction, rtol=1e-6)
     np.testing.assert_allclose(one.kl[:, 0], other.kl, rtol=1e-5)
-    np.testing.assert_allclose(model.decode(params, jnp.ones((4, 3))), plain.decode(same, jnp.ones((4, 3))), rtol=1e-6)
+    np.testing.assert_allclose(
+        model.decode(params, jnp.ones((4, 3))), plain.decode(same, jnp.ones((4, 3))), rtol=1e-6
+    )
 
 
 def test_the_books_loss_is_twice_its_bound():
@@ -226,8 +243,12 @@ def test_the_books_loss_is_twice_its_bound():
 def test_chain_has_the_right_derivatives():
     x, model = images(2), networks(2)
     check_grads(
-        jax.jit(lambda params: model.elbo(params, KEY, x).value.mean()), (drawn(model, x),), order=1, modes=["rev"],
-        rtol=0.05, atol=0.05,
+        jax.jit(lambda params: model.elbo(params, KEY, x).value.mean()),
+        (drawn(model, x),),
+        order=1,
+        modes=["rev"],
+        rtol=0.05,
+        atol=0.05,
     )
 
 
@@ -243,7 +264,9 @@ def mixture(dims=3):
     )
 
 
-@pytest.mark.parametrize("proc", [process.VP(), process.FlowMatching(), process.DDPM(num_steps=8)], ids=["vp", "flow", "ddpm"])
+@pytest.mark.parametrize(
+    "proc", [process.VP(), process.FlowMatching(), process.DDPM(num_steps=8)], ids=["vp", "flow", "ddpm"]
+)
 def test_elbo_of_the_noising_chain_is_the_bound_of_diffusion(proc):
     """Both estimates of the chain's bound agree with `likelihood.vlb` on the exact denoiser, within 4 standard errors."""
     data = mixture()
