@@ -41,8 +41,8 @@ class HVAE:
         counts = len(self.encoder), len(self.decoder), len(self.latent)
         if not self.latent or len(set(counts)) > 1:
             raise ValueError(
-                "expected an encoder, a decoder and the size of the latent for each level, at least one, got {} encoders, {} "
-                "decoders and {} sizes.".format(*counts)
+                "expected an encoder, a decoder and a size for each level, at least one, got {} encoders, "
+                "{} decoders and {} sizes.".format(*counts)
             )
         if any(not shape or min(shape) < 1 for shape in self.latent_shapes):
             raise ValueError(f"latents must be at least 1 number, got {self.latent}.")
