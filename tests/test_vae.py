@@ -1,0 +1,378 @@
+"""The VAE against what is known exactly: probabilistic PCA, quadrature over the latent, closed forms and limits."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+import scipy.stats
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+from gen_jax import data, keys, likelihoods, training, vae
+from gen_jax.networks.autoencoder import MLPDecoder, MLPEncoder
+
+KEY = jax.random.key(0)
+SHAPE = (3, 2, 1)
+
+
+def network(latent=2, likelihood=None, num_classes=None, hidden=(5,)):
+    """A small model of bits and parameters for it, drawn in numpy; the decoder's are large, to tell latents apart."""
+    likelihood = likelihoods.Bernoulli() if likelihood is None else likelihood
+    out = (*SHAPE[:-1], likelihood.outputs(SHAPE[-1]))
+    options = {"hidden": hidden, "activation": jnp.tanh, "num_classes": num_classes}
+    model = vae.VAE(MLPEncoder(latent, **options), MLPDecoder(out, **options), likelihood, latent)
+    label = None if num_classes is None else jnp.zeros(1, jnp.int32)
+    shapes = jax.eval_shape(model.init, KEY, jnp.zeros((1, *SHAPE)), label)
+    rng = np.random.default_rng(0)
+    draw = lambda a: jnp.asarray(rng.normal(size=a.shape) * (1.0 if len(a.shape) > 1 else 0.3), jnp.float32)
+    return model, jax.tree.map(draw, shapes)
+
+
+def images(n=6, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 2, (n, *SHAPE)), jnp.float32)
+
+
+# --- probabilistic PCA: x = W z + b + sigma eps ---
+
+
+class Affine(nn.Module):
+    """A decoder `z -> W z + b`, or an encoder of fixed deviation."""
+
+    features: int
+    deviation: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        mean = nn.Dense(self.features, name="map")(x)
+        if not self.deviation:
+            return mean
+        log_std = self.param("log_std", nn.initializers.zeros, (self.features,))
+        return mean, jnp.broadcast_to(log_std[None], mean.shape)
+
+
+@functools.cache
+def pca():
+    """A linear VAE whose encoder is the exact posterior, data, and scikit-learn's model of the same parameters.
+
+    With orthogonal columns in `W` (as at the maximum of the likelihood; Tipping & Bishop 1999, Eq. 7) the posterior
+    `N(M^-1 W^T (x - b), sigma^2 M^-1)`, `M = W^T W + sigma^2 I`, has a diagonal covariance.
+    """
+    rng = np.random.default_rng(0)
+    dims, latent = 5, 2
+    x = rng.normal(size=(200, latent)) @ rng.normal(size=(latent, dims)) * 1.5 + rng.normal(size=dims)
+    x = x + 0.5 * rng.normal(size=x.shape)
+    centre, cov = x.mean(0), np.cov(x.T, ddof=1)
+    values, vectors = np.linalg.eigh(cov)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    sigma2 = values[latent:].mean()
+    w = vectors[:, :latent] * np.sqrt(values[:latent] - sigma2)
+    m = (w**2).sum(0) + sigma2
+    model = vae.VAE(
+        Affine(latent, deviation=True), Affine(dims), likelihoods.Gaussian(float(np.sqrt(sigma2))), latent
+    )
+    kernel = (w / m).astype(np.float32)
+    encoder = {
+        "map": {"kernel": kernel, "bias": np.float32(-centre @ (w / m))},
+        "log_std": np.float32(np.log(sigma2 / m) / 2),
+    }
+    decoder = {"map": {"kernel": np.float32(w.T), "bias": np.float32(centre)}}
+    params = jax.tree.map(jnp.asarray, vae.Params({"params": encoder}, {"params": decoder}))
+    exact = scipy.stats.multivariate_normal(centre, w @ w.T + sigma2 * np.eye(dims)).logpdf(x)
+    return model, params, x, exact
+
+
+def test_linear_vae_with_its_posterior_is_probabilistic_pca():
+    """Each importance weight is `p(x)` itself; the ELBO is so in the mean over noise, and the PCA of scikit-learn."""
+    model, params, x, exact = pca()
+    batch = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(
+        jax.jit(lambda p: model.iwae(p, KEY, batch, 3))(params), exact, rtol=1e-5, atol=2e-4
+    )
+    elbos = jax.jit(jax.vmap(lambda k: model.elbo(params, k, batch).value))(jax.random.split(KEY, 2000))
+    error = np.float64(elbos).std(0) / 2000**0.5
+    assert (np.abs(np.float64(elbos).mean(0) - exact) < 5 * error).all()
+    pca_of = pytest.importorskip("sklearn.decomposition").PCA(2).fit(x)
+    np.testing.assert_allclose(pca_of.score(x), exact.mean(), rtol=1e-6)
+
+
+def test_dreg_has_no_noise_where_the_posterior_is_exact():
+    """`log w` does not depend on `z`, so the encoder has nothing to gain, sample by sample; the plain gradient is noisy."""
+    model, params, x, _ = pca()
+    batch = {"image": jnp.asarray(x[:8], jnp.float32)}
+    grads = {}
+    for dreg in (True, False):
+        loss = vae.iwae_loss(model, 4, doubly_reparameterised=dreg)
+        grad = jax.jit(jax.grad(lambda p, loss=loss: loss(p, KEY, batch)[0]))(params)
+        grads[dreg] = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grad.encoder))
+    assert grads[True] < 1e-4
+    assert grads[False] > 1e-2
+
+
+# --- quadrature over a latent of two numbers ---
+
+
+@functools.cache
+def exact_log_prob():
+    """`log p(x)` of `images()` under `network()`, by a grid over the latent: float64, in numpy but for the decoder."""
+    model, params = network()
+    line = np.linspace(-7, 7, 141)
+    z = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+    logits = np.float64(jax.jit(model.out)(params, jnp.float32(z))).reshape(len(z), -1)
+    x = np.float64(images()).reshape(-1, logits.shape[1])
+    log_lik = x @ -np.logaddexp(0, -logits).T + (1 - x) @ -np.logaddexp(0, logits).T
+    log_prior = scipy.stats.norm.logpdf(z).sum(1)
+    return scipy.special.logsumexp(log_lik + log_prior + 2 * np.log(line[1] - line[0]), axis=1)
+
+
+def test_bounds_rise_with_samples_and_stay_under_the_quadrature():
+    model, params = network()
+    x, exact, many = images(), exact_log_prob(), 400
+    bounds = {}
+    for k in (1, 5, 50):
+        each = jax.jit(jax.vmap(lambda key, k=k: model.iwae(params, key, x, k)))(jax.random.split(KEY, many))
+        bounds[k] = np.float64(each)
+    for few, more in ((1, 5), (5, 50)):
+        gain = bounds[more].mean(1) - bounds[few].mean(1)
+        assert gain.mean() > 4 * gain.std() / many**0.5
+    slack = exact.mean() - bounds[50].mean(1)
+    assert slack.mean() > -4 * slack.std() / many**0.5
+    elbo = jax.jit(jax.vmap(lambda key: model.elbo(params, key, x).value))(jax.random.split(KEY, 2000))
+    one = np.float64(elbo).mean() - bounds[1].mean()
+    assert (
+        abs(one)
+        < 5 * (np.float64(elbo).mean(1).std() ** 2 / 2000 + bounds[1].mean(1).std() ** 2 / many) ** 0.5
+    )
+
+
+def test_log_prob_meets_the_quadrature():
+    model, params = network()
+    got = jax.jit(lambda p: model.log_prob(p, KEY, images(), 20_000))(params)
+    np.testing.assert_allclose(got, exact_log_prob(), atol=0.1)
+    np.testing.assert_allclose(got.mean(), exact_log_prob().mean(), atol=0.03)
+
+
+def test_chunks_and_devices_change_nothing():
+    """Samples and examples in turn, a part of the examples by themselves, and eight devices: the same numbers."""
+    model, params = network()
+    x = images(16)
+    whole = jax.jit(lambda p: model.iwae(p, KEY, x, 30))(params)
+    for chunk in (16, 64, 200):
+        got = jax.jit(lambda p, chunk=chunk: model.iwae(p, KEY, x, 30, chunk=chunk))(params)
+        np.testing.assert_allclose(got, whole, rtol=1e-5)
+    for chunk in (3, 40):
+        got = jax.jit(lambda p, chunk=chunk: model.log_prob(p, KEY, x, 30, chunk=chunk))(params)
+        np.testing.assert_allclose(got, whole, rtol=1e-5)
+    part = jax.jit(lambda p: model.iwae(p, KEY, x[5:9], 30, index=jnp.arange(5, 9)))(params)
+    np.testing.assert_allclose(part, whole[5:9], rtol=1e-5)
+    mesh = Mesh(np.array(jax.devices()), (keys.AXIS,))
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec(keys.AXIS)))
+    compiled = jax.jit(lambda x: model.log_prob(params, KEY, x, 30, chunk=64)).lower(sharded).compile()
+    np.testing.assert_allclose(compiled(sharded), whole, rtol=1e-5)
+    assert len(jax.devices()) == 8
+    assert "f32[64,5]" not in compiled.as_text(), "a device decodes its own share, 8 of 64 rows"
+
+
+def test_iwae_in_chunks_has_the_same_gradient():
+    model, params = network()
+    x = images(4)
+    value = lambda p, chunk: model.iwae(p, KEY, x, 12, chunk=chunk).mean()
+    whole, parts = (jax.jit(jax.grad(lambda p, c=chunk: value(p, c)))(params) for chunk in (None, 12))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
+
+
+# --- terms and gradients ---
+
+
+def test_kl_equals_monte_carlo_and_scipy():
+    mean, log_std = jnp.array([[0.3, -2.0, 0.0]]), jnp.array([[-1.0, 0.4, 0.0]])
+    kl = np.asarray(vae.kl_to_prior(vae.Posterior(mean, log_std)))[0]
+    q = scipy.stats.norm(np.float64(mean)[0], np.exp(np.float64(log_std))[0])
+    z = q.rvs((200_000, 3), random_state=0)
+    ratio = q.logpdf(z) - scipy.stats.norm.logpdf(z)
+    np.testing.assert_allclose(kl, ratio.mean(0), atol=0.02)
+    assert kl[2] == 0
+
+
+def test_elbo_has_the_right_gradient():
+    """With its noise held fixed; and the loss's terms are those of the bound."""
+    model, params = network()
+    x = images(3)
+    check_grads(
+        jax.jit(lambda p: model.elbo(p, KEY, x).value.mean()),
+        (params,),
+        order=1,
+        modes=["rev"],
+        rtol=0.02,
+        atol=0.02,
+        eps=1e-2,
+    )
+    value, metrics = jax.jit(vae.loss(model))(params, KEY, {"image": x})
+    elbo = model.elbo(params, jax.random.split(KEY)[1], x)
+    np.testing.assert_allclose(-value, elbo.value.mean(), rtol=1e-5)
+    for name, term in {"elbo": elbo.value, "reconstruction": elbo.reconstruction, "kl": elbo.kl}.items():
+        np.testing.assert_allclose(metrics[name], term.mean(), rtol=1e-5)
+
+
+def test_dreg_is_unbiased():
+    """Its gradient and the plain one have the same mean, and that of the decoder is the same to the bit."""
+    model, params = network(hidden=())
+    x, n = {"image": images(2)}, 20_000
+    grads = []
+    for dreg in (False, True):
+        loss = vae.iwae_loss(model, 3, doubly_reparameterised=dreg)
+        grad = lambda key, loss=loss: jax.grad(lambda p: loss(p, key, x)[0])(params)
+        grads.append(jax.jit(jax.vmap(grad))(jax.random.split(KEY, n)))
+    plain, dreg = (
+        np.concatenate([np.float64(a).reshape(n, -1) for a in jax.tree.leaves(g.encoder)], 1) for g in grads
+    )
+    error = ((plain.var(0) + dreg.var(0)) / n) ** 0.5
+    assert (np.abs(plain.mean(0) - dreg.mean(0)) < 4.5 * error).all()
+    assert np.abs(plain.mean(0)).max() > 20 * error.max(), "there is something to compare"
+    close = lambda a, b: np.testing.assert_allclose(a[:50], b[:50], rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, *(g.decoder for g in grads))
+
+
+def test_beta_and_free_bits_have_their_limits():
+    """`beta = 0` leaves the reconstruction, no free bits the ELBO; more of them than are spent stop the KL's gradient."""
+    model, params = network()
+    x = {"image": images(4)}
+    terms = jax.jit(vae.loss(model))(params, KEY, x)[1]
+    value = lambda **options: jax.jit(vae.loss(model, **options))(params, KEY, x)[0]
+    np.testing.assert_allclose(value(beta=0.0), -terms["reconstruction"], rtol=1e-6)
+    np.testing.assert_allclose(value(beta=3.0), 3 * terms["kl"] - terms["reconstruction"], rtol=1e-6)
+    np.testing.assert_allclose(value(free_bits=100.0), 200 - terms["reconstruction"], rtol=1e-6)
+    kl = vae.kl_to_prior(model.encode(params, x["image"])).mean(0)
+    least = float(kl.mean())  # between the two: one is free, the other pays
+    expected = max(float(kl[0]), least) + max(float(kl[1]), least) - terms["reconstruction"]
+    np.testing.assert_allclose(value(free_bits=least), expected, rtol=1e-5)
+    grad = jax.jit(jax.grad(lambda p: vae.loss(model, free_bits=100.0)(p, KEY, x)[0]))(params)
+    only = jax.jit(jax.grad(lambda p: vae.loss(model, beta=0.0)(p, KEY, x)[0]))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grad, only)
+
+
+def test_kl_warmup_follows_the_step():
+    model, params = network()
+    x = {"image": images(8)}
+    warm = vae.loss(model, beta=optax.linear_schedule(0.0, 1.0, 2))
+    with pytest.raises(ValueError, match="step_in_loss"):
+        warm(params, KEY, x)
+    optimizer = optax.sgd(0.0)
+    compiled = training.compile_step(
+        training.make_step(warm, optimizer, ema_decay=None, step_in_loss=True),
+        steps_per_call=3,
+        select=lambda step, count: jnp.broadcast_to(jnp.arange(8)[None], (count, 8)),
+    )
+    _, metrics = compiled(training.TrainState.create(params, optimizer, KEY), x)
+    for beta, loss, kl, reconstruction in zip(
+        (0, 0.5, 1), *(metrics[name] for name in ("loss", "kl", "reconstruction")), strict=True
+    ):
+        np.testing.assert_allclose(loss, beta * kl - reconstruction, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["free bits", "dreg"])
+def test_every_way_of_spreading_a_step_gives_the_same_parameters(kind):
+    model, params = network()
+    bytes_ = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8)
+    loss = {
+        "free bits": vae.loss(model, free_bits=1.0, prepare=data.binarize),
+        "dreg": vae.iwae_loss(model, 3, doubly_reparameterised=True, prepare=data.binarize),
+    }[kind]
+    optimizer = optax.sgd(0.1)
+    step = training.make_step(loss, optimizer, ema_decay=None)
+    one = Mesh(np.array(jax.devices()[:1]), (keys.AXIS,))
+    results = []
+    for options in ({"mesh": one}, {}, {"parallel": "pmap"}):
+        compiled = training.compile_step(step, **options)
+        state = training.TrainState.create(params, optimizer, KEY)
+        for _ in range(3):
+            state, _ = compiled(state, {"image": bytes_})
+        results.append(jax.device_get(state.params))
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), results[0], other)
+
+
+# --- what can be done with a model ---
+
+
+def test_sample_is_decoded_noise_and_does_not_depend_on_the_number():
+    model, params = network()
+    sample = jax.jit(model.sample, static_argnames=("n", "mean"))
+    bits, means = sample(KEY, params, 5), sample(KEY, params, 5, mean=True)
+    assert set(np.unique(bits)) <= {0.0, 1.0}
+    np.testing.assert_allclose(sample(KEY, params, 2, mean=True), means[:2], rtol=1e-6)
+    part = jax.jit(lambda p: model.sample(KEY, p, 2, index=jnp.array([3, 4])))(params)
+    np.testing.assert_array_equal(part, bits[3:])
+    z = keys.normal(jax.random.split(KEY)[0], (5, 2))
+    np.testing.assert_allclose(model.decode(params, z), means, rtol=1e-5)
+
+
+def test_interpolation_ends_at_reconstructions_and_runs_straight():
+    model, params = network()
+    a, b = images(3), images(3, seed=2)
+    line = jax.jit(lambda p: model.interpolate(p, a, b, 5))(params)
+    assert line.shape == (3, 5, *SHAPE)
+    np.testing.assert_allclose(line[:, 0], model.reconstruct(params, a), rtol=1e-5)
+    np.testing.assert_allclose(line[:, -1], model.reconstruct(params, b), rtol=1e-5)
+    middle = (model.encode(params, a).mean + model.encode(params, b).mean) / 2
+    np.testing.assert_allclose(line[:, 2], model.decode(params, middle), rtol=1e-4)
+
+
+def test_labels_reach_every_bound():
+    """A batch of two labels is the two batches of one; a label changes what is drawn; wrong ones are refused."""
+    model, params = network(num_classes=2)
+    x, label = images(4), jnp.array([0, 1, 0, 1])
+    bound = jax.jit(lambda p, x, label, index: model.log_prob(p, KEY, x, 6, label, index=index, chunk=8))
+    whole = bound(params, x, label, jnp.arange(4))
+    np.testing.assert_allclose(bound(params, x[1::2], label[1::2], jnp.array([1, 3])), whole[1::2], rtol=1e-5)
+    assert not np.allclose(whole, bound(params, x, 1 - label, jnp.arange(4)))
+    same = jax.jit(lambda label: model.sample(KEY, params, 2, label, mean=True))
+    assert not np.allclose(same(jnp.array([0, 0])), same(jnp.array([1, 1])))
+    assert model.interpolate(params, x[:2], x[2:], 3, label[:2]).shape == (2, 3, *SHAPE)
+    value, _ = vae.loss(model)(params, KEY, {"image": x, "label": label})
+    assert np.isfinite(value)
+    with pytest.raises(ValueError, match="needs its label"):
+        model.elbo(params, KEY, x)
+    plain, plain_params = network()
+    with pytest.raises(ValueError, match="takes no label"):
+        plain.elbo(plain_params, KEY, x, label)
+
+
+def test_latents_may_have_any_shape():
+    class Maps(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="mean")(x), nn.Dense(3, name="log_std")(x)
+
+    class Back(nn.Module):
+        @nn.compact
+        def __call__(self, z):
+            return nn.Dense(1)(z)
+
+    model, x = vae.VAE(Maps(), Back(), likelihoods.Bernoulli(), (*SHAPE[:2], 3)), images(2)
+    params = model.init(KEY, x)
+    assert model.sample(KEY, params, 4).shape == (4, *SHAPE)
+    np.testing.assert_allclose(
+        model.iwae(params, KEY, x, 4), model.log_prob(params, KEY, x, 4, chunk=2), rtol=1e-5
+    )
+    value, _ = vae.iwae_loss(model, 2, doubly_reparameterised=True)(params, KEY, {"image": x})
+    assert np.isfinite(value)
+
+
+def test_bad_input():
+    model, params = network()
+    with pytest.raises(ValueError, match="latent must be at least 1"):
+        vae.VAE(MLPEncoder(0), MLPDecoder(SHAPE), likelihoods.Bernoulli(), 0)
+    with pytest.raises(ValueError, match="the encoder gives latents of shape"):
+        vae.VAE(MLPEncoder(3, (5,)), model.decoder, model.likelihood, 2).elbo(
+            network(3)[1]._replace(decoder=params.decoder), KEY, images()
+        )
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        model.iwae(params, KEY, images(), 0)
+    loss = vae.loss(model)
+    with pytest.raises(ValueError, match=r"data\.binarize"):
+        jax.eval_shape(loss, params, KEY, {"image": jax.ShapeDtypeStruct((2, *SHAPE), jnp.int32)})
