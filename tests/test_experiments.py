@@ -395,3 +395,64 @@ def test_step09_killed_three_times_is_the_same_to_the_bit(tmp_path):
         for workdir in (whole, broken)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.fixture(scope="module")
+def step08():
+    """The experiment of the hierarchical VAE, which imports its neighbour."""
+    sys.path.insert(0, str(ROOT / "experiments"))
+    yield load("step08_hvae")
+    sys.path.remove(str(ROOT / "experiments"))
+
+
+def step08_arguments(workdir, *more):
+    flags = "--steps 4 --batch-size 16 --num 3 --steps-per-call 2 --checkpoint-every 2 --log-every 2"
+    return [*flags.split(), "--test-images", "16", "--test-samples", "3", "--workdir", str(workdir), *more]
+
+
+@pytest.mark.xdist_group("step08")
+def test_step08_leaves_everything_it_promises(step08, tmp_path):
+    summary = step08.main(step08.parse(step08_arguments(tmp_path, "--hidden", "8", "--latents", "3", "2")))
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert figures(tmp_path) == {"loss.png", "kl.png", "reconstructions.png", "levels.png", "samples.png"}
+    assert summary["test_log_prob"] >= summary["test_elbo"] - 1
+    np.testing.assert_allclose(
+        summary["test_elbo"],
+        summary["test_reconstruction"] - summary["test_kl_1"] - summary["test_kl_2"],
+        rtol=1e-5,
+    )
+    # the book's loss and the loss differ by a constant, that of a density
+    np.testing.assert_allclose(summary["book_loss"], summary["loss"] - 784 * np.log(2 * np.pi), rtol=1e-3)
+    assert np.load(tmp_path / "samples.npy").shape == (3, 28, 28, 1)
+    draw = lambda *more: step08.draw_samples(
+        step08.parse(["--sample-only", "--workdir", str(tmp_path), "--num", "2", *more])
+    )
+    assert not np.array_equal(draw(), draw("--seed", "3"))
+    alike = draw("--temperature", "0")
+    np.testing.assert_array_equal(alike[0], alike[1])
+    with pytest.raises(ValueError, match="levels must be from 0 to 2, got 3"):
+        draw("--levels", "3")
+
+
+@pytest.mark.xdist_group("step08")
+@pytest.mark.slow  # in CI: the ladder in tests/test_hvae.py
+def test_step08_trains_a_ladder_on_colour_images_of_odd_size_and_ends_on_iwae(step08, tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (40, 11, 9, 3), np.uint8)
+    monkeypatch.setattr(data, "load", lambda name, **_: {"image": images})
+    flags = "--preset best --dataset odd --widths 8 8 --latents 2 2 3 3 3 --halvings 0 1 --likelihood logistic_mixture"
+    flags += " --binarize none --kl-warmup 2 --warmup 1 --balance"
+    summary = step08.main(step08.parse(step08_arguments(tmp_path / "a", *flags.split())))
+    assert summary["steps_skipped"] == 0
+    assert np.isfinite(summary["test_log_prob"])
+    assert np.load(tmp_path / "a" / "samples.npy").shape == (3, 11, 9, 3)
+    flags += f" --objective iwae --num-samples 2 --start-from {tmp_path / 'a'}"
+    summary = step08.main(step08.parse(step08_arguments(tmp_path / "b", *flags.split())))
+    assert np.isfinite(summary["iwae"])
+
+
+@pytest.mark.xdist_group("step08")
+def test_step08_says_which_numbers_do_not_fit_together(step08):
+    with pytest.raises(ValueError, match="5 latents for 4 levels"):
+        step08.stages(step08.parse(["--preset", "best", "--levels-per-stage", "1", "3"]))
+    with pytest.raises(SystemExit):
+        step08.parse(["--level", "3", "--batchsize", "2"])
