@@ -175,7 +175,7 @@ class Ladder(nn.Module):
         """Shape of the latent of each level."""
         return [(*n, c) for n, s in zip(self.sizes, self.stages, strict=True) for c in s.latents]
 
-    def bottom_up(self, x: Float[Array, "B H W C"]) -> list[Float[Array, "B h w D"]]:
+    def bottom_up(self, x: Float[Array, "B H W C"]) -> list[Float[Array, "B ..."]]:
         """Features of `x` in [0, 1], for each stage."""
         d, features = layers.space_to_depth(2 * x.astype(self.dtype) - 1, self.patch), []
         for i, stage in enumerate(self.stages):
@@ -196,14 +196,14 @@ class Ladder(nn.Module):
         return self.rungs[level].prior(h)
 
     def posterior(
-        self, level: int, d: list[Float[Array, "B h w D"]], h: Float[Array, "B h w D"] | None = None
+        self, level: int, d: list[Float[Array, "B ..."]], h: Float[Array, "B h w D"] | None = None
     ) -> Pair:
         """Of the level's latent, by the data's features alone or by what came from above as well."""
         return self.rungs[level].posterior(d[self.stage_of[level]], h)
 
     def push(
         self, level: int, h: Float[Array, "B h w D"], z: Float[Array, "B h w Z"]
-    ) -> Float[Array, "B h w D"]:
+    ) -> Float[Array, "B ..."]:
         """Tell `h` the latent, and bring it to the resolution of the level below."""
         h, stage = self.rungs[level].push(h, z), self.stage_of[level]
         if level == 0 or self.stage_of[level - 1] == stage:
