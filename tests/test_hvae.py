@@ -431,8 +431,19 @@ def test_reconstruct_with_all_levels_follows_the_posterior(convolutional):
     assert jnp.abs(model.reconstruct(params, KEY, x) - none).max() > 1e-3
 
 
+def test_twelve_levels_start_as_quietly_as_two():
+    """Each KL is a few hundredths of a nat at its own initialisation, however many levels there are."""
+    x = images(16)
+    for levels in (2, 12):
+        model = flat(latents=(2,) * levels)
+        kl = jax.jit(lambda key: model.elbo(model.init(key, x), key, x).kl)(KEY)
+        assert kl.shape == (16, levels)
+        assert 0 < kl.mean(0).max() < 0.2
+
+
+@pytest.mark.slow  # half a minute to compile; in CI: how twelve levels start
 def test_twelve_levels_train():
-    """From its own initialisation: KLs start small at every level, gradients are finite, and the loss falls."""
+    """Gradients are finite, none is skipped, and the loss falls."""
     model = flat(latents=(2,) * 12, width=6)
     x = images(32)
     x = x.at[:, :, :3].set(x[:, :1, :1])  # something to learn
@@ -447,7 +458,6 @@ def test_twelve_levels_train():
     state, metrics = compiled(state, {"image": x})
     assert np.isfinite(metrics["grad_norm"]).all()
     assert int(state.opt_state.skipped) == 0
-    assert metrics["kl"][0] < 3
     assert metrics["loss"][-10:].mean() < metrics["loss"][:5].mean() - 2
     np.testing.assert_allclose(metrics["loss"], -metrics["elbo"], rtol=1e-5)
     np.testing.assert_allclose(sum(metrics[f"kl_{i + 1}"] for i in range(12)), metrics["kl"], rtol=1e-4)
