@@ -3,7 +3,8 @@
     python experiments/step08_hvae.py
 
 trains the book's model of two levels on MNIST (embedded) for 30 epochs and leaves pictures, metrics and checkpoints in
-checkpoints/step08_hvae/. The same command goes on where an interrupted run stopped. Afterwards
+checkpoints/step08_hvae/. The same command goes on where an interrupted run stopped. The book's loss ends at 39.2 (in the
+book, 38.9); its bound leaves the second level silent, at 0.0004 of 6.35 nats. Afterwards
 
     python experiments/step08_hvae.py --sample-only --num 64 --levels 1 --seed 3
 
