@@ -221,7 +221,7 @@ def test_dreg_is_unbiased():
         np.concatenate([np.float64(a).reshape(n, -1) for a in jax.tree.leaves(g.encoder)], 1) for g in grads
     )
     error = ((plain - dreg).var(0) / n) ** 0.5
-    assert (np.abs(plain.mean(0) - dreg.mean(0)) < 5 * error).all()
+    assert (np.abs(plain.mean(0) - dreg.mean(0)) <= 5 * error + 1e-7).all()
     assert np.abs(plain.mean(0)).max() > 20 * error.max(), "there is something to compare"
     close = lambda a, b: np.testing.assert_allclose(a[:50], b[:50], rtol=1e-3, atol=1e-4)
     jax.tree.map(close, *(g.decoder for g in grads))
