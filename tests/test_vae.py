@@ -1,6 +1,7 @@
 """The VAE against what is known exactly: probabilistic PCA, quadrature over the latent, closed forms and limits."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ KEY = jax.random.key(0)
 SHAPE = (3, 2, 1)
 
 
-def network(latent=2, likelihood=None, num_classes=None, hidden=(5,)):
+def network(latent=2, likelihood=None, num_classes=None, hidden=()):
     """A small model of bits and parameters for it, drawn in numpy; the decoder's are large, to tell latents apart."""
     likelihood = likelihoods.Bernoulli() if likelihood is None else likelihood
     out = (*SHAPE[:-1], likelihood.outputs(SHAPE[-1]))
@@ -101,16 +102,14 @@ def test_linear_vae_with_its_posterior_is_probabilistic_pca():
 
 
 def test_dreg_has_no_noise_where_the_posterior_is_exact():
-    """`log w` does not depend on `z`, so the encoder has nothing to gain, sample by sample; the plain gradient is noisy."""
+    """`log w` does not depend on `z`, so the encoder has nothing to gain from any sample; the plain gradient is noise."""
     model, params, x, _ = pca()
     batch = {"image": jnp.asarray(x[:8], jnp.float32)}
-    grads = {}
-    for dreg in (True, False):
-        loss = vae.iwae_loss(model, 4, doubly_reparameterised=dreg)
-        grad = jax.jit(jax.grad(lambda p, loss=loss: loss(p, KEY, batch)[0]))(params)
-        grads[dreg] = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grad.encoder))
-    assert grads[True] < 1e-4
-    assert grads[False] > 1e-2
+    losses = [vae.iwae_loss(model, 4, doubly_reparameterised=dreg) for dreg in (True, False)]
+    grads = jax.jit(lambda p: [jax.grad(lambda p: loss(p, KEY, batch)[0])(p).encoder for loss in losses])
+    dreg, plain = (max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(g)) for g in grads(params))
+    assert dreg < 1e-4
+    assert plain > 1e-2
 
 
 # --- quadrature over a latent of two numbers ---
@@ -119,7 +118,7 @@ def test_dreg_has_no_noise_where_the_posterior_is_exact():
 @functools.cache
 def exact_log_prob():
     """`log p(x)` of `images()` under `network()`, by a grid over the latent: float64, in numpy but for the decoder."""
-    model, params = network()
+    model, params = network(hidden=(5,))
     line = np.linspace(-7, 7, 141)
     z = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
     logits = np.float64(jax.jit(model.out)(params, jnp.float32(z))).reshape(len(z), -1)
@@ -130,58 +129,58 @@ def exact_log_prob():
 
 
 def test_bounds_rise_with_samples_and_stay_under_the_quadrature():
-    model, params = network()
-    x, exact, many = images(), exact_log_prob(), 400
-    bounds = {}
-    for k in (1, 5, 50):
-        each = jax.jit(jax.vmap(lambda key, k=k: model.iwae(params, key, x, k)))(jax.random.split(KEY, many))
-        bounds[k] = np.float64(each)
-    for few, more in ((1, 5), (5, 50)):
-        gain = bounds[more].mean(1) - bounds[few].mean(1)
+    """ELBO <= IWAE-2 <= IWAE-20 <= log p(x), in the mean over noise: each by more than its error."""
+    model, params = network(hidden=(5,))
+    x, exact, many = images(), exact_log_prob(), 1000
+
+    @jax.jit
+    @jax.vmap
+    def bounds(key):
+        return [
+            model.elbo(params, key, x).value,
+            model.iwae(params, key, x, 2),
+            model.iwae(params, key, x, 20),
+        ]
+
+    each = [np.float64(b).mean(1) for b in bounds(jax.random.split(KEY, many))] + [
+        np.full(many, exact.mean())
+    ]
+    for lower, upper in itertools.pairwise(each):
+        gain = upper - lower
         assert gain.mean() > 4 * gain.std() / many**0.5
-    slack = exact.mean() - bounds[50].mean(1)
-    assert slack.mean() > -4 * slack.std() / many**0.5
-    elbo = jax.jit(jax.vmap(lambda key: model.elbo(params, key, x).value))(jax.random.split(KEY, 2000))
-    one = np.float64(elbo).mean() - bounds[1].mean()
-    assert (
-        abs(one)
-        < 5 * (np.float64(elbo).mean(1).std() ** 2 / 2000 + bounds[1].mean(1).std() ** 2 / many) ** 0.5
-    )
 
 
 def test_log_prob_meets_the_quadrature():
-    model, params = network()
+    """With a posterior near the prior, as importance weights of a narrow one have no variance to go by."""
+    model, params = network(hidden=(5,))
+    params = params._replace(encoder=jax.tree.map(lambda a: 0.2 * a, params.encoder))
     got = jax.jit(lambda p: model.log_prob(p, KEY, images(), 20_000))(params)
-    np.testing.assert_allclose(got, exact_log_prob(), atol=0.1)
-    np.testing.assert_allclose(got.mean(), exact_log_prob().mean(), atol=0.03)
+    np.testing.assert_allclose(got, exact_log_prob(), atol=0.05)
 
 
 def test_chunks_and_devices_change_nothing():
-    """Samples and examples in turn, a part of the examples by themselves, and eight devices: the same numbers."""
+    """Samples and examples in turn, in another order, and on eight devices: the same numbers."""
     model, params = network()
-    x = images(16)
+    x, index = images(16), jnp.arange(16)
     whole = jax.jit(lambda p: model.iwae(p, KEY, x, 30))(params)
-    for chunk in (16, 64, 200):
-        got = jax.jit(lambda p, chunk=chunk: model.iwae(p, KEY, x, 30, chunk=chunk))(params)
-        np.testing.assert_allclose(got, whole, rtol=1e-5)
-    for chunk in (3, 40):
-        got = jax.jit(lambda p, chunk=chunk: model.log_prob(p, KEY, x, 30, chunk=chunk))(params)
-        np.testing.assert_allclose(got, whole, rtol=1e-5)
-    part = jax.jit(lambda p: model.iwae(p, KEY, x[5:9], 30, index=jnp.arange(5, 9)))(params)
-    np.testing.assert_allclose(part, whole[5:9], rtol=1e-5)
+    chunked = jax.jit(lambda x, index: model.log_prob(params, KEY, x, 30, index=index, chunk=10))
+    np.testing.assert_allclose(chunked(x, index), whole, rtol=1e-5)
+    np.testing.assert_allclose(chunked(x[::-1], index[::-1])[::-1], whole, rtol=1e-5)
     mesh = Mesh(np.array(jax.devices()), (keys.AXIS,))
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec(keys.AXIS)))
-    compiled = jax.jit(lambda x: model.log_prob(params, KEY, x, 30, chunk=64)).lower(sharded).compile()
+    compiled = jax.jit(lambda x: model.log_prob(params, KEY, x, 30, chunk=80)).lower(sharded).compile()
     np.testing.assert_allclose(compiled(sharded), whole, rtol=1e-5)
     assert len(jax.devices()) == 8
-    assert "f32[64,5]" not in compiled.as_text(), "a device decodes its own share, 8 of 64 rows"
+    assert "all-gather" not in compiled.as_text(), "a device decodes its own share"
 
 
 def test_iwae_in_chunks_has_the_same_gradient():
     model, params = network()
     x = images(4)
-    value = lambda p, chunk: model.iwae(p, KEY, x, 12, chunk=chunk).mean()
-    whole, parts = (jax.jit(jax.grad(lambda p, c=chunk: value(p, c)))(params) for chunk in (None, 12))
+    bound = lambda p, chunk: model.iwae(p, KEY, x, 11, chunk=chunk).mean()
+    whole, parts = (
+        jax.jit(jax.value_and_grad(lambda p, c=chunk: bound(p, c)))(params) for chunk in (None, 12)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
 
 
@@ -202,38 +201,31 @@ def test_elbo_has_the_right_gradient():
     """With its noise held fixed; and the loss's terms are those of the bound."""
     model, params = network()
     x = images(3)
+    bound = jax.jit(lambda p: model.elbo(p, KEY, x))
     check_grads(
-        jax.jit(lambda p: model.elbo(p, KEY, x).value.mean()),
-        (params,),
-        order=1,
-        modes=["rev"],
-        rtol=0.02,
-        atol=0.02,
-        eps=1e-2,
+        lambda p: bound(p).value.mean(), (params,), order=1, modes=["rev"], rtol=0.02, atol=0.02, eps=1e-2
     )
-    value, metrics = jax.jit(vae.loss(model))(params, KEY, {"image": x})
-    elbo = model.elbo(params, jax.random.split(KEY)[1], x)
+    value, metrics = jax.jit(lambda p, key: vae.loss(model)(p, key, {"image": x}))(params, KEY)
+    elbo = jax.jit(lambda p: model.elbo(p, jax.random.split(KEY)[1], x))(params)
     np.testing.assert_allclose(-value, elbo.value.mean(), rtol=1e-5)
     for name, term in {"elbo": elbo.value, "reconstruction": elbo.reconstruction, "kl": elbo.kl}.items():
         np.testing.assert_allclose(metrics[name], term.mean(), rtol=1e-5)
 
 
 def test_dreg_is_unbiased():
-    """Its gradient and the plain one have the same mean, and that of the decoder is the same to the bit."""
-    model, params = network(hidden=())
+    """Its gradient and the plain one have the same mean, and that of the decoder is the same draw by draw."""
+    model, params = network()
     x, n = {"image": images(2)}, 20_000
-    grads = []
-    for dreg in (False, True):
-        loss = vae.iwae_loss(model, 3, doubly_reparameterised=dreg)
-        grad = lambda key, loss=loss: jax.grad(lambda p: loss(p, key, x)[0])(params)
-        grads.append(jax.jit(jax.vmap(grad))(jax.random.split(KEY, n)))
+    losses = [vae.iwae_loss(model, 3, doubly_reparameterised=dreg) for dreg in (False, True)]
+    both = jax.vmap(lambda key: [jax.grad(lambda p: loss(p, key, x)[0])(params) for loss in losses])
+    grads = jax.jit(both)(jax.random.split(KEY, n))
     plain, dreg = (
         np.concatenate([np.float64(a).reshape(n, -1) for a in jax.tree.leaves(g.encoder)], 1) for g in grads
     )
-    error = ((plain.var(0) + dreg.var(0)) / n) ** 0.5
-    assert (np.abs(plain.mean(0) - dreg.mean(0)) < 4.5 * error).all()
+    error = ((plain - dreg).var(0) / n) ** 0.5
+    assert (np.abs(plain.mean(0) - dreg.mean(0)) <= 5 * error + 1e-7).all()
     assert np.abs(plain.mean(0)).max() > 20 * error.max(), "there is something to compare"
-    close = lambda a, b: np.testing.assert_allclose(a[:50], b[:50], rtol=1e-4, atol=1e-5)
+    close = lambda a, b: np.testing.assert_allclose(a[:50], b[:50], rtol=1e-3, atol=1e-4)
     jax.tree.map(close, *(g.decoder for g in grads))
 
 
@@ -241,18 +233,26 @@ def test_beta_and_free_bits_have_their_limits():
     """`beta = 0` leaves the reconstruction, no free bits the ELBO; more of them than are spent stop the KL's gradient."""
     model, params = network()
     x = {"image": images(4)}
-    terms = jax.jit(vae.loss(model))(params, KEY, x)[1]
-    value = lambda **options: jax.jit(vae.loss(model, **options))(params, KEY, x)[0]
-    np.testing.assert_allclose(value(beta=0.0), -terms["reconstruction"], rtol=1e-6)
-    np.testing.assert_allclose(value(beta=3.0), 3 * terms["kl"] - terms["reconstruction"], rtol=1e-6)
-    np.testing.assert_allclose(value(free_bits=100.0), 200 - terms["reconstruction"], rtol=1e-6)
-    kl = vae.kl_to_prior(model.encode(params, x["image"])).mean(0)
+    kl = np.asarray(vae.kl_to_prior(model.encode(params, x["image"])).mean(0))
     least = float(kl.mean())  # between the two: one is free, the other pays
-    expected = max(float(kl[0]), least) + max(float(kl[1]), least) - terms["reconstruction"]
-    np.testing.assert_allclose(value(free_bits=least), expected, rtol=1e-5)
-    grad = jax.jit(jax.grad(lambda p: vae.loss(model, free_bits=100.0)(p, KEY, x)[0]))(params)
-    only = jax.jit(jax.grad(lambda p: vae.loss(model, beta=0.0)(p, KEY, x)[0]))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grad, only)
+    options = [{}, {"beta": 0.0}, {"beta": 3.0}, {"free_bits": 100.0}, {"free_bits": least}]
+
+    @jax.jit
+    def everything(params):
+        losses = [vae.loss(model, **option) for option in options]
+        return [jax.value_and_grad(loss, has_aux=True)(params, KEY, x) for loss in losses]
+
+    ((_, terms), _), *_ = results = everything(params)
+    one, none, three, free, some = (float(value) for (value, _), _ in results)
+    reconstruction = float(terms["reconstruction"])
+    np.testing.assert_allclose(kl.sum(), terms["kl"], rtol=1e-5)
+    np.testing.assert_allclose(one, terms["kl"] - reconstruction, rtol=1e-5)
+    np.testing.assert_allclose(none, -reconstruction, rtol=1e-5)
+    np.testing.assert_allclose(three, 3 * terms["kl"] - reconstruction, rtol=1e-5)
+    np.testing.assert_allclose(free, 200 - reconstruction, rtol=1e-5)
+    np.testing.assert_allclose(some, np.maximum(kl, least).sum() - reconstruction, rtol=1e-5)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, results[3][1], results[1][1])
 
 
 def test_kl_warmup_follows_the_step():
@@ -274,26 +274,29 @@ def test_kl_warmup_follows_the_step():
         np.testing.assert_allclose(loss, beta * kl - reconstruction, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["free bits", "dreg"])
-def test_every_way_of_spreading_a_step_gives_the_same_parameters(kind):
+def test_every_way_of_spreading_a_step_gives_the_same_parameters():
+    """With free bits, which look at the whole batch, and with DReG."""
     model, params = network()
-    bytes_ = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8)
-    loss = {
-        "free bits": vae.loss(model, free_bits=1.0, prepare=data.binarize),
-        "dreg": vae.iwae_loss(model, 3, doubly_reparameterised=True, prepare=data.binarize),
-    }[kind]
+    images = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8)
+    losses = (
+        vae.loss(model, free_bits=1.0, prepare=data.binarize),
+        vae.iwae_loss(model, 3, doubly_reparameterised=True, prepare=data.binarize),
+    )
+
+    def both(params, key, batch):
+        values, metrics = zip(*(loss(params, key, batch) for loss in losses), strict=True)
+        return sum(values), metrics[0] | metrics[1]
+
     optimizer = optax.sgd(0.1)
-    step = training.make_step(loss, optimizer, ema_decay=None)
+    step = training.make_step(both, optimizer, ema_decay=None)
     one = Mesh(np.array(jax.devices()[:1]), (keys.AXIS,))
     results = []
     for options in ({"mesh": one}, {}, {"parallel": "pmap"}):
         compiled = training.compile_step(step, **options)
-        state = training.TrainState.create(params, optimizer, KEY)
-        for _ in range(3):
-            state, _ = compiled(state, {"image": bytes_})
+        state, _ = compiled(training.TrainState.create(params, optimizer, KEY), {"image": images})
         results.append(jax.device_get(state.params))
     for other in results[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), results[0], other)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results[0], other)
 
 
 # --- what can be done with a model ---
@@ -301,45 +304,64 @@ def test_every_way_of_spreading_a_step_gives_the_same_parameters(kind):
 
 def test_sample_is_decoded_noise_and_does_not_depend_on_the_number():
     model, params = network()
-    sample = jax.jit(model.sample, static_argnames=("n", "mean"))
-    bits, means = sample(KEY, params, 5), sample(KEY, params, 5, mean=True)
+
+    @jax.jit
+    def draw(index):
+        z = keys.normal(jax.random.split(KEY)[0], (5, 2), index)
+        both = [model.sample(KEY, params, 5, mean=mean, index=index) for mean in (False, True)]
+        return *both, model.decode(params, z)
+
+    bits, means, decoded = draw(jnp.arange(5))
     assert set(np.unique(bits)) <= {0.0, 1.0}
-    np.testing.assert_allclose(sample(KEY, params, 2, mean=True), means[:2], rtol=1e-6)
-    part = jax.jit(lambda p: model.sample(KEY, p, 2, index=jnp.array([3, 4])))(params)
-    np.testing.assert_array_equal(part, bits[3:])
-    z = keys.normal(jax.random.split(KEY)[0], (5, 2))
-    np.testing.assert_allclose(model.decode(params, z), means, rtol=1e-5)
+    np.testing.assert_allclose(decoded, means, rtol=1e-6)
+    for other, same in zip(draw(jnp.arange(5)[::-1]), (bits, means, decoded), strict=True):
+        np.testing.assert_allclose(other[::-1], same, rtol=1e-6)
 
 
 def test_interpolation_ends_at_reconstructions_and_runs_straight():
     model, params = network()
-    a, b = images(3), images(3, seed=2)
-    line = jax.jit(lambda p: model.interpolate(p, a, b, 5))(params)
+
+    @jax.jit
+    def everything(a, b):
+        middle = (model.encode(params, a).mean + model.encode(params, b).mean) / 2
+        ends = model.reconstruct(params, a), model.reconstruct(params, b)
+        return model.interpolate(params, a, b, 5), *ends, model.decode(params, middle)
+
+    line, first, last, middle = everything(images(3), images(3, seed=2))
     assert line.shape == (3, 5, *SHAPE)
-    np.testing.assert_allclose(line[:, 0], model.reconstruct(params, a), rtol=1e-5)
-    np.testing.assert_allclose(line[:, -1], model.reconstruct(params, b), rtol=1e-5)
-    middle = (model.encode(params, a).mean + model.encode(params, b).mean) / 2
-    np.testing.assert_allclose(line[:, 2], model.decode(params, middle), rtol=1e-4)
+    for k, expected in ((0, first), (4, last), (2, middle)):
+        np.testing.assert_allclose(line[:, k], expected, rtol=1e-4)
 
 
 def test_labels_reach_every_bound():
-    """A batch of two labels is the two batches of one; a label changes what is drawn; wrong ones are refused."""
+    """A batch of two labels is made of batches of one; a label changes what is drawn; wrong ones are refused."""
     model, params = network(num_classes=2)
-    x, label = images(4), jnp.array([0, 1, 0, 1])
-    bound = jax.jit(lambda p, x, label, index: model.log_prob(p, KEY, x, 6, label, index=index, chunk=8))
-    whole = bound(params, x, label, jnp.arange(4))
-    np.testing.assert_allclose(bound(params, x[1::2], label[1::2], jnp.array([1, 3])), whole[1::2], rtol=1e-5)
-    assert not np.allclose(whole, bound(params, x, 1 - label, jnp.arange(4)))
-    same = jax.jit(lambda label: model.sample(KEY, params, 2, label, mean=True))
-    assert not np.allclose(same(jnp.array([0, 0])), same(jnp.array([1, 1])))
-    assert model.interpolate(params, x[:2], x[2:], 3, label[:2]).shape == (2, 3, *SHAPE)
-    value, _ = vae.loss(model)(params, KEY, {"image": x, "label": label})
-    assert np.isfinite(value)
+    x = images(4)
+
+    @jax.jit
+    def everything(label):
+        bound = model.log_prob(params, KEY, x, 6, label, chunk=8)
+        return bound, model.elbo(params, KEY, x, label).value, model.sample(KEY, params, 4, label, mean=True)
+
+    zeros, ones, mixed = (everything(jnp.array(label)) for label in ([0] * 4, [1] * 4, [0, 1, 0, 1]))
+    for zero, one, both in zip(zeros, ones, mixed, strict=True):
+        np.testing.assert_allclose(both[0::2], zero[0::2], rtol=1e-5)
+        np.testing.assert_allclose(both[1::2], one[1::2], rtol=1e-5)
+        assert (np.abs(zero - one) > 1e-3).any()
+    batch, label = {"image": x, "label": jnp.zeros(4, jnp.int32)}, jnp.zeros(2, jnp.int32)
+    for loss in (
+        vae.loss(model),
+        vae.iwae_loss(model, 2),
+        vae.iwae_loss(model, 2, doubly_reparameterised=True),
+    ):
+        jax.eval_shape(loss, params, KEY, batch)
+    line = jax.eval_shape(lambda: model.interpolate(params, x[:2], x[2:], 3, label))
+    assert line.shape == (2, 3, *SHAPE)
     with pytest.raises(ValueError, match="needs its label"):
-        model.elbo(params, KEY, x)
+        jax.eval_shape(model.elbo, params, KEY, x)
     plain, plain_params = network()
     with pytest.raises(ValueError, match="takes no label"):
-        plain.elbo(plain_params, KEY, x, label)
+        jax.eval_shape(plain.elbo, plain_params, KEY, x, batch["label"])
 
 
 def test_latents_may_have_any_shape():
@@ -354,25 +376,24 @@ def test_latents_may_have_any_shape():
             return nn.Dense(1)(z)
 
     model, x = vae.VAE(Maps(), Back(), likelihoods.Bernoulli(), (*SHAPE[:2], 3)), images(2)
-    params = model.init(KEY, x)
-    assert model.sample(KEY, params, 4).shape == (4, *SHAPE)
-    np.testing.assert_allclose(
-        model.iwae(params, KEY, x, 4), model.log_prob(params, KEY, x, 4, chunk=2), rtol=1e-5
-    )
-    value, _ = vae.iwae_loss(model, 2, doubly_reparameterised=True)(params, KEY, {"image": x})
-    assert np.isfinite(value)
+    params = jax.eval_shape(model.init, KEY, x)
+    assert jax.eval_shape(lambda p: model.sample(KEY, p, 4), params).shape == (4, *SHAPE)
+    assert jax.eval_shape(lambda p: model.log_prob(p, KEY, x, 4, chunk=2), params).shape == (2,)
+    loss = vae.iwae_loss(model, 2, doubly_reparameterised=True)
+    grad = jax.eval_shape(jax.grad(lambda p: loss(p, KEY, {"image": x})[0]), params)
+    assert jax.tree.map(lambda a: a.shape, grad) == jax.tree.map(lambda a: a.shape, params)
 
 
 def test_bad_input():
     model, params = network()
     with pytest.raises(ValueError, match="latent must be at least 1"):
         vae.VAE(MLPEncoder(0), MLPDecoder(SHAPE), likelihoods.Bernoulli(), 0)
+    wide = vae.VAE(MLPEncoder(3, ()), model.decoder, model.likelihood, 2)
+    wide_params = network(3)[1]._replace(decoder=params.decoder)
     with pytest.raises(ValueError, match="the encoder gives latents of shape"):
-        vae.VAE(MLPEncoder(3, (5,)), model.decoder, model.likelihood, 2).elbo(
-            network(3)[1]._replace(decoder=params.decoder), KEY, images()
-        )
+        jax.eval_shape(wide.elbo, wide_params, KEY, images())
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
-        model.iwae(params, KEY, images(), 0)
+        jax.eval_shape(lambda p: model.iwae(p, KEY, images(), 0), params)
     loss = vae.loss(model)
     with pytest.raises(ValueError, match=r"data\.binarize"):
         jax.eval_shape(loss, params, KEY, {"image": jax.ShapeDtypeStruct((2, *SHAPE), jnp.int32)})

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from gen_jax import keys
 from gen_jax.likelihoods import Likelihood
@@ -70,7 +70,7 @@ class VAE:
         return (self.latent,) if isinstance(self.latent, int) else tuple(self.latent)
 
     def init(
-        self, key: Key[Array, ""], x: Float[Array, "B *x"], label: Int[Array, "B"] | None = None
+        self, key: Key[Array, ""], x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
     ) -> Params:
         """Parameters to start from; of `x` only the shape of an example matters."""
         key_encoder, key_decoder = jax.random.split(key)
@@ -79,7 +79,7 @@ class VAE:
         return Params(encoder, self.decoder.init(key_decoder, jnp.zeros((1, *self.latent_shape)), *more))
 
     def encode(
-        self, params: Params, x: Float[Array, "B *x"], label: Int[Array, "B"] | None = None
+        self, params: Params, x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
     ) -> Posterior:
         """`q(z | x)`.
 
@@ -106,7 +106,7 @@ class VAE:
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
+        x: Num[Array, "B *x"],
         label: Int[Array, "B"] | None = None,
         *,
         index: Int[Array, "B"] | None = None,
@@ -129,7 +129,7 @@ class VAE:
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
+        x: Num[Array, "B *x"],
         num_samples: int,
         label: Int[Array, "B"] | None = None,
         *,
@@ -168,7 +168,7 @@ class VAE:
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
+        x: Num[Array, "B *x"],
         num_samples: int = 5000,
         label: Int[Array, "B"] | None = None,
         *,
@@ -214,7 +214,7 @@ class VAE:
         return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
 
     def reconstruct(
-        self, params: Params, x: Float[Array, "B *x"], label: Int[Array, "B"] | None = None
+        self, params: Params, x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *x"]:
         """What is left of `x` after the way through the latent: the decoded mean of `q(z | x)`."""
         return self.decode(params, self.encode(params, x, label).mean, label)
@@ -222,8 +222,8 @@ class VAE:
     def interpolate(
         self,
         params: Params,
-        a: Float[Array, "B *x"],
-        b: Float[Array, "B *x"],
+        a: Num[Array, "B *x"],
+        b: Num[Array, "B *x"],
         num: int = 10,
         label: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B num *x"]:
@@ -255,7 +255,7 @@ class VAE:
         decoder: PyTree,
         z: Float[Array, "B k *L"],
         posterior: Posterior,
-        x: Float[Array, "B *x"],
+        x: Num[Array, "B *x"],
         label: Int[Array, "B"] | None,
     ) -> Float[Array, "B k"]:
         """`log p(x | z) + log p(z) - log q(z | x)`."""
