@@ -101,7 +101,7 @@ def two() -> Problem:
     weights = np.array([0.2, 0.5, 0.3])
     means = np.array([[-1.0, 0.5], [1.0, 0.8], [0.2, -1.2]])
     covs = np.array([[[0.05, 0.02], [0.02, 0.1]], [[0.2, -0.05], [-0.05, 0.08]], [[0.03, 0.0], [0.0, 0.25]]])
-    return mixture("2-D mixture", weights, means, covs, 384, 2048)
+    return mixture("2-D mixture", weights, means, covs, 384, 6144)
 
 
 def sixty_four() -> Problem:
@@ -110,7 +110,7 @@ def sixty_four() -> Problem:
     weights, means = rng.dirichlet(np.full(8, 5.0)), 0.4 * rng.normal(size=(8, 64))
     axes = np.linalg.qr(rng.normal(size=(8, 64, 64)))[0]
     covs = (axes * (0.5 / np.arange(1, 65))) @ axes.swapaxes(1, 2)
-    return mixture("64-D mixture", weights, means, covs, 96, 512)
+    return mixture("64-D mixture", weights, means, covs, 96, 4096)
 
 
 def mnist() -> Problem:
@@ -156,7 +156,7 @@ class Judge:
     def __init__(self, problem: Problem, seed: int, blocks: int, size: int) -> None:
         self.problem, self.blocks, self.size, self.seed = problem, blocks, size, seed
         self.start = self._draw(0)
-        self.exact_samples = problem.draw(torch.Generator().manual_seed(seed), 4096 if blocks > 1 else 512)
+        self.exact_samples = problem.draw(torch.Generator().manual_seed(seed), 8192 if blocks > 1 else 512)
         self.flow = self.run(exact_flow())
         self.of_flow = self._energy(self.flow)
 
@@ -363,14 +363,15 @@ PAGE = """# Which solver and grid to take at few evaluations
 Made by `python benchmarks/best_per_nfe.py` on {date}, from commit {commit}, in {minutes:.0f} minutes, against diffusers
 {diffusers} and k-diffusion 0.1.1.post1. Data whose denoiser is exact, so that all error is the solver's; the process is
 `DDPM()`. The error `D` is the energy distance from the data, with the standard error over {blocks} blocks of samples
-(2,048, 512 and 250 in each, for the three kinds of data); "flow" is the root mean square distance of a number from
+({sizes} in each, for the three kinds of data); "flow" is the root mean square distance of a number from
 the end of the exact flow, of deterministic solvers. A ratio below 1: ours is nearer to the data. Solvers and grids were
 chosen on other samples than those they are measured on.
 
 Peers are run by their own code, at all their settings (`benchmarks/solver_settings.py`), k-diffusion on the same grids
-as ours. The denoiser is asked at their own `sigma`, where a scheduler rounds it for the network. Left out, as it has no
-fixed number of evaluations: `sample_dpm_adaptive`. Grids are `times.*`, or nodes even in a function of time between the
-two times given, and then 0: `karras(rho)` in `(sigma / alpha)^(1 / rho)`, `exponential(p)` as
+as ours. Settings that can be run at 10 evaluations: {settings}.
+The denoiser is asked at their own `sigma`, where a scheduler rounds it for the network. Left out, as it has no fixed
+number of evaluations: `sample_dpm_adaptive`. Grids are `times.*`, or nodes even in a function of time between the two
+times given, and then 0: `karras(rho)` in `(sigma / alpha)^(1 / rho)`, `exponential(p)` as
 `get_sigmas_polyexponential`, `time^p` in that power of `t`, `angle` in `arctan(sigma / alpha)`.
 
 ## To take
@@ -383,6 +384,10 @@ least. The peers' best is another setting for each; this is one for all.
 Their times, of `DDPM()` (`samplers.UniPC(2).plan(proc, np.array([...]))`):
 
 {nodes}
+
+Their levels `sigma / alpha`, for any process (`np.append(process.at_log_snr(proc, -2 * np.log(levels)), 0)` is the grid):
+
+{levels}
 
 ## Best of each kind of data
 
@@ -413,14 +418,27 @@ class Result(NamedTuple):
     """By data, those of the tables."""
     default: list[str]
     nodes: list[float]
+    levels: list[float]
+    counted: str
     log: str
 
 
-def nodes_of(setting: Setting, nfe: int) -> list[float]:
-    """Times of a setting, the last one 0."""
+def levels_of(setting: Setting, nfe: int) -> list[float]:
+    """`sigma / alpha` where a setting asks."""
     table = setting.table(nfe)
     assert table is not None
-    return [*(round(float(t), 1) for t in at_ratio(table.sigma / table.alpha)), 0.0]
+    return [float(f"{ratio:.4g}") for ratio in table.sigma / table.alpha]
+
+
+def counted(groups: dict[str, list[Setting]], nfe: int) -> str:
+    """How many settings of each side were run, and the solvers none of whose settings could be."""
+    said = []
+    for side, settings in groups.items():
+        ran = [s for s in settings if s.table(nfe) is not None]
+        idle = sorted({s.solver for s in settings} - {s.solver for s in ran})
+        without = f" (none of {', '.join(idle)})" if idle else ""
+        said.append(f"{side} {len(ran)} of {len(settings)}{without}")
+    return ", ".join(said)
 
 
 @functools.cache
@@ -466,10 +484,12 @@ def result(nfe: int, smoke: bool = False) -> Result:
         lines.append(f"    default {worst:.3f} ({said}) {setting}")
     _, ratios, best = ranked[0]
     row = [str(nfe), f"`{best}`", *(f"{r:.3f} ± {e:.3f}" for r, e in ratios)]
-    return Result(nfe, rows, row, nodes_of(best, nfe), "\n".join(lines))
+    levels = levels_of(best, nfe)
+    nodes = [*(round(float(t), 1) for t in at_ratio(np.array(levels))), 0.0]
+    return Result(nfe, rows, row, nodes, levels, counted(groups_of(smoke), nfe), "\n".join(lines))
 
 
-def page(results: list[Result], minutes: float) -> str:
+def page(results: list[Result], minutes: float, smoke: bool = False) -> str:
     """All of it."""
     import diffusers
 
@@ -485,6 +505,9 @@ def page(results: list[Result], minutes: float) -> str:
         blocks=BLOCKS,
         defaults=markdown(["evaluations", "solver, grid", *names], [r.default for r in results]),
         nodes="\n".join(f"- {r.nfe}: `{r.nodes}`" for r in results),
+        levels="\n".join(f"- {r.nfe}: `{r.levels}`" for r in results),
+        settings=next((r.counted for r in results if r.nfe == 10), results[0].counted),
+        sizes=", ".join(f"{judge.size:,}" for _, _, judge in problems_of(smoke)),
         tables="\n\n".join(tables),
     )
 
@@ -497,7 +520,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few solvers and samples, and no page")
     smoke, began, results = parser.parse_args().smoke, time.monotonic(), []
     if smoke:
-        print(page([result(5, smoke)], (time.monotonic() - began) / 60))
+        print(page([result(5, smoke)], (time.monotonic() - began) / 60, smoke))
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, context) as pool:

@@ -1,7 +1,7 @@
 """All that `best_per_nfe` compares: our solvers and grids, and every scheduler of the peers at its settings.
 
-A `Setting` makes the table of at most so many evaluations. Our solvers and k-diffusion's are tried on the same families
-of grids, with any two ends; diffusers' make their own.
+A `Setting` makes the table of at most so many evaluations. Our solvers and k-diffusion's are tried on the same grids;
+diffusers' make their own.
 """
 
 import functools
@@ -136,17 +136,11 @@ def library_grids() -> dict[str, Grid]:
 
 
 def free_grids(start: float, least: float) -> dict[str, Grid]:
-    """Families of grids that begin and end where asked, for ours and k-diffusion."""
+    """Families of grids that begin and end where asked."""
     ends = f"t={start:g}..{least:g}"
     grids = {f"karras(rho={rho:g}), {ends}": karras(rho, start, least) for rho in RHOS}
     grids |= {f"exponential({p:g}), {ends}": exponential(p, start, least) for p in (0.7, 1.0, 1.5)}
-    return grids
-
-
-def own_grids(start: float, least: float) -> dict[str, Grid]:
-    """Families that only ours knows."""
-    ends = f"t={start:g}..{least:g}"
-    grids = {f"time^{p:g}, {ends}": of_time(p, start, least) for p in (0.35, 0.5, 0.7, 1.0)}
+    grids |= {f"time^{p:g}, {ends}": of_time(p, start, least) for p in (0.35, 0.5, 0.7, 1.0)}
     return grids | {f"angle, {ends}": angle(start, least)}
 
 
@@ -164,7 +158,7 @@ def our_setting(name: str, solver: Any, where: str, grid: Grid) -> Setting:
             return of_plan(solver.plan(PROCESS, grid(n)), PROCESS)
 
     def elsewhere(start: float, least: float) -> Iterator[Setting]:
-        for where, grid in (free_grids(start, least) | own_grids(start, least)).items():
+        for where, grid in free_grids(start, least).items():
             yield our_setting(name, solver, where, grid)
 
     return Setting("ours", name, where, at_most(make), elsewhere)
@@ -194,11 +188,14 @@ K_DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def k_diffusion() -> Iterator[Setting]:
-    """All `sample_*` of a fixed number of steps on all `get_sigmas_*`."""
+    """All `sample_*` of a fixed number of steps, on `get_sigmas_vp` and all grids of ours.
+
+    `get_sigmas_karras`, `_exponential` and `_polyexponential` are `karras` and `exponential` here.
+    """
     vp = lambda n: k_sampling().get_sigmas_vp(n)
     for name in K_DIFFUSION:
         yield k_setting(name, "get_sigmas_vp", vp)
-        for where, grid in free_grids(1000.0, 1.0).items():
+        for where, grid in (library_grids() | free_grids(1000.0, 1.0)).items():
             yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)))
 
 
