@@ -125,8 +125,8 @@ def library_grids() -> dict[str, Grid]:
         'uniform(final="denoise")': lambda n: times.uniform(PROCESS, n, final="denoise"),
         "quadratic": lambda n: times.quadratic(PROCESS, n),
         "log_snr": lambda n: times.log_snr(PROCESS, n),
-        "cosine": lambda n: times.cosine(PROCESS, n, final="denoise"),
-        'cosine(final="zero")': lambda n: times.cosine(PROCESS, n, final="zero"),
+        "cosine": lambda n: times.cosine(PROCESS, n),
+        'cosine(final="denoise")': lambda n: times.cosine(PROCESS, n, final="denoise"),
     }
     for rho in RHOS:
         grids[f"karras(rho={rho:g})"] = functools.partial(times.karras, PROCESS, rho=rho)
