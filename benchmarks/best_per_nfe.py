@@ -1,6 +1,6 @@
 """The best solver and grid at few evaluations, against all of the peers': makes samplers/RECOMMENDED.md.
 
-    python benchmarks/best_per_nfe.py             # about twenty minutes on two cores
+    python benchmarks/best_per_nfe.py             # about forty minutes on two cores
     python benchmarks/best_per_nfe.py --smoke     # a minute, to see that it runs; writes nothing
 
 Three kinds of data whose denoiser is exact, so that all error is the solver's: a mixture in 2 dimensions, one in 64, and
@@ -13,8 +13,12 @@ Three kinds of data whose denoiser is exact, so that all error is the solver's: 
 that of deterministic and stochastic samples alike. The ends `X*` of the exact flow from the same noise have `D = 0`, so
 what they get is taken off: nothing of the error of sampling is left to compare deterministic solvers by, and no bias.
 
+Deterministic and stochastic solvers are compared apart: with the same noise at the start the errors of the former are
+known far better than those of the latter, whose own noise is in the samples.
+
 **The search** is the same for ours and theirs: all solvers on all grids on few samples; the best of them again, with
-grids that begin and end elsewhere; and the best of these on other, many samples, whose errors are reported.
+grids that begin and end elsewhere, whose ends are then moved for as long as that helps; and the best of these on other,
+many samples, whose errors are reported. The schedulers of diffusers make their own grids.
 """
 
 import argparse
@@ -46,6 +50,9 @@ STARTS = (1000.0, 850.0, 700.0)
 """Times at which a grid may begin, with noise alone."""
 LEASTS = (1.0, 15.0, 50.0)
 """Times at which the denoiser is asked last."""
+MOVES = tuple(itertools.product((0.92, 1.0, 1.08), (0.7, 1.0, 1.4)))
+"""Factors by which the two are moved."""
+ROUNDS = 8
 SOLVERS = 3
 """How many solvers of a side are tried on grids that begin and end elsewhere."""
 FINALISTS = 4
@@ -101,7 +108,7 @@ def two() -> Problem:
     weights = np.array([0.2, 0.5, 0.3])
     means = np.array([[-1.0, 0.5], [1.0, 0.8], [0.2, -1.2]])
     covs = np.array([[[0.05, 0.02], [0.02, 0.1]], [[0.2, -0.05], [-0.05, 0.08]], [[0.03, 0.0], [0.0, 0.25]]])
-    return mixture("2-D mixture", weights, means, covs, 384, 6144)
+    return mixture("2-D mixture", weights, means, covs, 1024, 6144)
 
 
 def sixty_four() -> Problem:
@@ -110,7 +117,7 @@ def sixty_four() -> Problem:
     weights, means = rng.dirichlet(np.full(8, 5.0)), 0.4 * rng.normal(size=(8, 64))
     axes = np.linalg.qr(rng.normal(size=(8, 64, 64)))[0]
     covs = (axes * (0.5 / np.arange(1, 65))) @ axes.swapaxes(1, 2)
-    return mixture("64-D mixture", weights, means, covs, 96, 4096)
+    return mixture("64-D mixture", weights, means, covs, 256, 4096)
 
 
 def mnist() -> Problem:
@@ -125,7 +132,7 @@ def mnist() -> Problem:
 
     draw = lambda generator, n: points  # all there is
     return Problem(
-        "MNIST-1000", 784, denoise, draw, oracle.empirical(images, PROCESS), 48, 500, torch.float32
+        "MNIST-1000", 784, denoise, draw, oracle.empirical(images, PROCESS), 96, 500, torch.float32
     )
 
 
@@ -156,7 +163,7 @@ class Judge:
     def __init__(self, problem: Problem, seed: int, blocks: int, size: int) -> None:
         self.problem, self.blocks, self.size, self.seed = problem, blocks, size, seed
         self.start = self._draw(0)
-        self.exact_samples = problem.draw(torch.Generator().manual_seed(seed), 8192 if blocks > 1 else 512)
+        self.exact_samples = problem.draw(torch.Generator().manual_seed(seed), 8192 if blocks > 1 else 1024)
         self.flow = self.run(exact_flow())
         self.of_flow = self._energy(self.flow)
 
@@ -258,15 +265,44 @@ def is_stochastic(setting: Setting, nfe: int) -> bool:
 
 def further(search: Search, found: list[Found], nfe: int) -> list[Found]:
     """The best solvers of a search again, on grids that begin and end elsewhere."""
+    ends = list(itertools.product(STARTS, LEASTS))
+    more = [
+        new
+        for old in best_solvers(found, nfe)
+        if old.elsewhere
+        for end in ends
+        for new in old.elsewhere(*end)
+    ]
+    found = sorted(found + search(more, nfe), key=lambda each: each.squared)
+    moved = [one for old in best_solvers(found, nfe) if old.ends for one in refined(search, old, nfe)]
+    return sorted(found + moved, key=lambda each: each.squared)
+
+
+def refined(search: Search, setting: Setting, nfe: int) -> list[Found]:
+    """Its ends moved to where the error is least."""
+    tried: list[Found] = []
+    best = search([setting], nfe)[0]
+    for _ in range(ROUNDS):
+        assert best.setting.ends is not None
+        (start, least), same = best.setting.ends, best.setting.family
+        moved = [(min(start * a, 1000.0), max(least * b, 1.0)) for a, b in MOVES]
+        new = [s for end in moved if end[1] < end[0] for s in setting.elsewhere(*end) if s.family == same]
+        tried += search(new, nfe)
+        better = min(tried, key=lambda each: each.squared, default=best)
+        if better.squared >= best.squared:
+            break
+        best = better
+    return tried
+
+
+def best_solvers(found: list[Found], nfe: int) -> list[Setting]:
+    """The best setting of each of the best solvers that have a choice of grids: three, and one that is stochastic."""
     best: dict[bool, dict[str, Setting]] = {False: {}, True: {}}
     for each in found:
         solvers = best[is_stochastic(each.setting, nfe)]
         if each.setting.elsewhere is not None and len(solvers) < SOLVERS:
             solvers.setdefault(each.setting.solver, each.setting)
-    tried = [*best[False].values(), *list(best[True].values())[:1]]
-    ends = list(itertools.product(STARTS, LEASTS))
-    more = [new for old in tried if old.elsewhere for end in ends for new in old.elsewhere(*end)]
-    return sorted(found + search(more, nfe), key=lambda each: each.squared)
+    return [*best[False].values(), *list(best[True].values())[:1]]
 
 
 class Error(NamedTuple):
@@ -315,10 +351,10 @@ def ratio_of(a: Error, b: Error) -> tuple[float, float]:
 
 
 class Compared(NamedTuple):
-    """What was found for one kind of data and one number of evaluations."""
+    """What was found for one kind of data and one number of evaluations; by whether it is stochastic, best first."""
 
-    ours: list[Error]
-    peers: list[Error]
+    ours: dict[bool, list[Error]]
+    peers: dict[bool, list[Error]]
     search: list[Found]
     """Of ours."""
 
@@ -328,8 +364,12 @@ def compare(search: Search, judge: Judge, groups: dict[str, list[Setting]], nfe:
     found = {side: search(settings, nfe) for side, settings in groups.items()}
     found = {side: further(search, each, nfe) for side, each in found.items()}
     few = {side: best_few(each, FINALISTS, nfe) for side, each in found.items()}
-    theirs = measured(judge, few["diffusers"] + few["k-diffusion"], nfe)
-    return Compared(measured(judge, few["ours"], nfe), theirs, found["ours"])
+
+    def apart(settings: list[Setting]) -> dict[bool, list[Error]]:
+        errors = measured(judge, settings, nfe)
+        return {noisy: [e for e in errors if np.isnan(e.rms) == noisy] for noisy in (False, True)}
+
+    return Compared(apart(few["ours"]), apart(few["diffusers"] + few["k-diffusion"]), found["ours"])
 
 
 def default(
@@ -350,7 +390,9 @@ def default(
             worst[str(setting)] = max(worst[str(setting)], squared / least)
     rows = []
     for setting in (union[name] for name in sorted(worst, key=lambda name: worst[name])[:FINALISTS]):
-        errors = [(measured(judge, [setting], nfe)[0], found[p.name].peers[0]) for p, _, judge in problems]
+        errors = [
+            (measured(judge, [setting], nfe)[0], found[p.name].peers[False][0]) for p, _, judge in problems
+        ]
         ratios = [ratio_of(*pair) for pair in errors]
         rows.append((max(r for r, _ in ratios), ratios, setting))
     return sorted(rows, key=lambda row: row[0])
@@ -391,6 +433,8 @@ Their levels `sigma / alpha`, for any process (`np.append(process.at_log_snr(pro
 
 ## Best of each kind of data
 
+{verdict}
+
 {tables}
 """
 
@@ -400,22 +444,33 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
-def compared_row(nfe: int, found: Compared) -> list[str]:
-    """One row of the tables by data."""
-    ours, peer = found.ours[0], found.peers[0]
-    value, error = ratio_of(ours, peer)
-    flow = lambda each: "" if np.isnan(each.rms) else f"{each.rms:.4f}"
-    ours_cells = [f"`{ours.setting}`", str(ours), flow(ours)]
-    peer_cells = [f"{peer.setting.side}: `{peer.setting}`", str(peer), flow(peer)]
-    return [str(nfe), *ours_cells, *peer_cells, f"{value:.3f} ± {error:.3f}"]
+HEADS = {
+    False: ["evaluations", "ours", "D", "flow", "peers", "D", "flow", "ratio of D"],
+    True: ["evaluations", "ours", "D", "peers", "D", "difference of D^2"],
+}
+
+
+def compared_row(nfe: int, found: Compared, stochastic: bool) -> tuple[list[str], bool]:
+    """One row of the tables by data, and whether ours is at least as good, within two standard errors."""
+    ours, peer = found.ours[stochastic][0], found.peers[stochastic][0]
+    cells = lambda each: [str(each)] if stochastic else [str(each), f"{each.rms:.4f}"]
+    if stochastic:
+        difference = ours.squared - peer.squared
+        value, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
+        said, good = f"{value:+.1e} ± {error:.0e}", value <= 2 * error
+    else:
+        value, error = ratio_of(ours, peer)
+        said, good = f"{value:.3f} ± {error:.3f}", value <= 1 + 2 * error
+    theirs = f"{peer.setting.side}: `{peer.setting}`"
+    return [str(nfe), f"`{ours.setting}`", *cells(ours), theirs, *cells(peer), said], bool(good)
 
 
 class Result(NamedTuple):
     """What is said of one number of evaluations."""
 
     nfe: int
-    rows: dict[str, list[str]]
-    """By data, those of the tables."""
+    rows: dict[tuple[str, bool], tuple[list[str], bool]]
+    """By data and whether the solvers are stochastic, those of the tables, and whether ours is as good."""
     default: list[str]
     nodes: list[float]
     levels: list[float]
@@ -473,11 +528,12 @@ def result(nfe: int, smoke: bool = False) -> Result:
     problems = problems_of(smoke)
     for p, search, judge in problems:
         found[p.name] = compare(search, judge, groups_of(smoke), nfe)
-        rows[p.name] = compared_row(nfe, found[p.name])
-        lines.append(" | ".join([p.name, *rows[p.name]]))
-        for each in found[p.name].ours + found[p.name].peers:
-            lines.append(f"    {each} {each.rms:.4f} {each.setting.side}: {each.setting}")
-        print(f"{time.monotonic() - began:.0f} s", p.name, *rows[p.name], sep=" | ", flush=True)
+        for stochastic in (False, True):
+            row, good = rows[p.name, stochastic] = compared_row(nfe, found[p.name], stochastic)
+            lines.append(" | ".join([p.name, *row]))
+            for each in found[p.name].ours[stochastic] + found[p.name].peers[stochastic]:
+                lines.append(f"    {each} {each.rms:.4f} {each.setting.side}: {each.setting}")
+            print(f"{time.monotonic() - began:.0f} s", p.name, *row, good, sep=" | ", flush=True)
     ranked = default(problems, found, nfe)
     for worst, ratios, setting in ranked:
         said = ", ".join(f"{r:.3f} ± {e:.3f}" for r, e in ratios)
@@ -494,9 +550,18 @@ def page(results: list[Result], minutes: float, smoke: bool = False) -> str:
     import diffusers
 
     git = ["git", "describe", "--always", "--dirty"]
-    head = ["evaluations", "ours", "D", "flow", "peers", "D", "flow", "ratio"]
-    names = list(results[0].rows)
-    tables = [f"### {name}\n\n" + markdown(head, [r.rows[name] for r in results]) for name in names]
+    names = list(dict.fromkeys(name for name, _ in results[0].rows))
+    tables = [
+        f"### {name}, {'stochastic' if noisy else 'deterministic'} solvers\n\n"
+        + markdown(HEADS[noisy], [r.rows[name, noisy][0] for r in results])
+        for name, noisy in results[0].rows
+    ]
+    good = {noisy: [g for r in results for (_, n), (_, g) in r.rows.items() if n == noisy] for noisy in HEADS}
+    verdict = (
+        f"Ours is at least as near to the data as the best of the peers, within two standard errors, in "
+        f"{sum(good[False])} of {len(good[False])} cases with deterministic solvers and in {sum(good[True])} of "
+        f"{len(good[True])} with stochastic ones."
+    )
     return PAGE.format(
         date=datetime.date.today(),
         commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
@@ -509,6 +574,7 @@ def page(results: list[Result], minutes: float, smoke: bool = False) -> str:
         settings=next((r.counted for r in results if r.nfe == 10), results[0].counted),
         sizes=", ".join(f"{judge.size:,}" for _, _, judge in problems_of(smoke)),
         tables="\n\n".join(tables),
+        verdict=verdict,
     )
 
 

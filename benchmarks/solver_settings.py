@@ -31,6 +31,13 @@ class Setting(NamedTuple):
     table: Callable[[int], Table | None]
     elsewhere: Callable[[float, float], Iterator["Setting"]] | None = None
     """The same solver on grids that begin and end at given times."""
+    ends: tuple[float, float] | None = None
+    """Those times, of a grid that was made by `elsewhere`."""
+
+    @property
+    def family(self) -> str:
+        """Its grid without the ends."""
+        return self.grid.split(", t=")[0]
 
     def __str__(self) -> str:
         return f"{self.solver}, {self.grid}" if self.grid else self.solver
@@ -150,7 +157,9 @@ def ours() -> Iterator[Setting]:
         yield our_setting(name, solver, where, grid)
 
 
-def our_setting(name: str, solver: Any, where: str, grid: Grid) -> Setting:
+def our_setting(
+    name: str, solver: Any, where: str, grid: Grid, given: tuple[float, float] | None = None
+) -> Setting:
     """One solver of ours on one grid."""
 
     def make(n: int) -> Table:
@@ -159,9 +168,9 @@ def our_setting(name: str, solver: Any, where: str, grid: Grid) -> Setting:
 
     def elsewhere(start: float, least: float) -> Iterator[Setting]:
         for where, grid in free_grids(start, least).items():
-            yield our_setting(name, solver, where, grid)
+            yield our_setting(name, solver, where, grid, (start, least))
 
-    return Setting("ours", name, where, at_most(make), elsewhere)
+    return Setting("ours", name, where, at_most(make), elsewhere, given)
 
 
 K_DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
@@ -204,16 +213,21 @@ def levels(grid: np.ndarray) -> torch.Tensor:
     return torch.tensor(np.append(ratio(grid[:-1]), 0.0))
 
 
-def k_setting(name: str, where: str, sigmas: Callable[[int], torch.Tensor]) -> Setting:
+def k_setting(
+    name: str,
+    where: str,
+    sigmas: Callable[[int], torch.Tensor],
+    given: tuple[float, float] | None = None,
+) -> Setting:
     """One function of k-diffusion on one grid."""
     sampler, options = K_DIFFUSION[name]
 
     def elsewhere(start: float, least: float) -> Iterator[Setting]:
         for where, grid in free_grids(start, least).items():
-            yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)))
+            yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)), (start, least))
 
     make = lambda n: of_k_diffusion(sampler, options, sigmas(n))
-    return Setting("k-diffusion", f"sample_{name}", where, at_most(make), elsewhere)
+    return Setting("k-diffusion", f"sample_{name}", where, at_most(make), elsewhere, given)
 
 
 def choices(**options: tuple[Any, ...]) -> list[dict[str, Any]]:
