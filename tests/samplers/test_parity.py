@@ -451,6 +451,18 @@ def test_grids_of_the_peers_are_ours_for_edm_and_flow_matching():
         np.testing.assert_allclose(scheduler.sigmas, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_of_diffusers_cannot_step_to_the_data(order, monkeypatch):
+    """Their integral over `log(sigma / alpha)` has no value there, which ours does without: `x_s = x0_hat`."""
+    row = Row(samplers.DEIS(order), DEIS, {"solver_order": order})
+    want = ours(row.solver, LINEAR, GRIDS["to data"](LINEAR))
+    with np.errstate(all="ignore"):
+        states = diffusers_states(row, want, monkeypatch)
+    np.testing.assert_allclose(states[:-1], want.states[:-1], rtol=ATOL, atol=ATOL)
+    assert np.isnan(states[-1]).all()
+    assert np.isfinite(want.states[-1]).all()
+
+
 def test_last_step_of_diffusers_ddpm_beta_leaves_noise_in_the_data(monkeypatch):
     """On "trailing" times, of data of one point: exact is the point, which is ours; theirs has the noise of the step."""
     grid = GRIDS["to data"](LINEAR)
