@@ -57,9 +57,7 @@ SOLVERS = {
     "sde-dpmpp-3": Row(fixed(samplers.SDEDPMSolverPP(3)), 200),
     "heun-churn": Row(fixed(samplers.Heun(churn=20.0)), 200),
     "predictor-corrector": Row(fixed(samplers.PredictorCorrector(samplers.DDPM(), snr=0.05)), 1600),
-    "langevin": Row(
-        annealed, None
-    ),  # the error of n steps is about n^(-1/2): `test_langevin_...` in its place
+    "langevin": Row(annealed, None),  # bias falls as the root of evaluations; see test_langevin_...
 }
 
 
