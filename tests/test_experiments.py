@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from gen_jax import data, keys, samplers, training
+from gen_jax.diffusion.process import DDPM, VP
 from gen_jax.networks import unet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,6 +185,27 @@ def test_step09_samples_with_every_solver(step09, run, solver):
 
 
 @pytest.mark.xdist_group("step09")
+@pytest.mark.parametrize("proc", [DDPM(schedule="cosine"), VP()], ids=["cosine", "vp"])
+def test_step09_nfe_is_the_number_of_evaluations(step09, proc):
+    """Of every solver, or the few less that whole steps leave; none asks outside the process or in pure noise."""
+    for name in step09.SOLVERS:
+        stages = {"heun": 2, "dpmpp_single": 2, "dpmpp3_single": 3}.get(name, 1)
+        for nfe in (5, 10):
+            plan = step09.make_plan(proc, name, nfe)
+            assert nfe - stages < plan.nfe <= nfe, name
+            assert plan.t.min() >= proc.t_min * (1 - 1e-6), name
+            assert plan.t.max() <= proc.t_max, name
+            if name not in ("ddpm", "ddim"):
+                assert proc.log_snr(np.float64(plan.t[0])) > step09.LEAST_LOG_SNR - 1e-3, name
+
+
+@pytest.mark.xdist_group("step09")
+def test_step09_solver_of_too_few_evaluations_says_so(step09):
+    with pytest.raises(ValueError, match="order 4 needs at least 4 steps, got 3"):
+        step09.make_plan(VP(), "pndm", 4)
+
+
+@pytest.mark.xdist_group("step09")
 def test_step09_names_the_field_that_does_not_fit_the_checkpoint(step09, run):
     workdir, _ = run
     with pytest.raises(ValueError, match=r"learning_rate.*saved.*now"):
@@ -215,16 +237,16 @@ def test_samplers_compare_measures_every_solver(compare, run, tmp_path):
     checkpoint, _ = run
     small = {"num": 6, "chunk": 4, "num_exact": 2, "tolerance": 1e-2, "reference": 12, "num_images": 500}
     config = compare.Config(
-        checkpoint, tmp_path, solvers=("ddpm", "unipc3", "heun"), evaluations=(10, 5), **small
+        checkpoint, tmp_path, solvers=("ddpm", "unipc", "heun"), evaluations=(10, 5), **small
     )
     summary = compare.main(config)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert json.loads((tmp_path / "config.json").read_text())["num"] == 6
-    assert figures(tmp_path) == {"compare.png", "grid_ddpm.png", "grid_unipc3.png", "grid_heun.png"}
+    assert figures(tmp_path) == {"compare.png", "grid_ddpm.png", "grid_unipc.png", "grid_heun.png"}
     found = summary["solvers"]
     assert [found[name]["nfe"] for name in config.solvers] == [[5, 10], [5, 10], [5, 9]]
     assert found["ddpm"]["error"] is None, "stochastic"
-    for name in ("unipc3", "heun"):
+    for name in ("unipc", "heun"):
         few, many = found[name]["error"]
         assert many < few, name
     for each in found.values():
@@ -237,7 +259,7 @@ def test_samplers_compare_measures_every_solver(compare, run, tmp_path):
 def test_samplers_compare_draws_what_sample_draws(compare, run):
     """One program for all plans: the first samples of a padded plan are those of `samplers.sample` by its own."""
     model = compare.load(compare.Config(run[0]))
-    config = compare.Config(num=3, chunk=2, solvers=("sde_dpmpp2", "pndm"), evaluations=(6,), reference=8)
+    config = compare.Config(num=3, chunk=2, solvers=("sde_dpmpp", "pndm"), evaluations=(6,), reference=8)
     plans = compare.make_plans(model.proc, config)
     drawn = compare.draw_all(model, config, plans)
     x_T, denoise, key = model.start(model.params, jax.random.key(config.seed), jnp.arange(3))
