@@ -6,15 +6,11 @@
 Three kinds of data whose denoiser is exact, so that all error is the solver's: a mixture in 2 dimensions, one in 64, and
 1,000 digits of MNIST. The process is DDPM's, of 1,000 linear betas, which all peers know. All start from the same noise.
 
-**The error** is the energy distance of the samples from the data (Szekely & Rizzo 2013, Eq. 2.5),
-
-    D^2 = 2 E|X - Y| - E|X - X'| - E|Y - Y'|,
-
-that of deterministic and stochastic samples alike. The ends `X*` of the exact flow from the same noise have `D = 0`, so
-what they get is taken off: nothing of the error of sampling is left to compare deterministic solvers by, and no bias.
-
-Deterministic and stochastic solvers are compared apart: with the same noise at the start the errors of the former are
-known far better than those of the latter, whose own noise is in the samples.
+**The error** of a deterministic solver is the mean distance of its samples from the ends `X*` of the exact flow from
+the same noise, a number: `E|X - X*| / sqrt(d)`. It bounds the Wasserstein distance of its samples from the data. That of
+a stochastic solver is the energy distance from the data (Szekely & Rizzo 2013, Eq. 2.5), `D^2 = 2 E|X - Y| - E|X - X'| -
+E|Y - Y'|`, less what the ends of the exact flow get, which have `D = 0`. Its own noise is in it, so small differences are
+not to be seen; the two kinds are compared apart, and `D` is given of both.
 
 **The search** is the same for ours and theirs: all solvers on all grids on few samples; the best of them again, with
 grids that begin and end elsewhere, whose ends are then moved for as long as that helps; and the best of these on other,
@@ -204,18 +200,23 @@ class Judge:
         x = self.run(table)
         return self._energy(x) - self.of_flow if x.isfinite().all() else np.full(self.blocks, np.inf)
 
-    def rms(self, table: Table) -> float:
-        """Root mean square distance from the ends of the exact flow, a number."""
-        return float((self.run(table) - self.flow).double().square().mean().sqrt())
+    def distances(self, table: Table) -> np.ndarray:
+        """Mean distance from the ends of the exact flow, a number, of each block."""
+        each = (self.run(table) - self.flow).double().square().mean(1).sqrt()
+        return np.nan_to_num(each.reshape(self.blocks, self.size).mean(1).numpy(), nan=np.inf)
+
+    def errors(self, table: Table) -> np.ndarray:
+        """`squared` of a stochastic table, `distances` of another."""
+        return self.squared(table) if table.stochastic else self.distances(table)
 
 
 # --- the search ---
 
 
 class Found(NamedTuple):
-    """A setting and its error in the search."""
+    """A setting and its error in the search, comparable among stochastic ones and among the others."""
 
-    squared: float
+    error: float
     setting: Setting
 
 
@@ -239,9 +240,9 @@ class Search:
                 continue
             key = fingerprint(table)
             if key not in self.known:
-                self.known[key] = float(self.judge.squared(table).mean())
+                self.known[key] = float(self.judge.errors(table).mean())
             found.append(Found(self.known[key], setting))
-        return sorted(found, key=lambda each: each.squared)
+        return sorted(found, key=lambda each: each.error)
 
 
 def best_few(found: list[Found], n: int, nfe: int) -> list[Setting]:
@@ -250,10 +251,10 @@ def best_few(found: list[Found], n: int, nfe: int) -> list[Setting]:
     Apart, as the noise of few samples would let the luckiest of many stochastic solvers displace the others.
     """
     chosen: dict[bool, dict[float, Setting]] = {False: {}, True: {}}
-    for squared, setting in found:
+    for error, setting in found:
         stochastic = is_stochastic(setting, nfe)
         if len(chosen[stochastic]) < (n // 2 if stochastic else n):
-            chosen[stochastic].setdefault(round(squared, 9), setting)
+            chosen[stochastic].setdefault(round(error, 9), setting)
     return [*chosen[False].values(), *chosen[True].values()]
 
 
@@ -273,9 +274,9 @@ def further(search: Search, found: list[Found], nfe: int) -> list[Found]:
         for end in ends
         for new in old.elsewhere(*end)
     ]
-    found = sorted(found + search(more, nfe), key=lambda each: each.squared)
+    found = sorted(found + search(more, nfe), key=lambda each: each.error)
     moved = [one for old in best_solvers(found, nfe) if old.ends for one in refined(search, old, nfe)]
-    return sorted(found + moved, key=lambda each: each.squared)
+    return sorted(found + moved, key=lambda each: each.error)
 
 
 def refined(search: Search, setting: Setting, nfe: int) -> list[Found]:
@@ -288,8 +289,8 @@ def refined(search: Search, setting: Setting, nfe: int) -> list[Found]:
         moved = [(min(start * a, 1000.0), max(least * b, 1.0)) for a, b in MOVES]
         new = [s for end in moved if end[1] < end[0] for s in setting.elsewhere(*end) if s.family == same]
         tried += search(new, nfe)
-        better = min(tried, key=lambda each: each.squared, default=best)
-        if better.squared >= best.squared:
+        better = min(tried, key=lambda each: each.error, default=best)
+        if better.error >= best.error:
             break
         best = better
     return tried
@@ -306,27 +307,28 @@ def best_solvers(found: list[Found], nfe: int) -> list[Setting]:
 
 
 class Error(NamedTuple):
-    """A setting and its error, measured."""
+    """A setting and its errors, measured, of each block."""
 
     setting: Setting
     squared: np.ndarray
-    """`D^2` of each block."""
-    rms: float
-    """From the exact flow; NaN for a stochastic solver."""
+    """`D^2`."""
+    distances: np.ndarray | None
+    """From the ends of the exact flow; None for a stochastic solver."""
 
     @property
-    def distance(self) -> float:
-        """`D`, 0 where it is not to be told from it."""
-        return float(np.sqrt(max(self.squared.mean(), 0.0)))
-
-    @property
-    def error(self) -> float:
-        """Standard error of `D`."""
-        error = float(self.squared.std(ddof=1) / np.sqrt(len(self.squared)))
-        return min(error / (2 * self.distance), error**0.5) if self.distance else error**0.5
+    def error(self) -> np.ndarray:
+        """What it is compared by."""
+        return self.squared if self.distances is None else self.distances
 
     def __str__(self) -> str:
-        return f"{self.distance:.4f} ± {self.error:.4f}"
+        squared, error = mean_and_error(self.squared)
+        distance = max(squared, 0.0) ** 0.5
+        return f"{distance:.4f} ± {min(error / (2 * distance), error**0.5) if distance else error**0.5:.4f}"
+
+
+def mean_and_error(blocks: np.ndarray) -> tuple[float, float]:
+    """Mean, and its standard error."""
+    return float(blocks.mean()), float(blocks.std(ddof=1) / len(blocks) ** 0.5)
 
 
 def measured(judge: Judge, settings: list[Setting], nfe: int) -> list[Error]:
@@ -334,17 +336,16 @@ def measured(judge: Judge, settings: list[Setting], nfe: int) -> list[Error]:
     errors = []
     for setting in settings:
         table = setting.table(nfe)
-        if table is None:
-            continue
-        rms = np.nan if table.stochastic else judge.rms(table)
-        errors.append(Error(setting, judge.squared(table), rms))
-    return sorted(errors, key=lambda each: each.squared.mean())
+        if table is not None:
+            distances = None if table.stochastic else judge.distances(table)
+            errors.append(Error(setting, judge.squared(table), distances))
+    return sorted(errors, key=lambda each: each.error.mean())
 
 
 def ratio_of(a: Error, b: Error) -> tuple[float, float]:
-    """`D_a / D_b`, and its standard error by the jackknife over blocks, which have the same starts."""
-    over = lambda keep: np.sqrt(max(a.squared[keep].mean(), 1e-12) / max(b.squared[keep].mean(), 1e-12))
-    blocks = np.arange(len(a.squared))
+    """Of the distances of two deterministic solvers, and its standard error by the jackknife over blocks."""
+    over = lambda keep: a.error[keep].mean() / b.error[keep].mean()
+    blocks = np.arange(len(a.error))
     left_out = np.array([over(blocks != i) for i in blocks])
     spread = (len(blocks) - 1) * ((left_out - left_out.mean()) ** 2).mean()
     return float(over(blocks >= 0)), float(np.sqrt(spread))
@@ -367,7 +368,7 @@ def compare(search: Search, judge: Judge, groups: dict[str, list[Setting]], nfe:
 
     def apart(settings: list[Setting]) -> dict[bool, list[Error]]:
         errors = measured(judge, settings, nfe)
-        return {noisy: [e for e in errors if np.isnan(e.rms) == noisy] for noisy in (False, True)}
+        return {noisy: [e for e in errors if (e.distances is None) == noisy] for noisy in (False, True)}
 
     return Compared(apart(few["ours"]), apart(few["diffusers"] + few["k-diffusion"]), found["ours"])
 
@@ -384,10 +385,9 @@ def default(
     }
     worst = dict.fromkeys(union, 0.0)
     for p, search, _ in problems:
-        least = next(each.squared for each in found[p.name].search if not is_stochastic(each.setting, nfe))
-        least = max(least, 1e-6)
-        for squared, setting in search(list(union.values()), nfe):
-            worst[str(setting)] = max(worst[str(setting)], squared / least)
+        least = next(each.error for each in found[p.name].search if not is_stochastic(each.setting, nfe))
+        for error, setting in search(list(union.values()), nfe):
+            worst[str(setting)] = max(worst[str(setting)], error / least)
     rows = []
     for setting in (union[name] for name in sorted(worst, key=lambda name: worst[name])[:FINALISTS]):
         errors = [
@@ -404,10 +404,11 @@ PAGE = """# Which solver and grid to take at few evaluations
 
 Made by `python benchmarks/best_per_nfe.py` on {date}, from commit {commit}, in {minutes:.0f} minutes, against diffusers
 {diffusers} and k-diffusion 0.1.1.post1. Data whose denoiser is exact, so that all error is the solver's; the process is
-`DDPM()`. The error `D` is the energy distance from the data, with the standard error over {blocks} blocks of samples
-({sizes} in each, for the three kinds of data); "flow" is the root mean square distance of a number from
-the end of the exact flow, of deterministic solvers. A ratio below 1: ours is nearer to the data. Solvers and grids were
-chosen on other samples than those they are measured on.
+`DDPM()`. The error of deterministic solvers is the mean distance of a sample from the end of the exact flow from the same
+noise, over `sqrt(d)`; it bounds the Wasserstein distance from the data. `D` is the energy distance from the data, what
+stochastic solvers are compared by, with the standard error over {blocks} blocks of samples ({sizes} in each, for the
+three kinds of data). A ratio below 1, a difference below 0: ours is nearer. Solvers and grids were chosen on other
+samples than those they are measured on.
 
 Peers are run by their own code, at all their settings (`benchmarks/solver_settings.py`), k-diffusion on the same grids
 as ours. Settings that can be run at 10 evaluations: {settings}.
@@ -445,7 +446,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 HEADS = {
-    False: ["evaluations", "ours", "D", "flow", "peers", "D", "flow", "ratio of D"],
+    False: ["evaluations", "ours", "error", "D", "peers", "error", "D", "ratio of errors"],
     True: ["evaluations", "ours", "D", "peers", "D", "difference of D^2"],
 }
 
@@ -453,10 +454,9 @@ HEADS = {
 def compared_row(nfe: int, found: Compared, stochastic: bool) -> tuple[list[str], bool]:
     """One row of the tables by data, and whether ours is at least as good, within two standard errors."""
     ours, peer = found.ours[stochastic][0], found.peers[stochastic][0]
-    cells = lambda each: [str(each)] if stochastic else [str(each), f"{each.rms:.4f}"]
+    cells = lambda each: [str(each)] if stochastic else [f"{each.error.mean():.4f}", str(each)]
     if stochastic:
-        difference = ours.squared - peer.squared
-        value, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
+        value, error = mean_and_error(ours.squared - peer.squared)
         said, good = f"{value:+.1e} ± {error:.0e}", value <= 2 * error
     else:
         value, error = ratio_of(ours, peer)
@@ -532,7 +532,7 @@ def result(nfe: int, smoke: bool = False) -> Result:
             row, good = rows[p.name, stochastic] = compared_row(nfe, found[p.name], stochastic)
             lines.append(" | ".join([p.name, *row]))
             for each in found[p.name].ours[stochastic] + found[p.name].peers[stochastic]:
-                lines.append(f"    {each} {each.rms:.4f} {each.setting.side}: {each.setting}")
+                lines.append(f"    {each.error.mean():.6f} {each} {each.setting.side}: {each.setting}")
             print(f"{time.monotonic() - began:.0f} s", p.name, *row, good, sep=" | ", flush=True)
     ranked = default(problems, found, nfe)
     for worst, ratios, setting in ranked:
@@ -558,7 +558,7 @@ def page(results: list[Result], minutes: float, smoke: bool = False) -> str:
     ]
     good = {noisy: [g for r in results for (_, n), (_, g) in r.rows.items() if n == noisy] for noisy in HEADS}
     verdict = (
-        f"Ours is at least as near to the data as the best of the peers, within two standard errors, in "
+        f"Ours is at least as near as the best of the peers, within two standard errors, in "
         f"{sum(good[False])} of {len(good[False])} cases with deterministic solvers and in {sum(good[True])} of "
         f"{len(good[True])} with stochastic ones."
     )
