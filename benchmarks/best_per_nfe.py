@@ -52,7 +52,9 @@ ROUNDS = 8
 SOLVERS = 3
 """How many solvers of a side are tried on grids that begin and end elsewhere."""
 FINALISTS = 4
-"""How many settings of a side are measured."""
+"""How many deterministic settings of a side are measured."""
+LUCKY = 8
+"""How many stochastic ones: among many, few samples pick the luckiest rather than the best."""
 BLOCKS = 6
 
 
@@ -246,14 +248,11 @@ class Search:
 
 
 def best_few(found: list[Found], n: int, nfe: int) -> list[Setting]:
-    """The first `n` of different errors that are deterministic, and half as many that are not.
-
-    Apart, as the noise of few samples would let the luckiest of many stochastic solvers displace the others.
-    """
+    """The first `n` of different errors that are deterministic, and the first of those that are not."""
     chosen: dict[bool, dict[float, Setting]] = {False: {}, True: {}}
     for error, setting in found:
         stochastic = is_stochastic(setting, nfe)
-        if len(chosen[stochastic]) < (n // 2 if stochastic else n):
+        if len(chosen[stochastic]) < (LUCKY if stochastic else n):
             chosen[stochastic].setdefault(round(error, 9), setting)
     return [*chosen[False].values(), *chosen[True].values()]
 
