@@ -1,20 +1,20 @@
 """The best solver and grid at few evaluations, against all of the peers': makes samplers/RECOMMENDED.md.
 
-    python benchmarks/best_per_nfe.py             # about twenty minutes on two cores
+    python benchmarks/best_per_nfe.py             # about forty minutes on two cores
     python benchmarks/best_per_nfe.py --smoke     # a minute, to see that it runs; writes nothing
 
 Three kinds of data whose denoiser is exact, so that all error is the solver's: a mixture in 2 dimensions, one in 64, and
 1,000 digits of MNIST. The process is DDPM's, of 1,000 linear betas, which all peers know. All start from the same noise.
 
-**The error** is the energy distance of the samples from the data (Szekely & Rizzo 2013, Eq. 2.5),
-
-    D^2 = 2 E|X - Y| - E|X - X'| - E|Y - Y'|,
-
-that of deterministic and stochastic samples alike. The ends `X*` of the exact flow from the same noise have `D = 0`, so
-what they get is taken off: nothing of the error of sampling is left to compare deterministic solvers by, and no bias.
+**The error** of a deterministic solver is the mean distance of its samples from the ends `X*` of the exact flow from
+the same noise, a number: `E|X - X*| / sqrt(d)`. It bounds the Wasserstein distance of its samples from the data. That of
+a stochastic solver is the energy distance from the data (Szekely & Rizzo 2013, Eq. 2.5), `D^2 = 2 E|X - Y| - E|X - X'| -
+E|Y - Y'|`, less what the ends of the exact flow get, which have `D = 0`. Its own noise is in it, so small differences are
+not to be seen; the two kinds are compared apart, and `D` is given of both.
 
 **The search** is the same for ours and theirs: all solvers on all grids on few samples; the best of them again, with
-grids that begin and end elsewhere; and the best of these on other, many samples, whose errors are reported.
+grids that begin and end elsewhere, whose ends are then moved for as long as that helps; and the best of these on other,
+many samples, whose errors are reported. The schedulers of diffusers make their own grids.
 """
 
 import argparse
@@ -46,10 +46,15 @@ STARTS = (1000.0, 850.0, 700.0)
 """Times at which a grid may begin, with noise alone."""
 LEASTS = (1.0, 15.0, 50.0)
 """Times at which the denoiser is asked last."""
+MOVES = tuple(itertools.product((0.92, 1.0, 1.08), (0.7, 1.0, 1.4)))
+"""Factors by which the two are moved."""
+ROUNDS = 8
 SOLVERS = 3
 """How many solvers of a side are tried on grids that begin and end elsewhere."""
 FINALISTS = 4
-"""How many settings of a side are measured."""
+"""How many deterministic settings of a side are measured."""
+LUCKY = 8
+"""How many stochastic ones: among many, few samples pick the luckiest rather than the best."""
 BLOCKS = 6
 
 
@@ -101,7 +106,7 @@ def two() -> Problem:
     weights = np.array([0.2, 0.5, 0.3])
     means = np.array([[-1.0, 0.5], [1.0, 0.8], [0.2, -1.2]])
     covs = np.array([[[0.05, 0.02], [0.02, 0.1]], [[0.2, -0.05], [-0.05, 0.08]], [[0.03, 0.0], [0.0, 0.25]]])
-    return mixture("2-D mixture", weights, means, covs, 384, 2048)
+    return mixture("2-D mixture", weights, means, covs, 1024, 6144)
 
 
 def sixty_four() -> Problem:
@@ -110,7 +115,7 @@ def sixty_four() -> Problem:
     weights, means = rng.dirichlet(np.full(8, 5.0)), 0.4 * rng.normal(size=(8, 64))
     axes = np.linalg.qr(rng.normal(size=(8, 64, 64)))[0]
     covs = (axes * (0.5 / np.arange(1, 65))) @ axes.swapaxes(1, 2)
-    return mixture("64-D mixture", weights, means, covs, 96, 512)
+    return mixture("64-D mixture", weights, means, covs, 256, 4096)
 
 
 def mnist() -> Problem:
@@ -125,7 +130,7 @@ def mnist() -> Problem:
 
     draw = lambda generator, n: points  # all there is
     return Problem(
-        "MNIST-1000", 784, denoise, draw, oracle.empirical(images, PROCESS), 48, 500, torch.float32
+        "MNIST-1000", 784, denoise, draw, oracle.empirical(images, PROCESS), 96, 500, torch.float32
     )
 
 
@@ -156,7 +161,7 @@ class Judge:
     def __init__(self, problem: Problem, seed: int, blocks: int, size: int) -> None:
         self.problem, self.blocks, self.size, self.seed = problem, blocks, size, seed
         self.start = self._draw(0)
-        self.exact_samples = problem.draw(torch.Generator().manual_seed(seed), 4096 if blocks > 1 else 512)
+        self.exact_samples = problem.draw(torch.Generator().manual_seed(seed), 8192 if blocks > 1 else 1024)
         self.flow = self.run(exact_flow())
         self.of_flow = self._energy(self.flow)
 
@@ -188,7 +193,9 @@ class Judge:
         found = []
         for block in x.split(self.size):
             across = torch.cdist(block, self.exact_samples).double().mean()
-            within = torch.pdist(block).double().mean()
+            within = torch.cdist(block, block).fill_diagonal_(0).double().sum() / (
+                len(block) * (len(block) - 1)
+            )
             found.append(float(2 * across - within))
         return np.array(found)
 
@@ -197,18 +204,23 @@ class Judge:
         x = self.run(table)
         return self._energy(x) - self.of_flow if x.isfinite().all() else np.full(self.blocks, np.inf)
 
-    def rms(self, table: Table) -> float:
-        """Root mean square distance from the ends of the exact flow, a number."""
-        return float((self.run(table) - self.flow).double().square().mean().sqrt())
+    def distances(self, table: Table) -> np.ndarray:
+        """Mean distance from the ends of the exact flow, a number, of each block."""
+        each = (self.run(table) - self.flow).double().square().mean(1).sqrt()
+        return np.nan_to_num(each.reshape(self.blocks, self.size).mean(1).numpy(), nan=np.inf)
+
+    def errors(self, table: Table) -> np.ndarray:
+        """`squared` of a stochastic table, `distances` of another."""
+        return self.squared(table) if table.stochastic else self.distances(table)
 
 
 # --- the search ---
 
 
 class Found(NamedTuple):
-    """A setting and its error in the search."""
+    """A setting and its error in the search, comparable among stochastic ones and among the others."""
 
-    squared: float
+    error: float
     setting: Setting
 
 
@@ -232,21 +244,18 @@ class Search:
                 continue
             key = fingerprint(table)
             if key not in self.known:
-                self.known[key] = float(self.judge.squared(table).mean())
+                self.known[key] = float(self.judge.errors(table).mean())
             found.append(Found(self.known[key], setting))
-        return sorted(found, key=lambda each: each.squared)
+        return sorted(found, key=lambda each: each.error)
 
 
 def best_few(found: list[Found], n: int, nfe: int) -> list[Setting]:
-    """The first `n` of different errors that are deterministic, and half as many that are not.
-
-    Apart, as the noise of few samples would let the luckiest of many stochastic solvers displace the others.
-    """
+    """The first `n` of different errors that are deterministic, and the first of those that are not."""
     chosen: dict[bool, dict[float, Setting]] = {False: {}, True: {}}
-    for squared, setting in found:
+    for error, setting in found:
         stochastic = is_stochastic(setting, nfe)
-        if len(chosen[stochastic]) < (n // 2 if stochastic else n):
-            chosen[stochastic].setdefault(round(squared, 9), setting)
+        if len(chosen[stochastic]) < (LUCKY if stochastic else n):
+            chosen[stochastic].setdefault(round(error, 9), setting)
     return [*chosen[False].values(), *chosen[True].values()]
 
 
@@ -258,39 +267,69 @@ def is_stochastic(setting: Setting, nfe: int) -> bool:
 
 def further(search: Search, found: list[Found], nfe: int) -> list[Found]:
     """The best solvers of a search again, on grids that begin and end elsewhere."""
+    ends = list(itertools.product(STARTS, LEASTS))
+    more = [
+        new
+        for old in best_solvers(found, nfe)
+        if old.elsewhere
+        for end in ends
+        for new in old.elsewhere(*end)
+    ]
+    found = sorted(found + search(more, nfe), key=lambda each: each.error)
+    moved = [one for old in best_solvers(found, nfe) if old.ends for one in refined(search, old, nfe)]
+    return sorted(found + moved, key=lambda each: each.error)
+
+
+def refined(search: Search, setting: Setting, nfe: int) -> list[Found]:
+    """Its ends moved to where the error is least."""
+    tried: list[Found] = []
+    best = search([setting], nfe)[0]
+    for _ in range(ROUNDS):
+        assert best.setting.ends is not None
+        (start, least), same = best.setting.ends, best.setting.family
+        moved = [(min(start * a, 1000.0), max(least * b, 1.0)) for a, b in MOVES]
+        new = [s for end in moved if end[1] < end[0] for s in setting.elsewhere(*end) if s.family == same]
+        tried += search(new, nfe)
+        better = min(tried, key=lambda each: each.error, default=best)
+        if better.error >= best.error:
+            break
+        best = better
+    return tried
+
+
+def best_solvers(found: list[Found], nfe: int) -> list[Setting]:
+    """The best setting of each of the best solvers that have a choice of grids: three, and one that is stochastic."""
     best: dict[bool, dict[str, Setting]] = {False: {}, True: {}}
     for each in found:
         solvers = best[is_stochastic(each.setting, nfe)]
         if each.setting.elsewhere is not None and len(solvers) < SOLVERS:
             solvers.setdefault(each.setting.solver, each.setting)
-    tried = [*best[False].values(), *list(best[True].values())[:1]]
-    ends = list(itertools.product(STARTS, LEASTS))
-    more = [new for old in tried if old.elsewhere for end in ends for new in old.elsewhere(*end)]
-    return sorted(found + search(more, nfe), key=lambda each: each.squared)
+    return [*best[False].values(), *list(best[True].values())[:1]]
 
 
 class Error(NamedTuple):
-    """A setting and its error, measured."""
+    """A setting and its errors, measured, of each block."""
 
     setting: Setting
     squared: np.ndarray
-    """`D^2` of each block."""
-    rms: float
-    """From the exact flow; NaN for a stochastic solver."""
+    """`D^2`."""
+    distances: np.ndarray | None
+    """From the ends of the exact flow; None for a stochastic solver."""
 
     @property
-    def distance(self) -> float:
-        """`D`, 0 where it is not to be told from it."""
-        return float(np.sqrt(max(self.squared.mean(), 0.0)))
-
-    @property
-    def error(self) -> float:
-        """Standard error of `D`."""
-        error = float(self.squared.std(ddof=1) / np.sqrt(len(self.squared)))
-        return min(error / (2 * self.distance), error**0.5) if self.distance else error**0.5
+    def error(self) -> np.ndarray:
+        """What it is compared by."""
+        return self.squared if self.distances is None else self.distances
 
     def __str__(self) -> str:
-        return f"{self.distance:.4f} ± {self.error:.4f}"
+        squared, error = mean_and_error(self.squared)
+        distance = max(squared, 0.0) ** 0.5
+        return f"{distance:.4f} ± {min(error / (2 * distance), error**0.5) if distance else error**0.5:.4f}"
+
+
+def mean_and_error(blocks: np.ndarray) -> tuple[float, float]:
+    """Mean, and its standard error."""
+    return float(blocks.mean()), float(blocks.std(ddof=1) / len(blocks) ** 0.5)
 
 
 def measured(judge: Judge, settings: list[Setting], nfe: int) -> list[Error]:
@@ -298,27 +337,26 @@ def measured(judge: Judge, settings: list[Setting], nfe: int) -> list[Error]:
     errors = []
     for setting in settings:
         table = setting.table(nfe)
-        if table is None:
-            continue
-        rms = np.nan if table.stochastic else judge.rms(table)
-        errors.append(Error(setting, judge.squared(table), rms))
-    return sorted(errors, key=lambda each: each.squared.mean())
+        if table is not None:
+            distances = None if table.stochastic else judge.distances(table)
+            errors.append(Error(setting, judge.squared(table), distances))
+    return sorted(errors, key=lambda each: each.error.mean())
 
 
 def ratio_of(a: Error, b: Error) -> tuple[float, float]:
-    """`D_a / D_b`, and its standard error by the jackknife over blocks, which have the same starts."""
-    over = lambda keep: np.sqrt(max(a.squared[keep].mean(), 1e-12) / max(b.squared[keep].mean(), 1e-12))
-    blocks = np.arange(len(a.squared))
+    """Of the distances of two deterministic solvers, and its standard error by the jackknife over blocks."""
+    over = lambda keep: a.error[keep].mean() / b.error[keep].mean()
+    blocks = np.arange(len(a.error))
     left_out = np.array([over(blocks != i) for i in blocks])
     spread = (len(blocks) - 1) * ((left_out - left_out.mean()) ** 2).mean()
     return float(over(blocks >= 0)), float(np.sqrt(spread))
 
 
 class Compared(NamedTuple):
-    """What was found for one kind of data and one number of evaluations."""
+    """What was found for one kind of data and one number of evaluations; by whether it is stochastic, best first."""
 
-    ours: list[Error]
-    peers: list[Error]
+    ours: dict[bool, list[Error]]
+    peers: dict[bool, list[Error]]
     search: list[Found]
     """Of ours."""
 
@@ -328,8 +366,12 @@ def compare(search: Search, judge: Judge, groups: dict[str, list[Setting]], nfe:
     found = {side: search(settings, nfe) for side, settings in groups.items()}
     found = {side: further(search, each, nfe) for side, each in found.items()}
     few = {side: best_few(each, FINALISTS, nfe) for side, each in found.items()}
-    theirs = measured(judge, few["diffusers"] + few["k-diffusion"], nfe)
-    return Compared(measured(judge, few["ours"], nfe), theirs, found["ours"])
+
+    def apart(settings: list[Setting]) -> dict[bool, list[Error]]:
+        errors = measured(judge, settings, nfe)
+        return {noisy: [e for e in errors if (e.distances is None) == noisy] for noisy in (False, True)}
+
+    return Compared(apart(few["ours"]), apart(few["diffusers"] + few["k-diffusion"]), found["ours"])
 
 
 def default(
@@ -344,13 +386,14 @@ def default(
     }
     worst = dict.fromkeys(union, 0.0)
     for p, search, _ in problems:
-        least = next(each.squared for each in found[p.name].search if not is_stochastic(each.setting, nfe))
-        least = max(least, 1e-6)
-        for squared, setting in search(list(union.values()), nfe):
-            worst[str(setting)] = max(worst[str(setting)], squared / least)
+        least = next(each.error for each in found[p.name].search if not is_stochastic(each.setting, nfe))
+        for error, setting in search(list(union.values()), nfe):
+            worst[str(setting)] = max(worst[str(setting)], error / least)
     rows = []
     for setting in (union[name] for name in sorted(worst, key=lambda name: worst[name])[:FINALISTS]):
-        errors = [(measured(judge, [setting], nfe)[0], found[p.name].peers[0]) for p, _, judge in problems]
+        errors = [
+            (measured(judge, [setting], nfe)[0], found[p.name].peers[False][0]) for p, _, judge in problems
+        ]
         ratios = [ratio_of(*pair) for pair in errors]
         rows.append((max(r for r, _ in ratios), ratios, setting))
     return sorted(rows, key=lambda row: row[0])
@@ -362,15 +405,17 @@ PAGE = """# Which solver and grid to take at few evaluations
 
 Made by `python benchmarks/best_per_nfe.py` on {date}, from commit {commit}, in {minutes:.0f} minutes, against diffusers
 {diffusers} and k-diffusion 0.1.1.post1. Data whose denoiser is exact, so that all error is the solver's; the process is
-`DDPM()`. The error `D` is the energy distance from the data, with the standard error over {blocks} blocks of samples
-(2,048, 512 and 250 in each, for the three kinds of data); "flow" is the root mean square distance of a number from
-the end of the exact flow, of deterministic solvers. A ratio below 1: ours is nearer to the data. Solvers and grids were
-chosen on other samples than those they are measured on.
+`DDPM()`. The error of deterministic solvers is the mean distance of a sample from the end of the exact flow from the same
+noise, over `sqrt(d)`; it bounds the Wasserstein distance from the data. `D` is the energy distance from the data, what
+stochastic solvers are compared by, with the standard error over {blocks} blocks of samples ({sizes} in each, for the
+three kinds of data). A ratio below 1, a difference below 0: ours is nearer. Solvers and grids were chosen on other
+samples than those they are measured on.
 
 Peers are run by their own code, at all their settings (`benchmarks/solver_settings.py`), k-diffusion on the same grids
-as ours. The denoiser is asked at their own `sigma`, where a scheduler rounds it for the network. Left out, as it has no
-fixed number of evaluations: `sample_dpm_adaptive`. Grids are `times.*`, or nodes even in a function of time between the
-two times given, and then 0: `karras(rho)` in `(sigma / alpha)^(1 / rho)`, `exponential(p)` as
+as ours. Settings that can be run at 10 evaluations: {settings}.
+The denoiser is asked at their own `sigma`, where a scheduler rounds it for the network. Left out, as it has no fixed
+number of evaluations: `sample_dpm_adaptive`. Grids are `times.*`, or nodes even in a function of time between the two
+times given, and then 0: `karras(rho)` in `(sigma / alpha)^(1 / rho)`, `exponential(p)` as
 `get_sigmas_polyexponential`, `time^p` in that power of `t`, `angle` in `arctan(sigma / alpha)`.
 
 ## To take
@@ -384,7 +429,13 @@ Their times, of `DDPM()` (`samplers.UniPC(2).plan(proc, np.array([...]))`):
 
 {nodes}
 
+Their levels `sigma / alpha`, for any process (`np.append(process.at_log_snr(proc, -2 * np.log(levels)), 0)` is the grid):
+
+{levels}
+
 ## Best of each kind of data
+
+{verdict}
 
 {tables}
 """
@@ -395,32 +446,55 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
-def compared_row(nfe: int, found: Compared) -> list[str]:
-    """One row of the tables by data."""
-    ours, peer = found.ours[0], found.peers[0]
-    value, error = ratio_of(ours, peer)
-    flow = lambda each: "" if np.isnan(each.rms) else f"{each.rms:.4f}"
-    ours_cells = [f"`{ours.setting}`", str(ours), flow(ours)]
-    peer_cells = [f"{peer.setting.side}: `{peer.setting}`", str(peer), flow(peer)]
-    return [str(nfe), *ours_cells, *peer_cells, f"{value:.3f} ± {error:.3f}"]
+HEADS = {
+    False: ["evaluations", "ours", "error", "D", "peers", "error", "D", "ratio of errors"],
+    True: ["evaluations", "ours", "D", "peers", "D", "difference of D^2"],
+}
+
+
+def compared_row(nfe: int, found: Compared, stochastic: bool) -> tuple[list[str], bool]:
+    """One row of the tables by data, and whether ours is at least as good, within two standard errors."""
+    ours, peer = found.ours[stochastic][0], found.peers[stochastic][0]
+    cells = lambda each: [str(each)] if stochastic else [f"{each.error.mean():.4f}", str(each)]
+    if stochastic:
+        value, error = mean_and_error(ours.squared - peer.squared)
+        said, good = f"{value:+.1e} ± {error:.0e}", value <= 2 * error
+    else:
+        value, error = ratio_of(ours, peer)
+        said, good = f"{value:.3f} ± {error:.3f}", value <= 1 + 2 * error
+    theirs = f"{peer.setting.side}: `{peer.setting}`"
+    return [str(nfe), f"`{ours.setting}`", *cells(ours), theirs, *cells(peer), said], bool(good)
 
 
 class Result(NamedTuple):
     """What is said of one number of evaluations."""
 
     nfe: int
-    rows: dict[str, list[str]]
-    """By data, those of the tables."""
+    rows: dict[tuple[str, bool], tuple[list[str], bool]]
+    """By data and whether the solvers are stochastic, those of the tables, and whether ours is as good."""
     default: list[str]
     nodes: list[float]
+    levels: list[float]
+    counted: str
     log: str
 
 
-def nodes_of(setting: Setting, nfe: int) -> list[float]:
-    """Times of a setting, the last one 0."""
+def levels_of(setting: Setting, nfe: int) -> list[float]:
+    """`sigma / alpha` where a setting asks."""
     table = setting.table(nfe)
     assert table is not None
-    return [*(round(float(t), 1) for t in at_ratio(table.sigma / table.alpha)), 0.0]
+    return [float(f"{ratio:.4g}") for ratio in table.sigma / table.alpha]
+
+
+def counted(groups: dict[str, list[Setting]], nfe: int) -> str:
+    """How many settings of each side were run, and the solvers none of whose settings could be."""
+    said = []
+    for side, settings in groups.items():
+        ran = [s for s in settings if s.table(nfe) is not None]
+        idle = sorted({s.solver for s in settings} - {s.solver for s in ran})
+        without = f" (none of {', '.join(idle)})" if idle else ""
+        said.append(f"{side} {len(ran)} of {len(settings)}{without}")
+    return ", ".join(said)
 
 
 @functools.cache
@@ -455,28 +529,40 @@ def result(nfe: int, smoke: bool = False) -> Result:
     problems = problems_of(smoke)
     for p, search, judge in problems:
         found[p.name] = compare(search, judge, groups_of(smoke), nfe)
-        rows[p.name] = compared_row(nfe, found[p.name])
-        lines.append(" | ".join([p.name, *rows[p.name]]))
-        for each in found[p.name].ours + found[p.name].peers:
-            lines.append(f"    {each} {each.rms:.4f} {each.setting.side}: {each.setting}")
-        print(f"{time.monotonic() - began:.0f} s", p.name, *rows[p.name], sep=" | ", flush=True)
+        for stochastic in (False, True):
+            row, good = rows[p.name, stochastic] = compared_row(nfe, found[p.name], stochastic)
+            lines.append(" | ".join([p.name, *row]))
+            for each in found[p.name].ours[stochastic] + found[p.name].peers[stochastic]:
+                lines.append(f"    {each.error.mean():.6f} {each} {each.setting.side}: {each.setting}")
+            print(f"{time.monotonic() - began:.0f} s", p.name, *row, good, sep=" | ", flush=True)
     ranked = default(problems, found, nfe)
     for worst, ratios, setting in ranked:
         said = ", ".join(f"{r:.3f} ± {e:.3f}" for r, e in ratios)
         lines.append(f"    default {worst:.3f} ({said}) {setting}")
     _, ratios, best = ranked[0]
     row = [str(nfe), f"`{best}`", *(f"{r:.3f} ± {e:.3f}" for r, e in ratios)]
-    return Result(nfe, rows, row, nodes_of(best, nfe), "\n".join(lines))
+    levels = levels_of(best, nfe)
+    nodes = [*(round(float(t), 1) for t in at_ratio(np.array(levels))), 0.0]
+    return Result(nfe, rows, row, nodes, levels, counted(groups_of(smoke), nfe), "\n".join(lines))
 
 
-def page(results: list[Result], minutes: float) -> str:
+def page(results: list[Result], minutes: float, smoke: bool = False) -> str:
     """All of it."""
     import diffusers
 
     git = ["git", "describe", "--always", "--dirty"]
-    head = ["evaluations", "ours", "D", "flow", "peers", "D", "flow", "ratio"]
-    names = list(results[0].rows)
-    tables = [f"### {name}\n\n" + markdown(head, [r.rows[name] for r in results]) for name in names]
+    names = list(dict.fromkeys(name for name, _ in results[0].rows))
+    tables = [
+        f"### {name}, {'stochastic' if noisy else 'deterministic'} solvers\n\n"
+        + markdown(HEADS[noisy], [r.rows[name, noisy][0] for r in results])
+        for name, noisy in results[0].rows
+    ]
+    good = {noisy: [g for r in results for (_, n), (_, g) in r.rows.items() if n == noisy] for noisy in HEADS}
+    verdict = (
+        f"Ours is at least as near as the best of the peers, within two standard errors, in "
+        f"{sum(good[False])} of {len(good[False])} cases with deterministic solvers and in {sum(good[True])} of "
+        f"{len(good[True])} with stochastic ones."
+    )
     return PAGE.format(
         date=datetime.date.today(),
         commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
@@ -485,7 +571,11 @@ def page(results: list[Result], minutes: float) -> str:
         blocks=BLOCKS,
         defaults=markdown(["evaluations", "solver, grid", *names], [r.default for r in results]),
         nodes="\n".join(f"- {r.nfe}: `{r.nodes}`" for r in results),
+        levels="\n".join(f"- {r.nfe}: `{r.levels}`" for r in results),
+        settings=next((r.counted for r in results if r.nfe == 10), results[0].counted),
+        sizes=", ".join(f"{judge.size:,}" for _, _, judge in problems_of(smoke)),
         tables="\n\n".join(tables),
+        verdict=verdict,
     )
 
 
@@ -497,7 +587,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few solvers and samples, and no page")
     smoke, began, results = parser.parse_args().smoke, time.monotonic(), []
     if smoke:
-        print(page([result(5, smoke)], (time.monotonic() - began) / 60))
+        print(page([result(5, smoke)], (time.monotonic() - began) / 60, smoke))
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, context) as pool:

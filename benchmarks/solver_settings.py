@@ -1,7 +1,7 @@
 """All that `best_per_nfe` compares: our solvers and grids, and every scheduler of the peers at its settings.
 
-A `Setting` makes the table of at most so many evaluations. Our solvers and k-diffusion's are tried on the same families
-of grids, with any two ends; diffusers' make their own.
+A `Setting` makes the table of at most so many evaluations. Our solvers and k-diffusion's are tried on the same grids;
+diffusers' make their own.
 """
 
 import functools
@@ -31,6 +31,13 @@ class Setting(NamedTuple):
     table: Callable[[int], Table | None]
     elsewhere: Callable[[float, float], Iterator["Setting"]] | None = None
     """The same solver on grids that begin and end at given times."""
+    ends: tuple[float, float] | None = None
+    """Those times, of a grid that was made by `elsewhere`."""
+
+    @property
+    def family(self) -> str:
+        """Its grid without the ends."""
+        return self.grid.split(", t=")[0]
 
     def __str__(self) -> str:
         return f"{self.solver}, {self.grid}" if self.grid else self.solver
@@ -125,8 +132,8 @@ def library_grids() -> dict[str, Grid]:
         'uniform(final="denoise")': lambda n: times.uniform(PROCESS, n, final="denoise"),
         "quadratic": lambda n: times.quadratic(PROCESS, n),
         "log_snr": lambda n: times.log_snr(PROCESS, n),
-        "cosine": lambda n: times.cosine(PROCESS, n, final="denoise"),
-        'cosine(final="zero")': lambda n: times.cosine(PROCESS, n, final="zero"),
+        "cosine": lambda n: times.cosine(PROCESS, n),
+        'cosine(final="denoise")': lambda n: times.cosine(PROCESS, n, final="denoise"),
     }
     for rho in RHOS:
         grids[f"karras(rho={rho:g})"] = functools.partial(times.karras, PROCESS, rho=rho)
@@ -136,17 +143,11 @@ def library_grids() -> dict[str, Grid]:
 
 
 def free_grids(start: float, least: float) -> dict[str, Grid]:
-    """Families of grids that begin and end where asked, for ours and k-diffusion."""
+    """Families of grids that begin and end where asked."""
     ends = f"t={start:g}..{least:g}"
     grids = {f"karras(rho={rho:g}), {ends}": karras(rho, start, least) for rho in RHOS}
     grids |= {f"exponential({p:g}), {ends}": exponential(p, start, least) for p in (0.7, 1.0, 1.5)}
-    return grids
-
-
-def own_grids(start: float, least: float) -> dict[str, Grid]:
-    """Families that only ours knows."""
-    ends = f"t={start:g}..{least:g}"
-    grids = {f"time^{p:g}, {ends}": of_time(p, start, least) for p in (0.35, 0.5, 0.7, 1.0)}
+    grids |= {f"time^{p:g}, {ends}": of_time(p, start, least) for p in (0.35, 0.5, 0.7, 1.0)}
     return grids | {f"angle, {ends}": angle(start, least)}
 
 
@@ -156,7 +157,9 @@ def ours() -> Iterator[Setting]:
         yield our_setting(name, solver, where, grid)
 
 
-def our_setting(name: str, solver: Any, where: str, grid: Grid) -> Setting:
+def our_setting(
+    name: str, solver: Any, where: str, grid: Grid, given: tuple[float, float] | None = None
+) -> Setting:
     """One solver of ours on one grid."""
 
     def make(n: int) -> Table:
@@ -164,10 +167,10 @@ def our_setting(name: str, solver: Any, where: str, grid: Grid) -> Setting:
             return of_plan(solver.plan(PROCESS, grid(n)), PROCESS)
 
     def elsewhere(start: float, least: float) -> Iterator[Setting]:
-        for where, grid in (free_grids(start, least) | own_grids(start, least)).items():
-            yield our_setting(name, solver, where, grid)
+        for where, grid in free_grids(start, least).items():
+            yield our_setting(name, solver, where, grid, (start, least))
 
-    return Setting("ours", name, where, at_most(make), elsewhere)
+    return Setting("ours", name, where, at_most(make), elsewhere, given)
 
 
 K_DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
@@ -194,11 +197,14 @@ K_DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def k_diffusion() -> Iterator[Setting]:
-    """All `sample_*` of a fixed number of steps on all `get_sigmas_*`."""
+    """All `sample_*` of a fixed number of steps, on `get_sigmas_vp` and all grids of ours.
+
+    `get_sigmas_karras`, `_exponential` and `_polyexponential` are `karras` and `exponential` here.
+    """
     vp = lambda n: k_sampling().get_sigmas_vp(n)
     for name in K_DIFFUSION:
         yield k_setting(name, "get_sigmas_vp", vp)
-        for where, grid in free_grids(1000.0, 1.0).items():
+        for where, grid in (library_grids() | free_grids(1000.0, 1.0)).items():
             yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)))
 
 
@@ -207,16 +213,21 @@ def levels(grid: np.ndarray) -> torch.Tensor:
     return torch.tensor(np.append(ratio(grid[:-1]), 0.0))
 
 
-def k_setting(name: str, where: str, sigmas: Callable[[int], torch.Tensor]) -> Setting:
+def k_setting(
+    name: str,
+    where: str,
+    sigmas: Callable[[int], torch.Tensor],
+    given: tuple[float, float] | None = None,
+) -> Setting:
     """One function of k-diffusion on one grid."""
     sampler, options = K_DIFFUSION[name]
 
     def elsewhere(start: float, least: float) -> Iterator[Setting]:
         for where, grid in free_grids(start, least).items():
-            yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)))
+            yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)), (start, least))
 
     make = lambda n: of_k_diffusion(sampler, options, sigmas(n))
-    return Setting("k-diffusion", f"sample_{name}", where, at_most(make), elsewhere)
+    return Setting("k-diffusion", f"sample_{name}", where, at_most(make), elsewhere, given)
 
 
 def choices(**options: tuple[Any, ...]) -> list[dict[str, Any]]:

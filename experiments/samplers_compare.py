@@ -25,10 +25,9 @@ at 50 (0.007).
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,43 +37,10 @@ import tyro
 
 from gen_jax import data, metrics, plots, samplers, training
 from gen_jax.diffusion import prediction, process
-from gen_jax.samplers import adaptive
 from gen_jax.training import workdir as run_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "ddpm_reference"
-
-Name: TypeAlias = Literal[
-    "ddpm",
-    "ddim",
-    "dpmpp2",
-    "dpmpp3",
-    "sde_dpmpp2",
-    "unipc3",
-    "deis3",
-    "lms4",
-    "ipndm4",
-    "pndm",
-    "heun",
-    "dpmpp2_single",
-    "dpmpp3_single",
-]
-SOLVERS: dict[Name, tuple[samplers.Solver, Callable[[int], int]]] = {
-    "ddpm": (samplers.DDPM(), lambda nfe: nfe),
-    "ddim": (samplers.DDIM(), lambda nfe: nfe),
-    "dpmpp2": (samplers.DPMSolverPP(order=2), lambda nfe: nfe),
-    "dpmpp3": (samplers.DPMSolverPP(order=3), lambda nfe: nfe),
-    "sde_dpmpp2": (samplers.SDEDPMSolverPP(order=2), lambda nfe: nfe),
-    "unipc3": (samplers.UniPC(order=3), lambda nfe: nfe),
-    "deis3": (samplers.DEIS(order=3), lambda nfe: nfe),
-    "lms4": (samplers.LMS(order=4), lambda nfe: nfe),
-    "ipndm4": (samplers.IPNDM(order=4), lambda nfe: nfe),
-    "pndm": (samplers.PNDM(), lambda nfe: nfe - 1),
-    "heun": (samplers.Heun(), lambda nfe: (nfe + 1) // 2),
-    "dpmpp2_single": (samplers.DPMSolverPPSingle(order=2), lambda nfe: (nfe + 1) // 2),
-    "dpmpp3_single": (samplers.DPMSolverPPSingle(order=3), lambda nfe: (nfe + 2) // 3),
-}
-"""Solvers, and how many steps they take for so many evaluations; their last step, to the data, asks once."""
 
 GRIDS: dict[str, Any] = {
     "uniform": samplers.times.uniform,
@@ -92,12 +58,13 @@ class Config:
     """The --workdir of a run of step09_diffusion."""
     workdir: Path = ROOT / "checkpoints" / "samplers_compare"
     """Where figures are written."""
-    solvers: tuple[Name, ...] = tuple(SOLVERS)
+    solvers: tuple[step09.SolverName, ...] = tuple(name for name in step09.SOLVERS if name != "euler")
+    """Those of step09_diffusion; on one grid, euler is ddim."""
     evaluations: tuple[int, ...] = (5, 8, 10, 20, 50)
     """Of the denoiser; a solver of several a step takes as many whole steps as they suffice for."""
     grid: Literal["uniform", "log_snr", "karras", "cosine"] = "log_snr"
     """How times are spaced, for all solvers; uniform for the reference."""
-    least_log_snr: float = -10.2
+    least_log_snr: float = step09.LEAST_LOG_SNR
     """Where grids begin, if the prior lies below: pure noise, in which a step of high order loses its way."""
     num: int = 128
     """Samples of every solver at every NFE, and of the reference."""
@@ -167,22 +134,16 @@ def load(config: Config) -> Model:
     return Model(net, proc, trained, params, tuple(saved["image_shape"]))
 
 
-def first_time(proc: process.Process, config: Config) -> float:
-    """Where grids begin: the last time at which there is more than noise; `x_T` is as good there as at `t_max`.
-
-    The prior of the cosine schedule has `log_snr = -20`, of which DPM-Solver leaves out about as much (Lu et al. 2022,
-    Appendix D.4).
-    """
-    return float(process.at_log_snr(proc, np.asarray(config.least_log_snr, np.float64)))
-
-
 def make_plans(proc: process.Process, config: Config) -> dict[str, list[samplers.Plan]]:
     """The plans of every solver, one for each number of evaluations, and that of the reference."""
-    grid = functools.partial(GRIDS[config.grid], proc, final="denoise", t_start=first_time(proc, config))
+    first = step09.first_time(proc, config.least_log_snr)
+    grid = functools.partial(GRIDS[config.grid], proc, final="denoise", t_start=first)
     plans = {REFERENCE: [step09.make_plan(proc, "ddpm", config.reference)]}
     for name in config.solvers:
-        solver, steps = SOLVERS[name]
-        plans[name] = [solver.plan(proc, grid(steps(nfe))) for nfe in sorted(config.evaluations)]
+        method = step09.SOLVERS[name]
+        plans[name] = [
+            method.solver.plan(proc, grid(method.steps(nfe))) for nfe in sorted(config.evaluations)
+        ]
     return plans
 
 
@@ -230,8 +191,8 @@ def draw_exact(model: Model, config: Config) -> tuple[np.ndarray, int]:
     @jax.jit
     def solve(params):
         x_T, denoise, _ = model.start(params, jax.random.key(config.seed), jnp.arange(config.num_exact))
-        first = first_time(model.proc, config)
-        return adaptive.ode(
+        first = step09.first_time(model.proc, config.least_log_snr)
+        return samplers.adaptive.ode(
             denoise, model.proc, x_T, t_start=first, rtol=config.tolerance, atol=config.tolerance
         )
 

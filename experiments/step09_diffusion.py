@@ -13,10 +13,10 @@ samples from the checkpoint. Any other TFDS image set: `--dataset NAME`, with a 
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,54 @@ from gen_jax.networks import unet
 from gen_jax.training import workdir as run_directory
 
 ROOT = Path(__file__).resolve().parents[1]
-SOLVERS: dict[str, Any] = {
-    "ddpm": (samplers.DDPM(), samplers.times.uniform),
-    "ddim": (samplers.DDIM(), samplers.times.uniform),
-    "dpmpp": (samplers.DPMSolverPP(order=2), samplers.times.log_snr),
+
+
+class Method(NamedTuple):
+    """A solver as `--solver` offers it."""
+
+    solver: samplers.Solver
+    grid: Callable[..., Any]
+    """Which times suit it."""
+    steps: Callable[[int], int] = lambda nfe: nfe
+    """How many steps it takes for so many evaluations; the last one of a solver of several stages asks once."""
+
+
+SolverName: TypeAlias = Literal[
+    "ddpm",
+    "ddim",
+    "euler",
+    "dpmpp",
+    "dpmpp3",
+    "sde_dpmpp",
+    "unipc",
+    "deis",
+    "lms",
+    "ipndm",
+    "pndm",
+    "heun",
+    "dpmpp_single",
+    "dpmpp3_single",
+]
+UNIFORM, LOG_SNR, KARRAS = samplers.times.uniform, samplers.times.log_snr, samplers.times.karras
+SOLVERS: dict[SolverName, Method] = {
+    "ddpm": Method(samplers.DDPM(), UNIFORM),
+    "ddim": Method(samplers.DDIM(), UNIFORM),
+    "euler": Method(samplers.Euler(), KARRAS),
+    "dpmpp": Method(samplers.DPMSolverPP(order=2), LOG_SNR),
+    "dpmpp3": Method(samplers.DPMSolverPP(order=3), LOG_SNR),
+    "sde_dpmpp": Method(samplers.SDEDPMSolverPP(order=2), LOG_SNR),
+    "unipc": Method(samplers.UniPC(order=3), LOG_SNR),
+    "deis": Method(samplers.DEIS(order=3), LOG_SNR),
+    "lms": Method(samplers.LMS(order=4), LOG_SNR),
+    "ipndm": Method(samplers.IPNDM(order=4), LOG_SNR),
+    "pndm": Method(samplers.PNDM(), LOG_SNR, lambda nfe: nfe - 1),
+    "heun": Method(samplers.Heun(), KARRAS, lambda nfe: (nfe + 1) // 2),
+    "dpmpp_single": Method(samplers.DPMSolverPPSingle(order=2), LOG_SNR, lambda nfe: (nfe + 1) // 2),
+    "dpmpp3_single": Method(samplers.DPMSolverPPSingle(order=3), LOG_SNR, lambda nfe: (nfe + 2) // 3),
 }
+LEAST_LOG_SNR = -10.2
+"""Where grids of high order begin, if the prior lies below: pure noise, in which such a step loses its way."""
+
 NETWORKS = {
     "mnist_small": unet.mnist_small,
     "mnist_best": unet.mnist_best,
@@ -110,10 +153,10 @@ class Config:
     """Draw samples from the checkpoint in workdir: samples.npy and samples.png."""
     num: int = 64
     """How many samples."""
-    solver: Literal["ddpm", "ddim", "dpmpp"] = "ddpm"
-    """Ancestral, deterministic, or DPM-Solver++ of order 2."""
+    solver: SolverName = "ddpm"
+    """Ancestral, deterministic (ddim, or euler on Karras et al.'s grid), or one of high order for few evaluations."""
     nfe: int = 100
-    """Evaluations of the denoiser for a sample."""
+    """Evaluations of the denoiser for a sample; a solver of several a step takes as many whole steps as fit."""
     guidance: float = 1.5
     """Weight of classifier-free guidance where labels were learned: 1 is none, larger is clearer and less varied."""
     label: int | None = None
@@ -233,11 +276,22 @@ def make_denoiser(
     return prediction.clipped(guidance.classifier_free(denoiser(label), denoiser(None), config.guidance))
 
 
-def make_plan(proc: process.Process, solver: str, nfe: int) -> samplers.Plan:
-    """The table of a solver's steps."""
-    method, grid = SOLVERS[solver]
-    final = {"final": "denoise"} if isinstance(proc, process.VP) else {}
-    return method.plan(proc, grid(proc, nfe, **final))
+def make_plan(proc: process.Process, solver: SolverName, nfe: int) -> samplers.Plan:
+    """The table of a solver's steps, of `nfe` evaluations or the few less that whole steps leave."""
+    method = SOLVERS[solver]
+    options: dict[str, Any] = {"final": "denoise"} if isinstance(proc, process.VP) else {}
+    if method.grid is not UNIFORM:
+        options["t_start"] = first_time(proc)
+    return method.solver.plan(proc, method.grid(proc, method.steps(nfe), **options))
+
+
+def first_time(proc: process.Process, least_log_snr: float = LEAST_LOG_SNR) -> float:
+    """Where grids begin: the last time at which there is more than noise; `x_T` is as good there as at `t_max`.
+
+    The prior of the cosine schedule has `log_snr = -20`, of which DPM-Solver leaves out about as much (Lu et al. 2022,
+    Appendix D.4).
+    """
+    return float(process.at_log_snr(proc, np.asarray(least_log_snr, np.float64)))
 
 
 def make_sampler(net: unet.UNet, proc: process.Process, config: Config):

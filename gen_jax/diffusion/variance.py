@@ -56,7 +56,9 @@ def log_variance(step: Ancestral, v: Float[Array, "B *x"]) -> Float[Array, "B *x
 def kl(step: Ancestral, error: Float[Array, "B *x"], log_var: Float[Array, "B *x"]) -> Float[Array, "B *x"]:
     """`KL(q(x_{t-1} | x_t, x_0) || N(mean_hat, var))` in nats, an element each, for `error = x_0 - x0_hat`.
 
-    2 kl = log(var / beta_tilde) + beta_tilde / var - 1 + (alpha_s r error)^2 / var      (Ho et al. 2020, Eq. 8)
+        2 kl = log(var / beta_tilde) + beta_tilde / var - 1 + (alpha_s r error)^2 / var
+
+    The last term is that of Ho et al. 2020, Eq. 8.
     """
     low = expand(step.log_low, error)
     squares = jnp.square(expand(step.x0_weight, error) * error) * jnp.exp(-log_var)

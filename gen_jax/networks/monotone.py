@@ -13,14 +13,14 @@ ENDS = ("first", "log_range")
 
 
 class Monotone(nn.Module):
-    """`t -> gamma(t)`, increasing, between two learned values (Kingma et al. 2021, Appendix H).
+    """`t -> gamma(t)`, increasing, between two learned values (Kingma et al. 2021, Appendix H and Eq. 59).
 
         gamma(t) = first + exp(log_range) (g(u) - g(0)) / (g(1) - g(0)),      u = (t - t_0) / (t_1 - t_0)
         g(u) = u + 1/F sum_j c_j sigmoid(a_j u + b_j),                        a_j, c_j > 0
 
     Positive weights make `g` increase, whatever the parameters are, and the normalisation gives the ends parameters of
     their own, which the inside does not move. It begins nearly as a straight line. With `-gamma` as `log_snr` it is the
-    noise schedule of the paper, whose values are the defaults:
+    noise schedule of the paper, whose code has these ends; its 1,024 features and the weights it begins with differ:
 
         process.LogSNR(lambda t: -Monotone().apply(params, t))
 

@@ -26,9 +26,15 @@ state is yours; here the left half of every picture is known, and put in with th
         state = state._replace(x=state.x.at[:, :, :14].set(known[:, :, :14]))
         state, x0_hat = step(plan, state)
     inpainted = samplers.finalize(state)
+
+**Steps that adapt.** `samplers.adaptive.ode` follows the probability-flow ODE to a tolerance. It is imported when it is
+first asked for: `diffrax` takes half a second, all the rest of this package a tenth of that.
 """
 
-from gen_jax.samplers import times
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gen_jax.samplers import learned, times
 from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
 from gen_jax.samplers.langevin import AnnealedLangevin, PredictorCorrector
 from gen_jax.samplers.multistep import Plan, State, finalize, init, sample, step
@@ -55,9 +61,21 @@ __all__ = [
     "Solver",
     "State",
     "UniPC",
+    "adaptive",
     "finalize",
     "init",
+    "learned",
     "sample",
     "step",
     "times",
 ]
+
+if TYPE_CHECKING:
+    from gen_jax.samplers import adaptive
+else:
+
+    def __getattr__(name: str) -> Any:
+        """`adaptive`, imported now; AttributeError for what does not exist."""
+        if name == "adaptive":
+            return importlib.import_module("gen_jax.samplers.adaptive")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

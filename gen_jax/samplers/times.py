@@ -173,7 +173,7 @@ def karras(
     return _made(process, n, final, t_start, nodes, _TO_T_MIN)
 
 
-def cosine(process: Process, n: int, *, final: Final = "denoise", t_start: float | None = None) -> Grid:
+def cosine(process: Process, n: int, *, final: Final = "zero", t_start: float | None = None) -> Grid:
     """Times evenly spaced in the angle `phi_t = arctan(sigma_t / alpha_t)`, of any process.
 
     They have the noise that `alpha = cos(pi u / 2), sigma = sin(pi u / 2)`, the cosine schedule, has at even `u`
@@ -183,7 +183,8 @@ def cosine(process: Process, n: int, *, final: Final = "denoise", t_start: float
     Args:
         process: the process.
         n: number of steps.
-        final: how the grid ends, see the top of the file.
+        final: how the grid ends, see the top of the file. Few steps even in the angle jump to `t_min` from far above, a
+            step too long for high orders: with "denoise" and "stop" take many.
         t_start: where it begins; `t_max` by default.
 
     Raises:

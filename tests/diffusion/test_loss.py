@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 
 from gen_jax import keys
 from gen_jax.diffusion import loss, prediction
-from gen_jax.diffusion.process import DDPM, VP, Process
+from gen_jax.diffusion.process import DDPM, VP, LogSNR, Process
 
 WEIGHTINGS = {
     "simple": (loss.simple, lambda snr, own: own),
@@ -226,6 +226,36 @@ def test_loss_and_gradient_are_the_same_on_eight_devices(how, quantiles):
         x_0 = X_0.reshape(8, 2, *X_0.shape[1:])
         got = jax.pmap(local, keys.AXIS, in_axes=(None, None, 0), out_axes=None)(W, KEY, x_0)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected)
+
+
+def losses_of_the_bound(params, key, x_0):
+    """`hybrid` and `variational` of a network, the latter of a learned schedule, too: their sum, and each."""
+    predict = partial(network, params["net"])
+    pair = lambda x_t, t: (predict(x_t, t), params["v"] + 0.1 * x_t)
+    learned = LogSNR(lambda t: 6 - 9 * t ** params["slope"])
+    each = {
+        "hybrid": loss.hybrid(key, pair, DDPM(16, beta_max=0.5), x_0, weight=0.7)[0],
+        "variational": loss.variational(key, predict, learned, x_0)[0],
+    }
+    return each["hybrid"] + each["variational"], each
+
+
+def test_losses_of_the_bound_and_their_gradient_are_the_same_on_eight_devices():
+    params = {"net": W, "v": jnp.asarray(0.4), "slope": jnp.asarray(1.3)}
+    values_and_gradient = jax.value_and_grad(losses_of_the_bound, has_aux=True)
+
+    def local(params, key, x_0):
+        return jax.lax.pmean(values_and_gradient(params, key, x_0), keys.AXIS)
+
+    mesh = jax.sharding.Mesh(jax.devices(), (keys.AXIS,))
+    assert mesh.size == 8
+    specs = {"in_specs": (P(), P(), P(keys.AXIS)), "out_specs": P(), "check_vma": False}
+    once = {"compiler_options": {"xla_backend_optimization_level": 0}}  # what runs once need not run fast
+    got = jax.jit(jax.shard_map(local, mesh=mesh, **specs), **once)(params, KEY, X_0)
+    expected = jax.jit(values_and_gradient, **once)(params, KEY, X_0)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected)
+    for name, gradient in expected[1].items():
+        assert jnp.abs(gradient).min() > 1e-3, name
 
 
 def test_noise_belongs_to_the_example():

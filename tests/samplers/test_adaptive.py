@@ -1,6 +1,8 @@
 """The adaptive probability-flow ODE against closed forms and scipy, in both directions."""
 
 import itertools
+import subprocess
+import sys
 from functools import partial
 
 import diffrax
@@ -11,7 +13,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.integrate import solve_ivp
 
-from gen_jax import gmm, normal
+from gen_jax import gmm, normal, samplers
 from gen_jax.diffusion import oracle
 from gen_jax.diffusion.process import DDPM, EDM, VE, VP, FlowMatching, LogSNR, Schedule, SubVP, at_log_snr
 from gen_jax.samplers import adaptive
@@ -58,6 +60,17 @@ def mixture(process, dtype=jnp.float64):
 
 def follow(denoise, process, **options):
     return jax.jit(partial(adaptive.ode, denoise, process, **options))
+
+
+def test_adaptive_is_imported_when_asked_for():
+    code = (
+        "import sys; from gen_jax import samplers; assert 'diffrax' not in sys.modules; "
+        "samplers.adaptive.ode; assert 'diffrax' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert samplers.adaptive is adaptive
+    with pytest.raises(AttributeError, match=r"'gen_jax.samplers' has no attribute 'adaptiv'"):
+        samplers.adaptiv  # noqa: B018
 
 
 # --- exact answers ---

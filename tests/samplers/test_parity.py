@@ -183,11 +183,6 @@ HALF = lambda phi_2, big: 0.5 - phi_2 / big  # diffusers and k-diffusion
 SIGN = lambda phi_2, big: -0.5 - phi_2 / big  # diffusers, "sde-dpmsolver++"
 
 
-def lead(name, **options):
-    """A solver of ours, or None while it does not exist."""
-    return getattr(samplers, name)(**options) if hasattr(samplers, name) else None
-
-
 # --- which of the two is right ---
 
 
@@ -266,16 +261,16 @@ DIFFUSERS = {
     "ddim-eta-half": Row(samplers.DDIM(0.5), "DDIMScheduler", {}, DATA),
     "ddim-eta-one": Row(samplers.DDIM(1.0), "DDIMScheduler", {}, DATA, SCALED),
     "ddim-to-one": Row(samplers.DDIM(0.5), "DDIMScheduler", {"set_alpha_to_one": False}, ("to one",)),
-    "pndm": Row(lead("PNDM", warmup="heun"), "PNDMScheduler", {"skip_prk_steps": True}, DATA),
+    "pndm": Row(samplers.PNDM(warmup="heun"), "PNDMScheduler", {"skip_prk_steps": True}, DATA),
     "pndm-runge-kutta": Row(
-        lead("PNDM", warmup="runge-kutta"), "PNDMScheduler", {"skip_prk_steps": False}, DATA
+        samplers.PNDM(warmup="runge-kutta"), "PNDMScheduler", {"skip_prk_steps": False}, DATA
     ),
     "ipndm": Row(samplers.IPNDM(order=4), "IPNDMScheduler"),
     "euler-is-ddim": Row(samplers.DDIM(), "EulerDiscreteScheduler"),
-    "euler": Row(lead("Euler"), "EulerDiscreteScheduler", process=SCALED),
+    "euler": Row(samplers.Euler(), "EulerDiscreteScheduler", process=SCALED),
     "euler-ancestral-is-ddpm": Row(samplers.DDPM(), "EulerAncestralDiscreteScheduler"),
     "euler-ancestral": Row(
-        lead("EulerAncestral", eta=1.0), "EulerAncestralDiscreteScheduler", process=SCALED
+        samplers.EulerAncestral(eta=1.0), "EulerAncestralDiscreteScheduler", process=SCALED
     ),
     "heun": Row(samplers.Heun(), "HeunDiscreteScheduler"),
     "lms": Row(samplers.LMS(order=4), "LMSDiscreteScheduler"),
@@ -414,8 +409,6 @@ def model_output(row, x, alpha, sigma):
 )
 def test_states_are_those_of_diffusers(name, grid, monkeypatch):
     row = DIFFUSERS[name]
-    if row.solver is None:
-        pytest.skip("this solver is to come")
     want = ours(row.solver, row.process, GRIDS[grid](row.process))
     np.testing.assert_allclose(diffusers_states(row, want, monkeypatch), want.states, rtol=ATOL, atol=ATOL)
 
@@ -456,6 +449,31 @@ def test_grids_of_the_peers_are_ours_for_edm_and_flow_matching():
     ):
         scheduler.set_timesteps(10)
         np.testing.assert_allclose(scheduler.sigmas, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_of_diffusers_cannot_step_to_the_data(order, monkeypatch):
+    """Their integral over `log(sigma / alpha)` has no value there, which ours does without: `x_s = x0_hat`."""
+    row = Row(samplers.DEIS(order), DEIS, {"solver_order": order})
+    want = ours(row.solver, LINEAR, GRIDS["to data"](LINEAR))
+    with np.errstate(all="ignore"):
+        states = diffusers_states(row, want, monkeypatch)
+    np.testing.assert_allclose(states[:-1], want.states[:-1], rtol=ATOL, atol=ATOL)
+    assert np.isnan(states[-1]).all()
+    assert np.isfinite(want.states[-1]).all()
+
+
+def test_last_step_of_diffusers_ddpm_beta_leaves_noise_in_the_data(monkeypatch):
+    """On "trailing" times, of data of one point: exact is the point, which is ours; theirs has the noise of the step."""
+    grid = GRIDS["to data"](LINEAR)
+    monkeypatch.setattr(f"{__name__}.x0_hat", lambda x, alpha, sigma: torch.full_like(x, 0.25))
+    row = Row(samplers.DDPM("beta"), "DDPMScheduler", {"variance_type": "fixed_large"})
+    with jax.enable_x64(True):
+        plan = row.solver.plan(LINEAR, grid)
+        x_0 = samplers.sample(KEY, lambda x, t: jnp.full_like(x, 0.25), plan, jnp.asarray(START))
+    np.testing.assert_allclose(x_0, 0.25, rtol=1e-12)
+    theirs = diffusers_states(row, ours(row.solver, LINEAR, grid), monkeypatch)[-1]
+    assert np.sqrt(np.mean((theirs - 0.25) ** 2)) > 0.1
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -503,10 +521,10 @@ CHURN = {"s_churn": 1.2, "s_tmin": 0.05, "s_tmax": 70.0, "s_noise": 1.003}
 OUR_CHURN = samplers.Heun(churn=1.2, churn_min=0.05, churn_max=70.0, churn_noise=1.003)
 K_DIFFUSION = {
     "euler": KRow(samplers.DDIM(), "euler"),
-    "euler-class": KRow(lead("Euler"), "euler", process=LINEAR),
+    "euler-class": KRow(samplers.Euler(), "euler", process=LINEAR),
     "euler-ancestral-is-ddpm": KRow(samplers.DDPM(), "euler_ancestral"),
     "euler-ancestral-eta": KRow(samplers.DDIM(0.6), "euler_ancestral", {"eta": 0.6}, process=LINEAR),
-    "euler-ancestral-class": KRow(lead("EulerAncestral", eta=0.7), "euler_ancestral", {"eta": 0.7}),
+    "euler-ancestral-class": KRow(samplers.EulerAncestral(eta=0.7), "euler_ancestral", {"eta": 0.7}),
     "heun": KRow(samplers.Heun(), "heun", stages=2),
     "heun-vp": KRow(samplers.Heun(), "heun", stages=2, process=LINEAR),
     "heun-churn": KRow(OUR_CHURN, "heun", CHURN, stages=2),
@@ -551,8 +569,6 @@ def k_diffusion_states(row, want, grid, monkeypatch):
 @pytest.mark.parametrize("ending", ["to data", "stop"])
 def test_states_are_those_of_k_diffusion(name, ending, monkeypatch):
     row = K_DIFFUSION[name]
-    if row.solver is None:
-        pytest.skip("this solver is to come")
     grid = GRIDS[ending](row.process)
     want = ours(row.solver, row.process, grid)
     after = np.minimum(row.stages * np.arange(1, len(grid)), len(want.states)) - 1

@@ -57,7 +57,7 @@ class Bound(NamedTuple):
             bin_width: 1 where the bound is of a probability ("discretized": `x = byte / 127.5 - 1`). Where it is of
                 a density ("gaussian"), the distance in `x` between neighbouring bytes, 2 / 255 or, for `x = 2
                 (byte + u) / 256 - 1`, 2 / 256; it then bounds the discrete code length if `u` is uniform noise
-                (Theis et al. 2016, Eq. 5).
+                (Theis et al. 2016, Section 3.1).
 
         Raises:
             ValueError: no positive shape, or a `bin_width` that is not positive.

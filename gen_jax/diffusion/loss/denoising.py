@@ -30,7 +30,7 @@ def denoising(
         mean_i  w(log_snr_{t_i}) q_i^2 |y_i - predict(x_{t_i}, t_i)|^2 / D,   x_t = alpha_t x_0 + sigma_t eps
 
     with `q^2` of `prediction.error_ratio`; with `simple` both factors are left out (Ho et al. 2020, Eq. 14;
-    weights in log SNR as in Kingma & Gao 2023, Eq. 2).
+    weights in log SNR as in Kingma & Gao 2023, Eq. 2, without their `-d log_snr / dt`: what times are drawn counts).
 
     Args:
         key: the step's key, the same on every device. Noise of example `i` comes from `fold_in(key_eps, i)`.

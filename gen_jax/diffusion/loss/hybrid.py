@@ -32,8 +32,9 @@ def hybrid(
         L_vlb = T mean_i L_i,     L at t > 1:  KL(q(x_{t-1} | x_t, x_0) || N(mean_hat, var_hat))
                                   L at t = 1:  -log P(x_0 | N(mean_hat, var_hat)), in bins
 
-    `L_vlb` is in bits per dimension, as in the authors' code, which their 0.001 goes with. The mean is held in
-    it (`stop_gradient`): the network's `y` learns from `L_simple` alone, its `v` from `L_vlb` alone.
+    `L_vlb` is in bits per dimension, as in the authors' code (`T / 1000` times a term in bits), which their 0.001
+    goes with. The mean is held in it (`stop_gradient`): the network's `y` learns from `L_simple` alone, its `v`
+    from `L_vlb` alone.
 
     Args:
         key: as of `denoising`, as are `x_0`, `predicts` and `quantiles` (which must be uniform).

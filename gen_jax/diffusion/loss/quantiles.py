@@ -14,7 +14,7 @@ Quantiles: TypeAlias = Callable[[Key[Array, ""], int], Float[Array, "B"]]
 
 
 def stratified(key: Key[Array, ""], n: int) -> Float[Array, "{n}"]:
-    """Low-discrepancy quantiles `u_i = (u_0 + i / B) mod 1`, `B` the global batch (Kingma et al. 2021, I.1).
+    """Low-discrepancy quantiles `u_i = (u_0 + i / B) mod 1`, `B` the global batch (Kingma et al. 2021, App. I.1).
 
     Each is uniform on [0, 1), and every interval `[j / B, (j + 1) / B)` holds exactly one: the loss varies
     less between batches.

@@ -39,11 +39,11 @@ def variational(
     """The diffusion term of the variational bound in nats per dimension, one random time an example.
 
         mean_i  1/2 r_i |x_0 - x0_hat|^2 / D
-        r = -d SNR / du  with  t = process.times(u)          continuous time (Kingma et al. 2021, Eq. 17)
+        r = -d SNR / du  with  t = process.times(u)          continuous time (Kingma et al. 2021, Eq. 16)
         r = T (SNR_{t-1} - SNR_t)                            `DDPM` (Eq. 13), but 0 at t = 1
 
     In expectation it is `likelihood.vlb(...).diffusion` over the number of dimensions. It is the loss of Kingma
-    & Gao 2023 (Eq. 2) whose weight on the error in `eps` is 1/2. DDPM's `t = 1` belongs to the reconstruction,
+    & Gao 2023 (Eq. 2) with their `w = 1`. DDPM's `t = 1` belongs to the reconstruction,
     as the two terms at the ends of time do: they are not in it. How much it varies depends on `process.times`;
     even in `log_snr` is good.
 
@@ -69,7 +69,7 @@ def second_moment(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean square of what `variational` is the mean of: least where that varies least, as its mean is fixed.
 
-    For the inside of a learned schedule alone, whose ends are held (Kingma et al. 2021, Section 5.1 and
+    For the inside of a learned schedule alone, whose ends are held (Kingma et al. 2021, Section 5.3 and
     Appendix I.2: of the variance `E[L^2] - E[L]^2` only the first term depends on it). Arguments and errors as
     of `variational`.
 

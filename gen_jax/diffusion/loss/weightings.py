@@ -46,5 +46,8 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
-    """Weight `w = SNR sigmoid(bias - log_snr)` on the error in `x_0`, a sigmoid on that in `eps` (Kingma & Gao 2023)."""
+    """Weight `w = SNR sigmoid(bias - log_snr)` on the error in `x_0`, a sigmoid on that in `eps` (Kingma & Gao 2023).
+
+    It is theirs where `log_snr` is even in time: they multiply by `-d log_snr / dt`, which no function of `log_snr` is.
+    """
     return lambda log_snr: jnp.exp(log_snr) * jax.nn.sigmoid(bias - log_snr)
