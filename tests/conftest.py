@@ -20,3 +20,12 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
+
+LONGEST = ("test_experiments.py", "test_processes.py", "test_em.py", "test_loop.py", "test_compile.py")
+"""Files that begin first, so that no worker is left with one of them in the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first; all else stays in order."""
+    place = lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+    items.sort(key=place)

@@ -134,7 +134,6 @@ def run(step09, tmp_path_factory):
     return workdir, step09.main(step09.parse(arguments(workdir)))
 
 
-@pytest.mark.xdist_group("step09")
 def test_step09_leaves_everything_it_promises(run):
     workdir, summary = run
     for name in ("forward", "loss", "samples", "denoising"):
@@ -154,7 +153,6 @@ def test_step09_leaves_everything_it_promises(run):
     assert samples.dtype == np.uint8
 
 
-@pytest.mark.xdist_group("step09")
 def test_step09_same_command_again_trains_no_further(step09, run):
     workdir, summary = run
     before = (workdir / "metrics.jsonl").read_text()
@@ -163,7 +161,6 @@ def test_step09_same_command_again_trains_no_further(step09, run):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.xdist_group("step09")
 def test_step09_samples_do_not_depend_on_how_many_are_drawn(step09, run):
     workdir, _ = run
     draw = lambda *more: step09.draw_samples(
@@ -174,7 +171,6 @@ def test_step09_samples_do_not_depend_on_how_many_are_drawn(step09, run):
     assert not np.array_equal(draw("--num", "2", "--nfe", "4", "--seed", "3"), two)
 
 
-@pytest.mark.xdist_group("step09")
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
 def test_step09_samples_with_every_solver(step09, run, solver):
     workdir, _ = run
@@ -183,20 +179,17 @@ def test_step09_samples_with_every_solver(step09, run, solver):
     assert np.load(workdir / "samples.npy").shape == (2, 28, 28, 1)
 
 
-@pytest.mark.xdist_group("step09")
 def test_step09_names_the_field_that_does_not_fit_the_checkpoint(step09, run):
     workdir, _ = run
     with pytest.raises(ValueError, match=r"learning_rate.*saved.*now"):
         step09.main(step09.parse(arguments(workdir, "--learning-rate", "0.5")))
 
 
-@pytest.mark.xdist_group("step09")
 def test_step09_sampling_without_a_checkpoint_says_what_to_do(step09, tmp_path):
     with pytest.raises(ValueError, match="train first"):
         step09.main(step09.parse(["--sample-only", "--workdir", str(tmp_path)]))
 
 
-@pytest.mark.xdist_group("step09")
 def test_step09_rejects_an_unknown_flag(step09):
     with pytest.raises(SystemExit):
         step09.parse(["--batchsize", "3"])
@@ -209,7 +202,6 @@ def compare(step09, monkeypatch):
     return load("samplers_compare")
 
 
-@pytest.mark.xdist_group("step09")
 @pytest.mark.slow
 def test_samplers_compare_measures_every_solver(compare, run, tmp_path):
     checkpoint, _ = run
@@ -232,7 +224,6 @@ def test_samplers_compare_measures_every_solver(compare, run, tmp_path):
         assert min(each["standard_error"]) > 0
 
 
-@pytest.mark.xdist_group("step09")
 @pytest.mark.slow
 def test_samplers_compare_draws_what_sample_draws(compare, run):
     """One program for all plans: the first samples of a padded plan are those of `samplers.sample` by its own."""
@@ -246,13 +237,11 @@ def test_samplers_compare_draws_what_sample_draws(compare, run):
         np.testing.assert_allclose(drawn[name][0].x_0, expected, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.xdist_group("step09")
 def test_samplers_compare_without_a_checkpoint_says_what_to_run(compare, tmp_path):
     with pytest.raises(ValueError, match=r"run python experiments/step09_diffusion.py first"):
         compare.main(compare.Config(tmp_path / "none", tmp_path))
 
 
-@pytest.mark.xdist_group("step09")
 @pytest.mark.slow  # a second network to compile; in CI: guidance and the U-Net's labels by themselves
 def test_step09_learns_from_labels_and_draws_for_them(step09, tmp_path):
     summary = step09.main(step09.parse(arguments(tmp_path, "--labels", "--steps", "8", "--num", "40")))
@@ -272,7 +261,6 @@ def test_step09_learns_from_labels_and_draws_for_them(step09, tmp_path):
         again("--label", "10")
 
 
-@pytest.mark.xdist_group("step09")
 def test_step09_says_that_a_label_needs_labels(step09, run, tmp_path, monkeypatch):
     workdir, _ = run
     with pytest.raises(ValueError, match="train one with --labels"):
@@ -283,7 +271,6 @@ def test_step09_says_that_a_label_needs_labels(step09, run, tmp_path, monkeypatc
         step09.main(step09.parse(arguments(tmp_path, "--labels")))
 
 
-@pytest.mark.xdist_group("step09")
 @pytest.mark.slow
 def test_step09_trains_on_colour_images_of_odd_size(step09, tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (40, 11, 9, 3), np.uint8)
@@ -297,7 +284,6 @@ def test_step09_trains_on_colour_images_of_odd_size(step09, tmp_path, monkeypatc
     assert np.load(tmp_path / "samples.npy").shape == (3, 11, 9, 3)
 
 
-@pytest.mark.xdist_group("step09")
 @pytest.mark.slow  # in CI: the toy of tests/training/test_compile.py
 def test_step09_every_way_of_spreading_a_step_gives_the_same_parameters(step09):
     """One device == 8 with jit == 8 with pmap == 8 with FSDP, parameters after 20 steps to 1e-5.
@@ -340,7 +326,6 @@ def start(script, *flags):
     return subprocess.Popen([sys.executable, ROOT / script, *map(str, flags)], env=environment, text=True)
 
 
-@pytest.mark.xdist_group("step09")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "minutes", "confident"), [("mnist_small", 10, 0.75), ("mnist_best", 60, 0.95)]
@@ -366,7 +351,6 @@ def test_step09_draws_digits_that_a_judge_can_read(tmp_path, preset, minutes, co
     assert elapsed <= 60 * minutes
 
 
-@pytest.mark.xdist_group("step09")
 @pytest.mark.slow
 def test_step09_killed_three_times_is_the_same_to_the_bit(tmp_path):
     """The default network itself; tests/training/test_processes.py has the same with a small model."""
