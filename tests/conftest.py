@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def optimized():
-    """Compile as users do, for tests of equality to the last bit, which is a matter of the machine's code as well."""
+    """Compile as users do: for equality to the last bit, a matter of machine code as well, and for what runs long."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
