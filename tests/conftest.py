@@ -1,4 +1,8 @@
-"""Eight CPU devices, strict promotion, no silent NaN, and every jaxtyping annotation checked by beartype."""
+"""Eight CPU devices, strict promotion, no silent NaN, and every jaxtyping annotation checked by beartype.
+
+Without the slow tests nearly all time is the compiler's, so programs are then compiled quickly and not to run quickly,
+as in JAX's own tests. With them (`pytest -m slow`, or `pytest -m ""` for all) they are compiled as users do it.
+"""
 
 import atexit
 import os
@@ -9,7 +13,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # all processes of this run share what one has compiled
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gen_jax-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 from jaxtyping import install_import_hook
@@ -17,15 +21,33 @@ from jaxtyping import install_import_hook
 install_import_hook("gen_jax", "beartype.beartype")
 
 import jax
+import jaxlib.version
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
 
-LONGEST = ("test_experiments.py", "test_processes.py", "test_em.py", "test_loop.py", "test_compile.py")
+LONGEST = ("test_experiments.py", "test_processes.py", "test_solvers.py", "test_em.py", "test_oracle.py")
 """Files that begin first, so that no worker is left with one of them in the end."""
+
+
+def pytest_configure(config):
+    if config.getoption("markexpr") == "not slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+        if jaxlib.version.__version_info__ < (0, 11):  # XLA ends the process at a flag that is no more
+            os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_collection_modifyitems(items):
     """The longest files first; all else stays in order."""
     place = lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
     items.sort(key=place)
+
+
+@pytest.fixture
+def optimized():
+    """Compile as users do: for equality to the last bit, a matter of machine code as well, and for what runs long."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

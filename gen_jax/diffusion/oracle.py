@@ -203,7 +203,8 @@ class Empirical:
             log_weights = jnp.where(start + jnp.arange(chunk) < i * chunk, -jnp.inf, log_weights)
             distance = jnp.square(rows[:, None] - alpha_t * data[None]).sum(-1)
             logits = log_weights[None] - distance / (2 * jnp.square(sigma_t))
-            above = jnp.maximum(highest, logits.max(1))
+            # any number will do, and the derivative of a maximum is 0 / 0 where XLA rounds the logits twice, differently
+            above = jax.lax.stop_gradient(jnp.maximum(highest, logits.max(1)))
             finite = jnp.where(jnp.isfinite(above), above, 0)
             scale, p = jnp.exp(highest - finite), jnp.exp(logits - finite[:, None])
             total = total * scale + p.sum(1)

@@ -55,15 +55,16 @@ def test_denoiser_satisfies_tweedies_formula(structure, process):
     with jax.enable_x64(True):
         params = gmm.GMM(*(jnp.asarray(a, jnp.float64) for a in mixture(structure)))
         exact = oracle.mixture(params, process)
+        density = lambda x, alpha, sigma: gmm.log_prob(gmm.diffuse(params, alpha, sigma), x[None])[0]
+        by_gradient = jax.jit(jax.vmap(jax.grad(density), (0, None, None)))
+        by_oracle = jax.jit(lambda x, t: (exact.score(x, t), exact(x, t)))
         for t in times(process):
             alpha, sigma = np.float64(process.alpha(np.float64(t))), np.float64(process.sigma(np.float64(t)))
-            x_t = jnp.asarray(noisy(process, t), jnp.float64)
-            density = lambda x, a=alpha, s=sigma: gmm.log_prob(gmm.diffuse(params, a, s), x[None])[0]
-            score = jax.vmap(jax.grad(density))(x_t)
-            np.testing.assert_allclose(exact.score(x_t, np.float64(t)), score, rtol=1e-5, atol=1e-7)
+            x_t = np.float64(noisy(process, t))
+            score, (found, x0_hat) = by_gradient(x_t, alpha, sigma), by_oracle(x_t, np.float64(t))
+            np.testing.assert_allclose(found, score, rtol=1e-5, atol=1e-7)
             if alpha > 1e-3:  # else the formula itself divides rounding errors by alpha
-                expected = (x_t + sigma**2 * score) / alpha
-                np.testing.assert_allclose(exact(x_t, np.float64(t)), expected, rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(x0_hat, (x_t + sigma**2 * score) / alpha, rtol=1e-5, atol=1e-5)
 
 
 @each_structure
@@ -119,13 +120,13 @@ def test_empirical_is_the_mixture_of_points(process, monkeypatch):
         ),
         process,
     )
+    every = jax.jit(lambda den, x, t: (den(x, t), den.log_prob(x, t), den.score(x, t)))
     for t in times(process):
         x_t = process.perturb(jnp.asarray(points), jnp.float32(t), jax.random.normal(KEY, points.shape))
-        np.testing.assert_allclose(exact(x_t, t), same(x_t, t), rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(exact.log_prob(x_t, t), same.log_prob(x_t, t), rtol=1e-3, atol=1e-2)
-        np.testing.assert_allclose(
-            exact.score(x_t, t), same.score(x_t, t), rtol=1e-2, atol=1e-2 / process.sigma(t)
-        )
+        (x0_hat, log_prob, score), expected = every(exact, x_t, t), every(same, x_t, t)
+        np.testing.assert_allclose(x0_hat, expected[0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(log_prob, expected[1], rtol=1e-3, atol=1e-2)
+        np.testing.assert_allclose(score, expected[2], rtol=1e-2, atol=1e-2 / process.sigma(t))
 
 
 def test_class_conditional_oracles_are_bayes_rule():

@@ -107,6 +107,7 @@ def test_trace_is_what_the_callback_picks(name):
     np.testing.assert_allclose(run(), x_0, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("optimized")
 @each_plan
 def test_sample_does_not_depend_on_the_batch(name):
     plan, x_T = PLANS[name], PROCESS.prior(KEY, (16, 3))
@@ -117,6 +118,7 @@ def test_sample_does_not_depend_on_the_batch(name):
         np.testing.assert_array_equal(run(plan, x_T[part], part), whole[part])
 
 
+@pytest.mark.usefixtures("optimized")
 @each_plan
 @pytest.mark.parametrize("how", ["sharded", "shard_map", "pmap"])
 def test_sample_does_not_depend_on_the_number_of_devices(name, how):

@@ -146,12 +146,13 @@ def both(x, x0_hat):
 # --- deterministic solvers: order of convergence ---
 
 DETERMINISTIC = [name for name, row in table.SOLVERS.items() if row.order]
+order = functools.cache(table.order)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @pytest.mark.parametrize("process", ["DDPM", "FlowMatching"])
 def test_solver_has_the_order_it_claims(name, process):
-    assert abs(table.order(name, process) - table.SOLVERS[name].order) < 0.15
+    assert abs(order(name, process) - table.SOLVERS[name].order) < 0.15
 
 
 @pytest.mark.slow
@@ -194,7 +195,7 @@ def test_readme_has_every_solver_and_orders_as_measured_here():
     for name in DETERMINISTIC:
         for process in ("DDPM", "FlowMatching"):
             low, *high = orders[name][process].split(" to ")
-            got = table.order(name, process)
+            got = order(name, process)
             assert float(low) - 0.02 <= got <= float((high or [low])[0]) + 0.02, (name, process)
         assert all(
             abs(float(cell.split(" to ")[-1]) - table.SOLVERS[name].order) < 0.15
@@ -263,6 +264,7 @@ def test_ddpm_has_the_moments_of_ho_et_al_after_every_step(variance):
         assert abs(variances[k] - var) < 5 * var * np.sqrt(2 / n)
 
 
+@pytest.mark.usefixtures("optimized")  # more to compute than to compile
 @each_sde
 @each_process
 def test_stochastic_solver_gives_the_data(name, process):
@@ -403,6 +405,7 @@ class Flow(Process):
 FLOW = Flow()
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", [n for n in SOLVERS if n not in ("adams-2", "langevin")])
 def test_solver_takes_a_process_of_ones_own(name):
     plan = plan_of(name, FLOW, times.uniform(FLOW, 200))

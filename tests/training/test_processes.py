@@ -142,7 +142,13 @@ def start_two(workdir, *options):
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["--fsdp", "--stream"], ["--parallel", "pmap"]], ids=["jit", "fsdp", "pmap"]
+    "options",
+    [
+        # in CI: preempted, below, and finished by one process
+        pytest.param([], id="jit", marks=pytest.mark.slow),
+        pytest.param(["--fsdp", "--stream"], id="fsdp"),
+        pytest.param(["--parallel", "pmap"], id="pmap", marks=pytest.mark.slow),
+    ],
 )
 def test_fit_in_two_processes_equals_one(whole, tmp_path, options):
     assert finish(*start_two(tmp_path, *options)) == [0, 0], log(tmp_path)
