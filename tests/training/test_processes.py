@@ -144,7 +144,9 @@ def start_two(workdir, *options):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param([], id="jit", marks=pytest.mark.slow),  # in CI: preempted, below, and finished by one process
+        pytest.param(
+            [], id="jit", marks=pytest.mark.slow
+        ),  # in CI: preempted, below, and finished by one process
         pytest.param(["--fsdp", "--stream"], id="fsdp"),
         pytest.param(["--parallel", "pmap"], id="pmap", marks=pytest.mark.slow),
     ],
