@@ -106,7 +106,7 @@ def two() -> Problem:
     weights = np.array([0.2, 0.5, 0.3])
     means = np.array([[-1.0, 0.5], [1.0, 0.8], [0.2, -1.2]])
     covs = np.array([[[0.05, 0.02], [0.02, 0.1]], [[0.2, -0.05], [-0.05, 0.08]], [[0.03, 0.0], [0.0, 0.25]]])
-    return mixture("2-D mixture", weights, means, covs, 1024, 6144)
+    return mixture("2-D mixture", weights, means, covs, 1024, 3072)
 
 
 def sixty_four() -> Problem:

@@ -76,18 +76,27 @@ def test_denoising_equals_numpy(process, predicts, weighting):
     np.testing.assert_allclose(metrics["mse"], mse.mean(), rtol=2e-4)
 
 
-@each_process
-@pytest.mark.parametrize("weighting", [w for w in WEIGHTINGS if w != "simple"])
-def test_same_weighting_is_the_same_loss_and_gradient_under_every_prediction(process, weighting):
-    def loss_fn(params, predicts):
+NOT_SIMPLE = [weighting for weighting in WEIGHTINGS if weighting != "simple"]
+
+
+@functools.cache
+def losses_and_gradients(process):
+    """Of every weighting and prediction, in one program, which draws and perturbs once."""
+
+    def loss_fn(params, predicts, weighting):
         predict, ours = partial(in_space(predicts, process), params), WEIGHTINGS[weighting][0]
         return loss.denoising(KEY, predict, process, X_0, predicts=predicts, weighting=ours)[0]
 
-    @jax.jit
-    def of_all(params):
-        return {p: jax.value_and_grad(loss_fn)(params, p) for p in prediction.PREDICTIONS}
+    of_all = lambda weighting: {
+        p: jax.value_and_grad(loss_fn)(W, p, weighting) for p in prediction.PREDICTIONS
+    }
+    return jax.jit(lambda: {weighting: of_all(weighting) for weighting in NOT_SIMPLE})()
 
-    results = of_all(W)
+
+@each_process
+@pytest.mark.parametrize("weighting", NOT_SIMPLE)
+def test_same_weighting_is_the_same_loss_and_gradient_under_every_prediction(process, weighting):
+    results = losses_and_gradients(process)[weighting]
     expected = results["x0"]
     for value, gradient in results.values():
         np.testing.assert_allclose(value, expected[0], rtol=1e-3)

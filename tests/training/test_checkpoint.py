@@ -1,3 +1,5 @@
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,13 @@ def state_at(step, seed=0):
 
 # TensorStore complains when a failed read is dropped
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collect():
+    """Here, lest it be in the tests of another file."""
+    yield
+    gc.collect()
 
 
 def files(directory, largest_first=True):
