@@ -244,9 +244,14 @@ def init(model: vae.VAE, key: jax.Array, shape: tuple[int, ...], num_classes: in
     return jax.jit(model.init)(key, jnp.zeros((1, *shape)), label)
 
 
+def restore(params: Any) -> vae.Params:
+    """Parameters of a checkpoint in the form that the model takes."""
+    return vae.Params(**params) if isinstance(params, dict) else params
+
+
 def finish(config: Config, model: vae.VAE, state, test, note: str) -> dict[str, Any]:
     """The bounds on the test set, the figures, samples, and the summary."""
-    began = time.perf_counter()
+    began, params = time.perf_counter(), restore(training.load(config.workdir)[0])
 
     def bounds(params, key, batch, index):
         x, label = batch["image"], batch.get("label")
@@ -255,9 +260,7 @@ def finish(config: Config, model: vae.VAE, state, test, note: str) -> dict[str, 
         log_prob = model.log_prob(params, key_iwae, x, config.test_samples, label, index=index)
         return elbo._asdict() | {"log_prob": log_prob}
 
-    figures = autoencoding.evaluate(
-        bounds, state.ema_params, test, limit=config.test_images, key=jax.random.key(1)
-    )
+    figures = autoencoding.evaluate(bounds, params, test, limit=config.test_images, key=jax.random.key(1))
     dims = math.prod(test["image"].shape[1:])
     summary: dict[str, Any] = {
         "steps": int(state.step),
@@ -273,7 +276,7 @@ def finish(config: Config, model: vae.VAE, state, test, note: str) -> dict[str, 
     if config.likelihood.startswith(("bernoulli", "discretized", "logistic")):
         summary["test_bits_per_dim"] = -summary["test_log_prob"] / (dims * math.log(2))
     if jax.process_index() == 0:
-        save_figures(config, model, state.ema_params, test)
+        save_figures(config, model, params, test)
         last = plots.read_metrics(config.workdir / "metrics.jsonl")[-1]
         names = ("loss", "book_loss", "elbo", "iwae", "reconstruction", "kl", "images_per_second")
         summary |= {name: last[name] for name in names if name in last}
@@ -331,7 +334,7 @@ def draw_samples(config: Config, chunk: int = 500) -> np.ndarray:
     trained = dataclasses.replace(config, **values)
     shape, num_classes = tuple(saved["image_shape"]), saved["num_classes"]
     model = build(trained, shape, num_classes)
-    params = vae.Params(**params) if isinstance(params, dict) else params
+    params = restore(params)
     key_x, key_label = jax.random.split(jax.random.key(config.seed))
     labels = autoencoding.choose_labels(config.label, num_classes, key_label, config.num)
     draw = jax.jit(

@@ -321,7 +321,7 @@ def train(config: Config) -> dict[str, Any]:
 
 def finish(config: Config, model, state, test, note: str) -> dict[str, Any]:
     """The bounds on the test set, the figures, samples, and the summary."""
-    began = time.perf_counter()
+    began, params = time.perf_counter(), restore(training.load(config.workdir)[0])
 
     def bounds(params, key, batch, index):
         key_elbo, key_iwae = jax.random.split(key)
@@ -331,9 +331,7 @@ def finish(config: Config, model, state, test, note: str) -> dict[str, Any]:
         figures = {"elbo": bound.value, "reconstruction": bound.reconstruction, "kl": bound.kl.sum(1)}
         return figures | each | {"log_prob": log_prob}
 
-    figures = autoencoding.evaluate(
-        bounds, state.ema_params, test, limit=config.test_images, key=jax.random.key(1)
-    )
+    figures = autoencoding.evaluate(bounds, params, test, limit=config.test_images, key=jax.random.key(1))
     dims = math.prod(test["image"].shape[1:])
     summary: dict[str, Any] = {
         "steps": int(state.step),
@@ -349,7 +347,7 @@ def finish(config: Config, model, state, test, note: str) -> dict[str, Any]:
     if isinstance(state.opt_state, training.SkipState):
         summary["steps_skipped"] = int(state.opt_state.skipped)
     if jax.process_index() == 0:
-        save_figures(config, model, state.ema_params, test)
+        save_figures(config, model, params, test)
         last = plots.read_metrics(config.workdir / "metrics.jsonl")[-1]
         names = ("loss", "book_loss", "elbo", "iwae", "reconstruction", "kl", "images_per_second")
         summary |= {name: last[name] for name in names if name in last}

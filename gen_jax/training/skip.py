@@ -35,8 +35,8 @@ def skip_exploding(
     A skipped step changes neither the parameters nor the state of `inner`. The bound moves with the gradients, also with
     those that were skipped: let them become a thousand times longer for good, and after `log(1000 / factor) /
     log(1 + (1 - decay) (factor - 1))` steps they are taken again. A fixed bound, once passed for good, would end the
-    training without a word. Non-finite ones teach nothing and are always skipped; a run whose loss stays so is for the
-    loop to stop. `factor=None` skips only those.
+    training without a word. Non-finite ones teach nothing and are always skipped; `training.fit` gives a run up after
+    100 of them in a row. `factor=None` skips only those.
 
     `optax.apply_if_finite` and `optax.skip_large_updates` are the parts of this without the bound that moves.
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from gen_jax.training.skip import SkipState
+
 Metrics = dict[str, Float[Array, "..."]]
 """Named float32 scalars of one step, or `[K]` vectors for the `K` steps of one call."""
 
@@ -68,8 +70,8 @@ def make_step(
     is told the step `k`, int32, as its fourth argument: a term may then be warmed up.
 
     The metrics are those of the loss with `loss` and `grad_norm` (global norm, before any clipping), float32
-    scalars. Raises ValueError when `ema_decay` is outside [0, 1) or the loss reports a metric under one of
-    these two names.
+    scalars; with `skip_exploding` also `skipped`, 1 where the step was not taken. Raises ValueError when `ema_decay`
+    is outside [0, 1) or the loss reports a metric under one of these names.
     """
     if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
         raise ValueError(f"ema_decay must lie in [0, 1) or be None (no average), got {ema_decay}")
@@ -78,7 +80,7 @@ def make_step(
         key = jax.random.fold_in(state.key, state.step)
         args = (key, batch, state.step) if step_in_loss else (key, batch)
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *args)
-        if taken := {"loss", "grad_norm"} & set(metrics):
+        if taken := {"loss", "grad_norm", "skipped"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
         if axis_name is not None:
             value, metrics, grads = jax.lax.pmean((value, metrics, grads), axis_name)
@@ -88,6 +90,8 @@ def make_step(
             params if ema_decay is None else ema_update(state.ema_params, params, state.step, ema_decay)
         )
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
+        if isinstance(opt_state, SkipState):
+            metrics["skipped"] = opt_state.skipped - state.opt_state.skipped
         metrics = {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
         return TrainState(state.step + 1, params, opt_state, ema_params, state.key), metrics
 
