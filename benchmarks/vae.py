@@ -138,7 +138,7 @@ def jax_round(config: Config, model: Any, loss: Any, images: np.ndarray) -> tupl
         training.make_step(loss, optimizer, ema_decay=None), steps_per_call=config.steps, select=feed.select
     )
     arrays = compiled.put(dict(feed.arrays))
-    state = training.TrainState.create(params, optimizer, jax.random.key(2))
+    state = training.TrainState.create(params, optimizer, jax.random.key(2), ema=False)
 
     def run() -> None:
         nonlocal state

@@ -223,7 +223,7 @@ def train(config: Config) -> dict[str, Any]:
         training.make_step(
             make_loss(model, config), optimizer, ema_decay=config.ema_decay, step_in_loss=True
         ),
-        training.TrainState.create(params, optimizer, key_steps),
+        training.TrainState.create(params, optimizer, key_steps, ema=config.ema_decay is not None),
         data.batches(arrays, config.batch_size, key=key_data),
         num_steps=config.steps,
         workdir=config.workdir,

@@ -449,7 +449,7 @@ def test_twelve_levels_train():
     x = x.at[:, :, :3].set(x[:, :1, :1])  # something to learn
     params = jax.jit(model.init)(KEY, x)
     optimizer = training.skip_exploding(optax.adam(5e-3))
-    state = training.TrainState.create(params, optimizer, KEY)
+    state = training.TrainState.create(params, optimizer, KEY, ema=False)
     one = Mesh(np.array(jax.devices()[:1]), (keys.AXIS,))
     step = training.make_step(hvae.loss(model), optimizer, ema_decay=None)
     compiled = training.compile_step(
@@ -515,7 +515,7 @@ def test_loss_on_eight_devices_is_that_of_one():
     step = training.make_step(loss, optimizer, ema_decay=None, step_in_loss=True)
     results = []
     for options in ({"mesh": Mesh(np.array(jax.devices()[:1]), (keys.AXIS,))}, {"parallel": "pmap"}):
-        state = training.TrainState.create(params, optimizer, KEY)
+        state = training.TrainState.create(params, optimizer, KEY, ema=False)
         compiled = training.compile_step(step, **options)
         for _ in range(2):
             state, metrics = compiled(state, {"image": x})

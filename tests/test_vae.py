@@ -267,7 +267,7 @@ def test_kl_warmup_follows_the_step():
         steps_per_call=3,
         select=lambda step, count: jnp.broadcast_to(jnp.arange(8)[None], (count, 8)),
     )
-    _, metrics = compiled(training.TrainState.create(params, optimizer, KEY), x)
+    _, metrics = compiled(training.TrainState.create(params, optimizer, KEY, ema=False), x)
     for beta, loss, kl, reconstruction in zip(
         (0, 0.5, 1), *(metrics[name] for name in ("loss", "kl", "reconstruction")), strict=True
     ):
@@ -293,7 +293,7 @@ def test_every_way_of_spreading_a_step_gives_the_same_parameters():
     results = []
     for options in ({"mesh": one}, {}, {"parallel": "pmap"}):
         compiled = training.compile_step(step, **options)
-        state, _ = compiled(training.TrainState.create(params, optimizer, KEY), {"image": images})
+        state, _ = compiled(training.TrainState.create(params, optimizer, KEY, ema=False), {"image": images})
         results.append(jax.device_get(state.params))
     for other in results[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results[0], other)
