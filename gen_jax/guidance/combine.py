@@ -1,0 +1,121 @@
+"""Estimates of several denoisers combined into one, linearly."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, PyTree
+
+from gen_jax.diffusion.prediction import Denoiser
+from gen_jax.guidance import weights
+from gen_jax.guidance.weights import Weight
+
+
+def classifier_free(
+    conditional: Denoiser, unconditional: Denoiser, weight: Weight, *, rescale: ArrayLike = 0.0
+) -> Denoiser:
+    """Classifier-free guidance, `x0_hat = u + w (c - u)` of the two estimates `c` and `u`.
+
+    At a fixed `t` the score is affine in `x0_hat`, so this is `score_u + w (score_c - score_u)`, the score of
+    `p_t(x_t) p_t(y | x_t)^w` at that `t`. The densities of different `t` belong to no one process unless `w` is 0 or 1,
+    where the denoiser is `unconditional` or `conditional` itself: samples are then those of neither law.
+
+    Args:
+        conditional: the denoiser with the condition bound.
+        unconditional: the denoiser without it; or the one to move away from: of a negative condition, or a weaker model
+            (autoguidance; Karras et al. 2024, Section 4).
+        weight: `w`, see `Weight`.
+        rescale: `phi` in [0, 1], how far each sample's estimate is brought to the standard deviation of `c` over its
+            values, `x0_hat (1 - phi + phi std(c) / std(x0_hat))`: strong guidance overexposes (Lin et al. 2024,
+            Section 3.4, there of the network's output).
+
+    Source: Ho & Salimans 2022, Eq. 6, whose weight is `w - 1`.
+    """
+    both = lambda x_t, t: (conditional(x_t, t), unconditional(x_t, t))
+    return _guided(both, weight, rescale)
+
+
+def classifier_free_batched(
+    denoise: Callable[[Any, Any, Any], Any],
+    condition: PyTree,
+    null: PyTree,
+    weight: Weight,
+    *,
+    rescale: ArrayLike = 0.0,
+) -> Denoiser:
+    """`classifier_free` with both estimates from one call, of twice the batch.
+
+        net_at = lambda x_t, t, label: prediction.as_denoiser(
+            lambda x, t: net.apply(params, x, t, label), proc, predicts="v")(x_t, t)
+        denoise = guidance.classifier_free_batched(net_at, label, jnp.full_like(label, num_classes), 2.0)
+
+    Args:
+        denoise: `(x_t [B, ...], t [], condition [B, ...]) -> x0_hat [B, ...]`, for any `B`.
+        condition: labels, vectors, tokens: any pytree of arrays `[B, ...]`.
+        null: the same of the null condition, or of a negative one.
+        weight, rescale: as of `classifier_free`.
+
+    Raises:
+        ValueError: `condition` and `null` differ in structure, shape or dtype.
+    """
+    described = [
+        jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a).name), c) for c in (condition, null)
+    ]
+    if described[0] != described[1]:
+        raise ValueError(f"condition and null must look the same; got {described[0]} and {described[1]}.")
+    twice = lambda a, b: jax.tree.map(lambda *pair: jnp.concatenate(pair), a, b)
+    part = lambda tree, k: jax.tree.map(lambda a: jnp.split(a, 2)[k], tree)
+
+    def both(x_t: Any, t: Any) -> tuple[Any, Any]:
+        out = denoise(twice(x_t, x_t), t, twice(condition, null))
+        return part(out, 0), part(out, 1)
+
+    return _guided(both, weight, rescale)
+
+
+def linear(denoisers: Sequence[Denoiser], weights: Sequence[ArrayLike]) -> Denoiser:
+    """`x0_hat = sum_i w_i x0_hat_i`, with weights that sum to 1, some of which may be negative.
+
+    Of an unconditional estimate `u` and conditions `c_i` the composition `u + sum_i w_i (c_i - u)` (Liu et al. 2022,
+    Eq. 11) has the weights `1 - sum_i w_i, w_1, w_2, ...`.
+
+    Raises:
+        ValueError: as many weights as denoisers, at least one, are expected, and a sum of 1 (of numbers that are not
+            traced).
+    """
+    if len(denoisers) != len(weights) or not denoisers:
+        raise ValueError(
+            f"expected a weight for each denoiser, got {len(weights)} for {len(denoisers)} denoisers."
+        )
+    known = not any(isinstance(w, jax.core.Tracer) for w in weights)
+    if known and abs(float(sum(jnp.asarray(w).sum() for w in weights)) - 1) > 1e-4:
+        raise ValueError(f"weights must sum to 1, or x0_hat is no estimate of the data; got {list(weights)}.")
+
+    def weighted(*estimates: Array) -> Array:
+        terms = (jnp.asarray(w, x.dtype) * x for w, x in zip(weights, estimates, strict=True))
+        return functools.reduce(jnp.add, terms)
+
+    return lambda x_t, t: jax.tree.map(weighted, *(denoise(x_t, t) for denoise in denoisers))
+
+
+def _guided(both: Callable[[Any, Any], tuple[Any, Any]], weight: Weight, rescale: ArrayLike) -> Denoiser:
+    """`u + w (c - u)` of both estimates, in the form that is `u` at 0 and `c` at 1 to the bit."""
+
+    def denoise(x_t: Any, t: Any) -> Any:
+        c, u = both(x_t, t)
+        w = weights.at(weight, t, x_t)
+        guided = jax.tree.map(lambda c, u: (1 - w(u)) * u + w(c) * c, c, u)
+        if isinstance(rescale, float | int) and rescale == 0:
+            return guided
+        return jax.tree.map(lambda x, c: _rescaled(x, c, rescale), guided, c)
+
+    return denoise
+
+
+def _rescaled(x: Array, like: Array, amount: ArrayLike) -> Array:
+    """`x`, brought to the standard deviation of `like` over all axes but the first, as far as `amount` says."""
+    std = lambda a: a.reshape(len(a), -1).std(axis=1)
+    factor = 1 + jnp.asarray(amount, x.dtype) * (std(like) / std(x) - 1)
+    return factor.reshape(-1, *[1] * (x.ndim - 1)) * x
