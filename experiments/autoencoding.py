@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from gen_jax import data, likelihoods, plots, training
+from gen_jax.labels import check
 
 Binarize = Literal["dynamic", "static", "none"]
 LIKELIHOODS: dict[str, likelihoods.Likelihood] = {
@@ -43,8 +44,8 @@ def load_images(
     if labels and num_classes is None:
         raise ValueError(f"{dataset} has no labels: train without --labels.")
     train, test = ({k: arrays[k] for k in ("image", "label")[: 1 + labels]} for arrays in splits)
-    for arrays in (train, test) if labels else ():
-        check_labels(arrays["label"], num_classes)
+    if num_classes is not None:
+        check(np.concatenate([train["label"], test["label"]]), num_classes)
     for i, arrays in enumerate((train, test)):
         if binarize == "static" or (binarize == "dynamic" and arrays is test):
             arrays["image"] = bits(jax.random.fold_in(jax.random.key(STATIC_KEY), i), arrays["image"])
@@ -54,15 +55,6 @@ def load_images(
 def bits(key: jax.Array, images: np.ndarray) -> np.ndarray:
     """`data.binarize` as bytes, 0 and 255."""
     return np.asarray(jax.jit(lambda x: data.from_zero_one(data.binarize(key, x)))(images))
-
-
-def check_labels(label: np.ndarray, num_classes: int | None) -> None:
-    """Raise ValueError for a label that is not from 0 to `num_classes - 1`."""
-    if num_classes is None or len(label) == 0 or (label.min() >= 0 and label.max() < num_classes):
-        return
-    raise ValueError(
-        f"labels must be from 0 to {num_classes - 1}, got {label.min()} to {label.max()}: correct the data set."
-    )
 
 
 def preparer(binarize: Binarize) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -135,19 +127,6 @@ def evaluate(
     each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     means = {name: float(x.mean()) for name, x in each.items()}
     return means | {f"{name}_standard_error": float(x.std() / len(x) ** 0.5) for name, x in each.items()}
-
-
-def choose_labels(label: int | None, num_classes: int | None, key: jax.Array, num: int) -> np.ndarray | None:
-    """Labels of `num` samples, all `label` or each one at random; None where the run has learned from none."""
-    if num_classes is None:
-        if label is not None:
-            raise ValueError("--label asks for what this run has not learned: train one with --labels.")
-        return None
-    if label is None:
-        return np.asarray(jax.random.randint(key, (num,), 0, num_classes), np.int32)
-    if not 0 <= label < num_classes:
-        raise ValueError(f"--label must be from 0 to {num_classes - 1}, got {label}.")
-    return np.full(num, label, np.int32)
 
 
 def to_bytes(x: jax.Array) -> np.ndarray:

@@ -22,7 +22,6 @@ UniPC, DEIS and iPNDM are equal from 8 evaluations on, in a 200th of the time; D
 at 50 (0.007).
 """
 
-import dataclasses
 import functools
 import time
 from dataclasses import dataclass
@@ -32,10 +31,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import step09_diffusion as step09
 import tyro
 
-from gen_jax import data, metrics, plots, samplers, training
+from gen_jax import data, metrics, plots, runs, samplers, training
 from gen_jax.diffusion import prediction, process
 from gen_jax.training import workdir as run_directory
 
@@ -58,13 +56,13 @@ class Config:
     """The --workdir of a run of step09_diffusion."""
     workdir: Path = ROOT / "checkpoints" / "samplers_compare"
     """Where figures are written."""
-    solvers: tuple[step09.SolverName, ...] = tuple(name for name in step09.SOLVERS if name != "euler")
-    """Those of step09_diffusion; on one grid, euler is ddim."""
+    solvers: tuple[runs.SolverName, ...] = tuple(name for name in runs.SOLVERS if name != "euler")
+    """Those of `--solver`; on one grid, euler is ddim."""
     evaluations: tuple[int, ...] = (5, 8, 10, 20, 50)
     """Of the denoiser; a solver of several a step takes as many whole steps as they suffice for."""
     grid: Literal["uniform", "log_snr", "karras", "cosine"] = "log_snr"
     """How times are spaced, for all solvers; uniform for the reference."""
-    least_log_snr: float = step09.LEAST_LOG_SNR
+    least_log_snr: float = runs.LEAST_LOG_SNR
     """Where grids begin, if the prior lies below: pure noise, in which a step of high order loses its way."""
     num: int = 128
     """Samples of every solver at every NFE, and of the reference."""
@@ -89,22 +87,21 @@ class Config:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Model:
-    """A trained network, and what sampling needs of its run."""
+class Model(NamedTuple):
+    """A trained network, and how it is asked."""
 
-    net: Any
-    proc: process.Process
-    trained: step09.Config
-    params: Any
-    image_shape: tuple[int, ...]
+    run: runs.Run
+    label: int | None
+    weight: float | None
+    """Of guidance; None is without."""
 
     def start(self, params: Any, key: Any, index: Any) -> tuple[Any, prediction.Denoiser, Any]:
-        """`x_T`, the denoiser for the samples' labels, and the key of the noise, all as in step09_diffusion."""
-        key_prior, key_noise, key_label = jax.random.split(key, 3)
-        x_T = self.proc.prior(key_prior, (len(index), *self.image_shape), index=index)
-        label = step09.choose_labels(self.trained, self.net.config.num_classes, key_label, index)
-        return x_T, step09.make_denoiser(self.net, self.proc, self.trained, params, label), key_noise
+        """`x_T`, the denoiser for the samples' labels, and the key of the noise, all as in `runs.sample`."""
+        run = self.run
+        key_prior, key_noise, _ = jax.random.split(key, 3)
+        x_T = run.process.prior(key_prior, (len(index), *run.shape), index=index)
+        label = runs.choose_labels(self.label, run.num_classes, key, index)
+        return x_T, runs.denoiser(run.net, run.process, run.predicts, params, label, self.weight), key_noise
 
 
 class Drawn(NamedTuple):
@@ -120,27 +117,22 @@ class Drawn(NamedTuple):
 def load(config: Config) -> Model:
     """The newest checkpoint of `config.checkpoint`; ValueError, which says what to run first, where there is none."""
     try:
-        params, saved, _ = training.load(config.checkpoint)
+        run = runs.load(config.checkpoint)
     except training.CheckpointError as error:
         raise ValueError(
             f"no checkpoint in {config.checkpoint}: run python experiments/step09_diffusion.py first, or name the "
             "--workdir of a finished run of it with --checkpoint"
         ) from error
-    fields = {field.name for field in dataclasses.fields(step09.Config)} - {*step09.MAY_CHANGE, "seed"}
-    known: dict[str, Any] = {"label": config.label, "guidance": config.guidance, "data_dir": config.data_dir}
-    known |= {name: saved[name] for name in fields & set(saved)}
-    trained = dataclasses.replace(step09.Config(), **known)
-    net, proc = step09.build(trained, saved.get("num_classes"))
-    return Model(net, proc, trained, params, tuple(saved["image_shape"]))
+    return Model(run, config.label, None if config.guidance == 1 else config.guidance)
 
 
 def make_plans(proc: process.Process, config: Config) -> dict[str, list[samplers.Plan]]:
     """The plans of every solver, one for each number of evaluations, and that of the reference."""
-    first = step09.first_time(proc, config.least_log_snr)
+    first = runs.first_time(proc, config.least_log_snr)
     grid = functools.partial(GRIDS[config.grid], proc, final="denoise", t_start=first)
-    plans = {REFERENCE: [step09.make_plan(proc, "ddpm", config.reference)]}
+    plans = {REFERENCE: [runs.plan(proc, "ddpm", config.reference)]}
     for name in config.solvers:
-        method = step09.SOLVERS[name]
+        method = runs.SOLVERS[name]
         plans[name] = [
             method.solver.plan(proc, grid(method.steps(nfe))) for nfe in sorted(config.evaluations)
         ]
@@ -174,13 +166,15 @@ def draw_all(model: Model, config: Config, plans: dict[str, list[samplers.Plan]]
     def run(name: str, plan: samplers.Plan) -> Drawn:
         table, began, parts = in_one_shape(plan, rows, slots), time.perf_counter(), []
         for first in range(0, config.num, size):
-            parts.append(jax.device_get(draw(model.params, table, plan.nfe, jnp.arange(first, first + size))))
+            parts.append(
+                jax.device_get(draw(model.run.params, table, plan.nfe, jnp.arange(first, first + size)))
+            )
         seconds = time.perf_counter() - began
         print(f"{name}: {config.num} samples by {plan.nfe} evaluations in {seconds:.1f} s", flush=True)
         return Drawn(plan.nfe, np.concatenate(parts)[: config.num], seconds)
 
     draw(
-        model.params, in_one_shape(every[0], rows, slots), 0, jnp.arange(size)
+        model.run.params, in_one_shape(every[0], rows, slots), 0, jnp.arange(size)
     )  # compiles, and takes no step
     return {name: [run(name, plan) for plan in each] for name, each in plans.items()}
 
@@ -191,12 +185,12 @@ def draw_exact(model: Model, config: Config) -> tuple[np.ndarray, int]:
     @jax.jit
     def solve(params):
         x_T, denoise, _ = model.start(params, jax.random.key(config.seed), jnp.arange(config.num_exact))
-        first = step09.first_time(model.proc, config.least_log_snr)
+        first = runs.first_time(model.run.process, config.least_log_snr)
         return samplers.adaptive.ode(
-            denoise, model.proc, x_T, t_start=first, rtol=config.tolerance, atol=config.tolerance
+            denoise, model.run.process, x_T, t_start=first, rtol=config.tolerance, atol=config.tolerance
         )
 
-    solution = jax.device_get(solve(model.params))
+    solution = jax.device_get(solve(model.run.params))
     if not solution.success:
         raise ValueError(f"the ODE was not solved to --tolerance {config.tolerance:g}: take a larger one.")
     return solution.x, int(solution.nfe)
@@ -206,7 +200,7 @@ class Judge:
     """The Fréchet distance of samples to images, along the images' leading principal axes."""
 
     def __init__(self, model: Model, config: Config):
-        arrays = data.load(model.trained.dataset, data_dir=config.data_dir)
+        arrays = data.load(model.run.config["dataset"], data_dir=config.data_dir)
         images = arrays["image"]
         if config.label is not None:
             images = images[arrays["label"] == config.label]
@@ -339,7 +333,7 @@ def main(config: Config) -> dict[str, Any]:
     model = load(config)
     config.workdir.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(config.workdir / "config.json", run_directory.plain(config))
-    plans, judge = make_plans(model.proc, config), Judge(model, config)
+    plans, judge = make_plans(model.run.process, config), Judge(model, config)
     exact, nfe = draw_exact(model, config)
     drawn = draw_all(model, config, plans)
     summary = {"nfe_of_exact": nfe, **summarise(config, plans, drawn, exact, judge)}

@@ -26,7 +26,7 @@ import optax
 import scipy.stats
 import tyro
 
-from gen_jax import data, plots, training, vae
+from gen_jax import data, labels, plots, training, vae
 from gen_jax.networks import autoencoder
 from gen_jax.training import workdir as run_directory
 
@@ -336,19 +336,19 @@ def draw_samples(config: Config, chunk: int = 500) -> np.ndarray:
     model = build(trained, shape, num_classes)
     params = restore(params)
     key_x, key_label = jax.random.split(jax.random.key(config.seed))
-    labels = autoencoding.choose_labels(config.label, num_classes, key_label, config.num)
+    drawn_for = labels.choose(config.label, num_classes, key_label, np.arange(config.num))
     draw = jax.jit(
         lambda index, label: model.sample(key_x, params, len(index), label, mean=True, index=index)
     )
     size, parts = min(chunk, config.num), []
     for start in range(0, config.num, size):
         rows = np.minimum(np.arange(start, start + size), config.num - 1)
-        parts.append(autoencoding.to_bytes(draw(rows, None if labels is None else labels[rows])))
+        parts.append(autoencoding.to_bytes(draw(rows, None if drawn_for is None else drawn_for[rows])))
     images = np.concatenate(parts)[: config.num]
     if jax.process_index() == 0:
         np.save(config.workdir / "samples.npy", images)
-        if labels is not None:
-            np.save(config.workdir / "labels.npy", labels)
+        if drawn_for is not None:
+            np.save(config.workdir / "labels.npy", drawn_for)
         plots.save_grid(config.workdir / "samples.png", images[:64], columns=8)
     print(f"{config.num} samples at step {step}")
     return images

@@ -13,76 +13,22 @@ samples from the checkpoint. Any other TFDS image set: `--dataset NAME`, with a 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from gen_jax import data, guidance, keys, plots, samplers, training
-from gen_jax.diffusion import loss, prediction, process
+from gen_jax import data, labels, plots, runs, samplers, training
+from gen_jax.diffusion import loss, process
 from gen_jax.networks import unet
 from gen_jax.training import workdir as run_directory
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class Method(NamedTuple):
-    """A solver as `--solver` offers it."""
-
-    solver: samplers.Solver
-    grid: Callable[..., Any]
-    """Which times suit it."""
-    steps: Callable[[int], int] = lambda nfe: nfe
-    """How many steps it takes for so many evaluations; the last one of a solver of several stages asks once."""
-
-
-SolverName: TypeAlias = Literal[
-    "ddpm",
-    "ddim",
-    "euler",
-    "dpmpp",
-    "dpmpp3",
-    "sde_dpmpp",
-    "unipc",
-    "deis",
-    "lms",
-    "ipndm",
-    "pndm",
-    "heun",
-    "dpmpp_single",
-    "dpmpp3_single",
-]
-UNIFORM, LOG_SNR, KARRAS = samplers.times.uniform, samplers.times.log_snr, samplers.times.karras
-SOLVERS: dict[SolverName, Method] = {
-    "ddpm": Method(samplers.DDPM(), UNIFORM),
-    "ddim": Method(samplers.DDIM(), UNIFORM),
-    "euler": Method(samplers.Euler(), KARRAS),
-    "dpmpp": Method(samplers.DPMSolverPP(order=2), LOG_SNR),
-    "dpmpp3": Method(samplers.DPMSolverPP(order=3), LOG_SNR),
-    "sde_dpmpp": Method(samplers.SDEDPMSolverPP(order=2), LOG_SNR),
-    "unipc": Method(samplers.UniPC(order=3), LOG_SNR),
-    "deis": Method(samplers.DEIS(order=3), LOG_SNR),
-    "lms": Method(samplers.LMS(order=4), LOG_SNR),
-    "ipndm": Method(samplers.IPNDM(order=4), LOG_SNR),
-    "pndm": Method(samplers.PNDM(), LOG_SNR, lambda nfe: nfe - 1),
-    "heun": Method(samplers.Heun(), KARRAS, lambda nfe: (nfe + 1) // 2),
-    "dpmpp_single": Method(samplers.DPMSolverPPSingle(order=2), LOG_SNR, lambda nfe: (nfe + 1) // 2),
-    "dpmpp3_single": Method(samplers.DPMSolverPPSingle(order=3), LOG_SNR, lambda nfe: (nfe + 2) // 3),
-}
-LEAST_LOG_SNR = -10.2
-"""Where grids of high order begin, if the prior lies below: pure noise, in which such a step loses its way."""
-
-NETWORKS = {
-    "mnist_small": unet.mnist_small,
-    "mnist_best": unet.mnist_best,
-    "mnist": unet.mnist,
-    "cifar10": unet.cifar10,
-}
 
 
 @dataclass(frozen=True)
@@ -153,7 +99,7 @@ class Config:
     """Draw samples from the checkpoint in workdir: samples.npy and samples.png."""
     num: int = 64
     """How many samples."""
-    solver: SolverName = "ddpm"
+    solver: runs.SolverName = "ddpm"
     """Ancestral, deterministic (ddim, or euler on Karras et al.'s grid), or one of high order for few evaluations."""
     nfe: int = 100
     """Evaluations of the denoiser for a sample; a solver of several a step takes as many whole steps as fit."""
@@ -216,24 +162,6 @@ def parse(args: Sequence[str] | None = None) -> Config:
     return tyro.cli(Config, args=args, default=default, description=__doc__)
 
 
-def build(config: Config, num_classes: int | None = None) -> tuple[unet.UNet, process.Process]:
-    """The network and the process of a configuration; `num_classes` where it learns from labels."""
-    proc: process.Process = {
-        "ddpm_linear": process.DDPM(schedule="linear"),
-        "ddpm_cosine": process.DDPM(schedule="cosine"),
-        "vp": process.VP(),
-    }[config.process]
-    network = dataclasses.replace(
-        NETWORKS[config.preset],
-        time_scale=1000 / proc.t_max,
-        num_classes=num_classes,
-        dropout=config.dropout,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-    )
-    return unet.UNet(network), proc
-
-
 def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training.state.Loss:
     """`loss(params, key, batch)`: the error of the network's prediction at random times.
 
@@ -254,106 +182,37 @@ def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training
         x_0 = data.flip(key_flip, x_0) if config.flip else x_0
         label, null = batch.get("label"), net.config.num_classes
         if null is not None:
-            hidden = loss.independent(key_label, len(label)) < config.label_dropout
-            label = jnp.where(hidden, null, label)
+            label = labels.hide(key_label, label, null, config.label_dropout)
         predict = lambda x_t, t: net.apply(params, x_t, t, label, rngs={"dropout": key_dropout})
         return objective(key_loss, predict, proc, x_0)
 
     return loss_fn
 
 
-def make_denoiser(
-    net: unet.UNet, proc: process.Process, config: Config, params, label=None
-) -> prediction.Denoiser:
-    """`denoise(x_t, t)`, for labels where there are some, its estimates kept in the range of images."""
-
-    def denoiser(label):
-        apply = lambda x_t, t: net.apply(params, x_t, t, label)
-        return prediction.as_denoiser(apply, proc, predicts=config.predicts)
-
-    if label is None or config.guidance == 1:
-        return prediction.clipped(denoiser(label))
-    return prediction.clipped(guidance.classifier_free(denoiser(label), denoiser(None), config.guidance))
-
-
-def make_plan(proc: process.Process, solver: SolverName, nfe: int) -> samplers.Plan:
-    """The table of a solver's steps, of `nfe` evaluations or the few less that whole steps leave."""
-    method = SOLVERS[solver]
-    options: dict[str, Any] = {"final": "denoise"} if isinstance(proc, process.VP) else {}
-    if method.grid is not UNIFORM:
-        options["t_start"] = first_time(proc)
-    return method.solver.plan(proc, method.grid(proc, method.steps(nfe), **options))
-
-
-def first_time(proc: process.Process, least_log_snr: float = LEAST_LOG_SNR) -> float:
-    """Where grids begin: the last time at which there is more than noise; `x_T` is as good there as at `t_max`.
-
-    The prior of the cosine schedule has `log_snr = -20`, of which DPM-Solver leaves out about as much (Lu et al. 2022,
-    Appendix D.4).
-    """
-    return float(process.at_log_snr(proc, np.asarray(least_log_snr, np.float64)))
-
-
-def make_sampler(net: unet.UNet, proc: process.Process, config: Config):
-    """`draw(params, key, plan, index) -> (uint8 [len(index), H, W, C], labels)`: `i` depends on `key` and `i` alone."""
-
-    @functools.partial(jax.jit, static_argnames="shape")
-    def draw(params, key, plan, index, shape):
-        key_prior, key_noise, key_label = jax.random.split(key, 3)
-        x_T = proc.prior(key_prior, (len(index), *shape), index=index)
-        label = choose_labels(config, net.config.num_classes, key_label, index)
-        denoise = make_denoiser(net, proc, config, params, label)
-        return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index)), label
-
-    return draw
-
-
-def choose_labels(config: Config, num_classes: int | None, key, index):
-    """A label for each sample, `--label` or one at random; None where the run has learned from none."""
-    if num_classes is None:
-        if config.label is not None:
-            raise ValueError("--label asks for what this run has not learned: train one with --labels.")
-        return None
-    if config.label is None:
-        return jax.vmap(lambda k: jax.random.randint(k, (), 0, num_classes))(
-            keys.per_example(key, len(index), index)
-        )
-    if not 0 <= config.label < num_classes:
-        raise ValueError(f"--label must be from 0 to {num_classes - 1}, got {config.label}.")
-    return jnp.full(len(index), config.label)
-
-
-def draw_samples(config: Config, chunk: int = 250) -> np.ndarray:
-    """Samples from the checkpoint in `config.workdir`: writes samples.npy and samples.png."""
-    params, saved, step = training.load(config.workdir)
-    learned = {f.name for f in dataclasses.fields(Config)} - {*MAY_CHANGE, "seed"}
-    trained = dataclasses.replace(config, **{name: saved[name] for name in learned})
-    shape, (net, proc) = tuple(saved["image_shape"]), build(trained, saved["num_classes"])
-    draw, plan = make_sampler(net, proc, trained), make_plan(proc, config.solver, config.nfe)
-    key, size = jax.random.key(config.seed), min(chunk, config.num)
-    parts = []
-    for start in range(0, config.num, size):
-        parts.append(jax.device_get(draw(params, key, plan, jnp.arange(start, start + size), shape)))
-    images, labels = jax.tree.map(lambda *part: np.concatenate(part)[: config.num], *parts)
+def draw_samples(config: Config) -> np.ndarray:
+    """Samples from the checkpoint in `config.workdir`: writes samples.npy, samples.png, labels.npy and denoising.png."""
+    run, key = runs.load(config.workdir), jax.random.key(config.seed)
+    options: dict[str, Any] = {"label": config.label, "guidance": config.guidance}
+    images, drawn_for = runs.sample(run, key, config.num, solver=config.solver, nfe=config.nfe, **options)
+    plan = runs.plan(run.process, config.solver, config.nfe)
     if jax.process_index() == 0:
         np.save(config.workdir / "samples.npy", images)
-        if labels is not None:
-            np.save(config.workdir / "labels.npy", labels)
+        if drawn_for is not None:
+            np.save(config.workdir / "labels.npy", drawn_for)
         plots.save_grid(config.workdir / "samples.png", images[:64])
-        label = choose_labels(config, net.config.num_classes, key, jnp.arange(4))
-        denoise = make_denoiser(net, proc, trained, params, label)
-        save_denoising(config.workdir / "denoising.png", denoise, proc, plan, shape)
+        save_denoising(config.workdir / "denoising.png", run, plan, config)
     print(
-        f"{config.num} samples at step {step} with {config.solver}, {plan.nfe} evaluations of the denoiser each"
+        f"{config.num} samples at step {run.step} with {config.solver}, {plan.nfe} evaluations of the denoiser each"
     )
     return images
 
 
-def save_denoising(
-    path: Path, denoise: prediction.Denoiser, proc: process.Process, plan, shape, columns: int = 10
-) -> None:
+def save_denoising(path: Path, run: runs.Run, plan: samplers.Plan, config: Config, columns: int = 10) -> None:
     """denoising.png: four samples on their way from noise to data, and what the network takes them for meanwhile."""
-    x_T = proc.prior(jax.random.key(0), (4, *shape))
+    label = runs.choose_labels(config.label, run.num_classes, jax.random.key(config.seed), np.arange(4))
+    weight = None if config.guidance == 1 else config.guidance
+    denoise = runs.denoiser(run.net, run.process, run.predicts, run.params, label, weight)
+    x_T = run.process.prior(jax.random.key(0), (4, *run.shape))
     keep = lambda x, x0_hat: (x, x0_hat)
     _, (path_x, path_x0) = jax.jit(
         lambda: samplers.sample(jax.random.key(1), denoise, plan, x_T, trace=keep)
@@ -363,8 +222,8 @@ def save_denoising(
         np.stack([np.asarray(data.to_uint8(p[:, i])) for p in (path_x, path_x0)]) for i in range(len(x_T))
     ]
     strips = np.concatenate(pairs)[:, shown]
-    labels = [f"step {k + 1}" for k in shown]
-    plots.save_strips(path, strips, labels, "from noise to data", ["$x_s$", r"$\hat{x}_0$"] * len(x_T))
+    heads = [f"step {k + 1}" for k in shown]
+    plots.save_strips(path, strips, heads, "from noise to data", ["$x_s$", r"$\hat{x}_0$"] * len(x_T))
 
 
 def save_forward(path: Path, images: np.ndarray, proc: process.Process, columns: int = 10) -> None:
@@ -373,9 +232,9 @@ def save_forward(path: Path, images: np.ndarray, proc: process.Process, columns:
     x_0 = data.to_unit(jnp.asarray(images))
     eps = jax.random.normal(jax.random.key(0), x_0.shape)
     x_t = jnp.stack([proc.perturb(x_0, jnp.asarray(t, jnp.float32), eps) for t in times], axis=1)
-    labels = [f"t = {t:.3g}" for t in times]
+    heads = [f"t = {t:.3g}" for t in times]
     plots.save_strips(
-        path, np.asarray(data.to_uint8(x_t)), labels, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$"
+        path, np.asarray(data.to_uint8(x_t)), heads, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$"
     )
 
 
@@ -387,7 +246,9 @@ def train(config: Config) -> dict[str, Any]:
     if config.labels and num_classes is None:
         raise ValueError(f"{config.dataset} has no labels: train without --labels.")
     arrays = {name: arrays[name] for name in (("image", "label") if config.labels else ("image",))}
-    images, (net, proc) = arrays["image"], build(config, num_classes)
+    if num_classes is not None:
+        labels.check(arrays["label"], num_classes)
+    images, (net, proc) = arrays["image"], runs.build(dataclasses.asdict(config), num_classes)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     params = jax.jit(net.init)(key_params, jnp.zeros((1, *images.shape[1:])), jnp.zeros(1))
     make_optimizer = {"adam": training.adam, "muon": training.muon}[config.optimizer]
@@ -398,10 +259,17 @@ def train(config: Config) -> dict[str, Any]:
         accumulate=config.accumulate,
         b2=0.99,
     )
-    draw, plan = make_sampler(net, proc, config), make_plan(proc, config.solver, min(config.nfe, 25))
+    draw = runs.sampler(net, proc, config.predicts, images.shape[1:])
+    plan, key, index = (
+        runs.plan(proc, config.solver, min(config.nfe, 25)),
+        jax.random.key(config.seed),
+        np.arange(64),
+    )
+    label = runs.choose_labels(config.label, num_classes, key, index)
+    weight = None if config.guidance == 1 or label is None else jnp.float32(config.guidance)
 
     def on_sample(step, state):
-        grid, _ = draw(state.ema_params, jax.random.key(config.seed), plan, jnp.arange(64), images.shape[1:])
+        grid = draw(state.ema_params, key, plan, index, label, weight)
         if jax.process_index() == 0:
             plots.save_grid(config.workdir / f"samples_{step}.png", np.asarray(grid))
 
