@@ -12,6 +12,8 @@
     9   diffusion     process, prediction, loss, likelihood, and the exact answers of the oracle
     9   samplers      time grids, solvers, `sample`, the adaptive ODE
     10  guidance      denoisers combined into a denoiser
+    10  inverse       measurements that guide a denoiser: posterior sampling, inpainting
+    10  editing       SDEdit, data to noise and back, interpolation between the two
         training      a pure step, compiled for many devices, and the loop around it
         data          MNIST and tables, any TFDS set, batches on the device or streamed
         metrics       the Fréchet distance between samples and data

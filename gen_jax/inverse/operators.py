@@ -1,0 +1,199 @@
+"""Linear operators of measurements `y = A x_0 + s n`: `A`, its transpose, and the solve that posterior sampling needs.
+
+    Mask(keep)            inpainting                 y = keep x                           A A^T = keep
+    Downsample(factor)    super-resolution           y = means over factor x factor       A A^T = I / factor^2
+    Grayscale()           colour from grey           y = w . (r, g, b)                    A A^T = |w|^2 I
+    Matrix(matrix)        any, of small problems     y = matrix x                         A A^T by Cholesky
+
+All take batches, rows first. They are pytrees: a mask or a matrix goes through `jit` and `vmap` like any array, and
+another of its shape needs no compilation. One of your own is any object with the three methods of `Operator`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+_PRECISION = jax.lax.Precision.HIGHEST
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """A linear map `A` of examples `x` to measurements `y`; both may be pytrees of arrays `[B, ...]`."""
+
+    def forward(self, x: Any) -> Any:
+        """`A x`."""
+        ...
+
+    def transpose(self, y: Any) -> Any:
+        """`A^T y`: `<A x, y> = <x, A^T y>`."""
+        ...
+
+    def solve(self, y: Any, noise_var: ArrayLike, prior_var: ArrayLike) -> Any:
+        """`(noise_var I + prior_var A A^T)^-1 y` on what `A` measures, and 0 where it measures nothing."""
+        ...
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["keep"], meta_fields=[])
+@dataclass(frozen=True)
+class Mask:
+    """Inpainting: some of the numbers are known, `A = diag(keep)`.
+
+    Measurements have the shape of `x`. What stands in them where nothing is kept, NaN included, is never used.
+
+    Args:
+        keep: bool, True where known, of the rank of `x`: `[1, H, W, 1]` is one mask for every image and channel,
+            `[B, H, W, 1]` one an image.
+
+    Raises:
+        ValueError: when used, if `keep` is not bool or does not broadcast to `x` (it says to what shape).
+    """
+
+    keep: Shaped[Array | np.ndarray, "..."]
+
+    def forward(self, x: Float[Array, "B *x"]) -> Float[Array, "B *x"]:
+        """`x` where known, 0 elsewhere."""
+        return jnp.where(check_mask(self.keep, x), x, 0)
+
+    def transpose(self, y: Float[Array, "B *x"]) -> Float[Array, "B *x"]:
+        """The same: `A` is symmetric."""
+        return self.forward(y)
+
+    def solve(
+        self, y: Float[Array, "B *x"], noise_var: ArrayLike, prior_var: ArrayLike
+    ) -> Float[Array, "B *x"]:
+        """`y / (noise_var + prior_var)` where known, 0 elsewhere."""
+        return self.forward(y) / (noise_var + prior_var)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["factor"])
+@dataclass(frozen=True)
+class Downsample:
+    """Super-resolution: a pixel is the mean of `factor x factor` of them, `[B, H, W, C] -> [B, H / f, W / f, C]`.
+
+    Raises:
+        ValueError: `factor` below 1; when used, if it divides `H` or `W` not.
+    """
+
+    factor: int
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"factor must be a whole number of at least 1, got {self.factor}.")
+
+    def forward(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        """Means over squares."""
+        batch, height, width, channels = x.shape
+        f = self.factor
+        if height % f or width % f:
+            raise ValueError(
+                f"factor must divide the height and the width, got factor {f} and images of {height} x {width}: crop or "
+                "pad them, or take another factor."
+            )
+        return x.reshape(batch, height // f, f, width // f, f, channels).mean((2, 4))
+
+    def transpose(self, y: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
+        """Each number over its square, divided by `factor^2`."""
+        return jnp.repeat(jnp.repeat(y, self.factor, 1), self.factor, 2) / self.factor**2
+
+    def solve(
+        self, y: Float[Array, "B h w C"], noise_var: ArrayLike, prior_var: ArrayLike
+    ) -> Float[Array, "B h w C"]:
+        """`y / (noise_var + prior_var / factor^2)`."""
+        return y / (noise_var + prior_var / self.factor**2)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["weights"])
+@dataclass(frozen=True)
+class Grayscale:
+    """Colour from grey: `y = sum_c weights_c x_c`, `[B, H, W, C] -> [B, H, W, 1]`.
+
+    Args:
+        weights: one a channel; those of luma by default (ITU-R BT.601, Section 2.5.1).
+
+    Raises:
+        ValueError: all weights are 0; when used, if there are not as many channels.
+    """
+
+    weights: tuple[float, ...] = (0.299, 0.587, 0.114)
+
+    def __post_init__(self) -> None:
+        if not any(self.weights):
+            raise ValueError(f"weights must not all be 0, got {self.weights}: such a picture says nothing.")
+
+    def forward(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W 1"]:
+        """The weighted sum of the channels."""
+        if x.shape[-1] != len(self.weights):
+            raise ValueError(
+                f"Expected images of {len(self.weights)} channels, one a weight, got the shape {x.shape}: "
+                "give weights of your own."
+            )
+        return (x * self._row(x)).sum(-1, keepdims=True)
+
+    def transpose(self, y: Float[Array, "B H W 1"]) -> Float[Array, "B H W C"]:
+        """Grey times each weight."""
+        return y * self._row(y)
+
+    def solve(
+        self, y: Float[Array, "B H W 1"], noise_var: ArrayLike, prior_var: ArrayLike
+    ) -> Float[Array, "B H W 1"]:
+        """`y / (noise_var + prior_var |weights|^2)`."""
+        return y / (noise_var + prior_var * sum(w**2 for w in self.weights))
+
+    def _row(self, like: Array) -> Array:
+        return jnp.asarray(self.weights, like.dtype).reshape(1, 1, 1, -1)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=[])
+@dataclass(frozen=True)
+class Matrix:
+    """A dense matrix on rows, `[B, D] -> [B, M]`, for small problems: each solve is a Cholesky factor of `[M, M]`.
+
+    Args:
+        matrix: `[M, D]`; of full row rank where measurements have no noise, as otherwise they contradict one another.
+
+    Raises:
+        ValueError: when used, if `x` is not of `D` numbers a row.
+    """
+
+    matrix: Float[Array | np.ndarray, "M D"]
+
+    def forward(self, x: Float[Array, "B n"]) -> Float[Array, "B M"]:
+        """`matrix x` of every row."""
+        if x.shape[1] != self.matrix.shape[1]:
+            raise ValueError(
+                f"Expected rows of {self.matrix.shape[1]} numbers for a matrix {self.matrix.shape}, got {x.shape}."
+            )
+        return jnp.matmul(x, jnp.asarray(self.matrix, x.dtype).T, precision=_PRECISION)
+
+    def transpose(self, y: Float[Array, "B M"]) -> Float[Array, "B D"]:
+        """`matrix^T y` of every row."""
+        return jnp.matmul(y, jnp.asarray(self.matrix, y.dtype), precision=_PRECISION)
+
+    def solve(
+        self, y: Float[Array, "B M"], noise_var: ArrayLike, prior_var: ArrayLike
+    ) -> Float[Array, "B M"]:
+        """`(noise_var I + prior_var matrix matrix^T)^-1 y` of every row."""
+        matrix = jnp.asarray(self.matrix, y.dtype)
+        gram = jnp.matmul(matrix, matrix.T, precision=_PRECISION)
+        system = noise_var * jnp.eye(len(gram), dtype=y.dtype) + prior_var * gram
+        return jax.scipy.linalg.solve(system, y.T, assume_a="pos").T
+
+
+def check_mask(mask: Any, like: Any) -> Shaped[Array, "..."]:
+    """The mask as an array; raises a ValueError unless it is bool, of the rank of `like` and broadcasts to it."""
+    got, want = jnp.shape(mask), jnp.shape(like)
+    if jnp.result_type(mask) != jnp.bool_:
+        raise ValueError(
+            f"A mask must be bool, True where known; got {jnp.result_type(mask)}: write mask > 0.5, say."
+        )
+    if len(got) != len(want) or any(m not in (1, n) for m, n in zip(got, want, strict=True)):
+        raise ValueError(
+            f"A mask must have the shape of the data, {want}, or 1 in place of an axis, as {(1, *want[1:])} for all "
+            f"examples alike; got {got}."
+        )
+    return jnp.asarray(mask)
