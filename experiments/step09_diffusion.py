@@ -13,7 +13,7 @@ samples from the checkpoint. Any other TFDS image set: `--dataset NAME`, with a 
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -150,7 +150,11 @@ MAY_CHANGE = (
 """Fields that a resumed run may set otherwise; all others must be those of the checkpoint."""
 
 
-def parse(args: Sequence[str] | None = None) -> Config:
+def parse(
+    args: Sequence[str] | None = None,
+    presets: Mapping[str, Config] = PRESETS,
+    description: str | None = __doc__,
+) -> Config:
     """The configuration of a command line: the preset's, with what the flags change."""
 
     @dataclass
@@ -158,8 +162,8 @@ def parse(args: Sequence[str] | None = None) -> Config:
         preset: str = "mnist_small"
 
     choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
-    default = PRESETS.get(choice.preset, Config())  # a wrong name is reported by the parser of Config
-    return tyro.cli(Config, args=args, default=default, description=__doc__)
+    default = presets.get(choice.preset, Config())  # a wrong name is reported by the parser of Config
+    return tyro.cli(Config, args=args, default=default, description=description)
 
 
 def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training.state.Loss:
@@ -308,7 +312,7 @@ def train(config: Config) -> dict[str, Any]:
     return summary
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config, script: str = "step09_diffusion.py") -> dict[str, Any]:
     """Train (or go on training) and sample, or sample alone."""
     training.initialize_distributed()
     if config.sample_only:
@@ -316,18 +320,18 @@ def main(config: Config) -> dict[str, Any]:
         return {}
     summary = train(config)
     if jax.process_index() == 0:
-        report(config, summary)
+        report(config, summary, script)
     return summary
 
 
-def report(config: Config, summary: dict[str, Any]) -> None:
+def report(config: Config, summary: dict[str, Any], script: str) -> None:
     """What was done, and what can be done next."""
     print(
         f"{summary['steps']} steps, {summary['parameters'] / 1e6:.2f} M parameters, loss {summary['loss']:.4f}, "
         f"{summary['images_per_second']:.0f} images/s\n"
         f"{summary['seconds_of_training']:.0f} s of training, {summary['seconds_of_sampling']:.0f} s of sampling\n"
         f"pictures, metrics and checkpoints: {config.workdir}\n"
-        f"sample again: python experiments/step09_diffusion.py --sample-only --workdir {config.workdir} "
+        f"sample again: python experiments/{script} --sample-only --workdir {config.workdir} "
         "--num 64 --solver ddim --nfe 20 --seed 3"
     )
 
