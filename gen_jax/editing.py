@@ -113,7 +113,7 @@ def interpolate(
 ) -> PyTree[Float[Array, "B ..."]]:
     """Spherical interpolation of noise, an example at a time: from `x_a` at weight 0 to `x_b` at 1.
 
-        x = sin((1 - w) theta) / sin(theta) x_a + sin(w theta) / sin(theta) x_b,      cos(theta) = <x_a, x_b> / |x_a| |x_b|
+        x = (sin((1 - w) theta) x_a + sin(w theta) x_b) / sin(theta),      cos(theta) = <x_a, x_b> / |x_a| |x_b|
 
     Noise of many dimensions lies near a sphere of radius `sqrt(d) sigma`, and the arc stays on it: where `|x_a| = |x_b|`
     the norm is kept exactly. The straight line would run through its inside, where no noise is: halfway, half of the
@@ -127,10 +127,10 @@ def interpolate(
     Raises:
         ValueError: the two differ in shape, or `weight` is neither.
 
-    Source: Shoemake 1985, Section 3.3; Song, Meng & Ermon 2021, Appendix D.5.
+    Source: Shoemake 1985; Song, Meng & Ermon 2021, Appendix D.5.
     """
     shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(x)] for x in (x_a, x_b)]
-    if shapes[0] != shapes[1] or jax.tree.structure(x_a) != jax.tree.structure(x_b):
+    if shapes[0] != shapes[1] or str(jax.tree.structure(x_a)) != str(jax.tree.structure(x_b)):
         raise ValueError(f"x_a and x_b must be alike, got the shapes {shapes[0]} and {shapes[1]}.")
     weight = jnp.asarray(weight)
     if weight.shape not in ((), shapes[0][0][:1]):
@@ -160,8 +160,8 @@ def _checked(process: Process, grid: Any) -> np.ndarray:
         or grid[-1] < process.t_min * (1 - 1e-6)
     ):
         raise ValueError(
-            f"grid must be at least 2 decreasing times down to t_min = {process.t_min:g}, not to 0, as the denoiser is asked "
-            f'at both ends: samplers.times.log_snr(process, 50, final="stop"); got {grid}.'
+            f"grid must be at least 2 decreasing times down to t_min = {process.t_min:g}, not to 0, as the denoiser is "
+            f'asked at both ends: samplers.times.log_snr(process, 50, final="stop"); got {grid}.'
         )
     return grid
 
@@ -170,6 +170,6 @@ def _deterministic(solver: Solver, process: Process, grid: np.ndarray) -> Plan:
     plan = solver.plan(process, grid)
     if plan.noise is not None:
         raise ValueError(
-            f"solver must be deterministic, as the noise of {solver} cannot be taken away again: DDIM(), DPMSolverPP(), ..."
+            f"solver must be deterministic, as the noise of {solver} cannot be taken away again: DDIM(), DPMSolverPP()."
         )
     return plan

@@ -2,7 +2,7 @@
 
 At every time of the grid the known part of the state is replaced by `alpha_t x_0 + sigma_t eps`, fresh each time, and
 the solver takes its step. What is unknown then was made without the pixels that come: it fits the noisy known ones of
-each time, not `x_0`, and the error does not vanish with the number of steps (Trippe et al. 2023, Section 3). RePaint
+each time, not `x_0`, and the error does not vanish with the number of steps (Trippe et al. 2023). RePaint
 takes each step several times, with the noise of the forward process in between: Langevin dynamics at that level, by which
 the two parts come to fit. At small noise the level's known pixels are `x_0`, so in the limit of many repetitions samples
 are exact, as long as the dynamics at small noise can still reach everything.
@@ -161,16 +161,15 @@ def _normal(key: Key[Array, ""], like: Any, index: Int[Array, "B"] | None) -> An
 def _known(mask: Any, x_0: Any, like: Any) -> tuple[PyTree[Bool[Array, "..."]], PyTree[Float[Array, "..."]]]:
     """Both as arrays, checked against the state."""
     for name, tree in (("x_0", x_0), ("mask", mask)):
-        if jax.tree.structure(tree) != jax.tree.structure(like):
-            raise ValueError(
-                f"{name} must be a pytree like x_T, {jax.tree.structure(like)}; got {jax.tree.structure(tree)}."
-            )
+        got, want = str(jax.tree.structure(tree)), str(jax.tree.structure(like))
+        if got != want:
+            raise ValueError(f"{name} must be a pytree like x_T, {want}; got {got}.")
     for known, x in zip(jax.tree.leaves(x_0), jax.tree.leaves(like), strict=True):
         shape, dtype = jnp.shape(known), jnp.result_type(known)
         if shape not in (x.shape, (1, *x.shape[1:])) or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"x_0 must be floating-point data of the shape of x_T, {x.shape}, or {(1, *x.shape[1:])} for all examples "
-                f"alike; got {dtype} of shape {shape}. Images as bytes: x / 127.5 - 1."
+                f"x_0 must be floating-point data of the shape of x_T, {x.shape}, or {(1, *x.shape[1:])} for all "
+                f"examples alike; got {dtype} of shape {shape}. Images as bytes: x / 127.5 - 1."
             )
     return jax.tree.map(check_mask, mask, like), jax.tree.map(lambda a, x: jnp.asarray(a, x.dtype), x_0, like)
 
@@ -184,7 +183,7 @@ def _check(process: Process, plan: Plan, resample: int, jump: int) -> None:
         )
     if resample < 1 or not 1 <= jump <= plan.num_steps:
         raise ValueError(
-            f"resample must be at least 1 and jump in [1, {plan.num_steps}], the number of steps; got {resample} and {jump}."
+            f"resample must be at least 1 and jump in [1, {plan.num_steps}], its steps; got {resample} and {jump}."
         )
     if isinstance(plan.t, jax.core.Tracer):
         return

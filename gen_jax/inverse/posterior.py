@@ -62,16 +62,17 @@ def dps(
     """
     if (noise_std is None) == (step_size is None):
         raise ValueError(
-            f"Expected one of noise_std and step_size, got {noise_std} and {step_size}: the noise of y where it is known, "
-            "or the paper's step size, about 1 for images."
+            f"Expected one of noise_std and step_size, got {noise_std} and {step_size}: the noise of y where it is "
+            "known, or the paper's step size, about 1 for images."
         )
-    if step_size is None:
+    if noise_std is not None:
         _check_number(noise_std, "noise_std", zero=False)
-        weigh = lambda residual, t, levels: operator.solve(residual, jnp.square(noise_std), 0.0)
+        noise_var = jnp.square(noise_std)
+        weigh = lambda residual, t, levels: operator.solve(residual, noise_var, 0.0)
     else:
         if not callable(step_size):
             _check_number(step_size, "step_size")
-        size = step_size if callable(step_size) else lambda t: step_size
+        size: Any = step_size if callable(step_size) else lambda t: step_size
         weigh = lambda residual, t, levels: _normalised(operator.solve(residual, 1.0, 0.0), 2 * size(t))
     return _guided(denoise, process, operator, y, weigh)
 
@@ -155,12 +156,12 @@ def _normalised(residual: Any, size: Any) -> Any:
 def _check_measurement(y: Any, measured: Any) -> None:
     """Raises a ValueError unless `y` looks like what the operator returns, or like that of one example."""
     got, want = (jax.tree.map(lambda leaf: tuple(jnp.shape(leaf)), tree) for tree in (y, measured))
-    same_tree = jax.tree.structure(y) == jax.tree.structure(measured)
+    same_tree = str(jax.tree.structure(y)) == str(jax.tree.structure(measured))
     pairs = zip(jax.tree.leaves(y), jax.tree.leaves(measured), strict=False)
     if not same_tree or any(jnp.shape(a) not in (m.shape, (1, *m.shape[1:])) for a, m in pairs):
         raise ValueError(
-            f"y must have the shape of what operator.forward makes of x_t, {want}, or 1 in place of the batch; got {got}: "
-            "y = operator.forward(x) of examples of the shape of x_t."
+            f"y must have the shape of what operator.forward makes of x_t, {want}, or 1 in place of the batch; got "
+            f"{got}: y = operator.forward(x) of examples of the shape of x_t."
         )
 
 
