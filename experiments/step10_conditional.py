@@ -2,16 +2,15 @@
 
     python experiments/step10_conditional.py
 
-trains on MNIST (embedded) for eight minutes on two cores and leaves what step 9 leaves, here in
-checkpoints/step10_conditional/, and classes.png (a column for each class) and interpolation.png (from one noise to another
-of a class). Afterwards
+trains on MNIST (embedded) for eight minutes on two cores. checkpoints/step10_conditional/ then holds what step 9 leaves,
+classes.png (a column for each class) and interpolation.png (from one noise to another, a class a row). Afterwards
 
     python experiments/step10_conditional.py --sample-only --label 8 --guidance 3 --solver unipc --nfe 10
     gen-jax sample checkpoints/step10_conditional --label 8 --num 16 --out eights.png
 
-draw from the checkpoint in seconds. A tenth of the labels is hidden in training, so that the network knows the unconditional
-law, too, and `--guidance` may move away from it. Any TFDS image set with labels: `--dataset NAME`; the number of classes
-comes from the data.
+draw from the checkpoint in seconds. A tenth of the labels is hidden in training, so that the network knows the
+unconditional law, too, and `--guidance` may move away from it. Any TFDS image set with labels: `--dataset NAME`; the
+number of classes comes from the data.
 """
 
 import dataclasses

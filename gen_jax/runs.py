@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, PyTree, UInt8
+from jaxtyping import Array, ArrayLike, Int, Key, PyTree, UInt8
 
 from gen_jax import data, guidance, labels, samplers, training
 from gen_jax.diffusion import prediction, process
@@ -131,6 +131,8 @@ def denoiser(
     params: PyTree,
     label: Int[Array, "B"] | None = None,
     weight: guidance.Weight | None = None,
+    *,
+    rescale: ArrayLike = 0.0,
 ) -> prediction.Denoiser:
     """`denoise(x_t, t)`, its estimates kept in the range of images; with a `weight` guided to the labels."""
 

@@ -18,7 +18,6 @@ from gen_jax import gmm, inverse, normal, samplers
 from gen_jax.diffusion import oracle
 from gen_jax.diffusion.process import DDPM, EDM, VE, VP, FlowMatching, at_log_snr
 from gen_jax.samplers import times
-from tests.samplers.test_stochastic import energy_distance
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -186,9 +185,7 @@ def test_pigdm_samples_of_a_stochastic_solver_have_the_exact_posterior_moments()
         data_var=V,
     )
     plan = samplers.SDEDPMSolverPP(2).plan(process, times.log_snr(process, 60))
-    x_0 = jax.jit(lambda x: samplers.sample(KEY, guided, plan, x))(
-        process.prior(jax.random.key(1), (n, 3))
-    )
+    x_0 = jax.jit(lambda x: samplers.sample(KEY, guided, plan, x))(process.prior(jax.random.key(1), (n, 3)))
     mean, cov = posterior(MEAN, V * np.eye(3), 0.3)
     x = np.asarray(x_0, np.float64)
     z = (x.mean(0) - mean) / np.sqrt(np.diag(cov) / n)
@@ -263,9 +260,7 @@ def test_bias_of_guidance_is_that_of_its_closed_form(name):
 def mixture(process, dims=2):
     rng = np.random.default_rng(3)
     means = jnp.asarray(rng.normal(size=(3, dims)))
-    return oracle.mixture(
-        gmm.GMM(jnp.array([0.2, 0.5, 0.3]), means, jnp.full((3, dims), 0.1)), process
-    )
+    return oracle.mixture(gmm.GMM(jnp.array([0.2, 0.5, 0.3]), means, jnp.full((3, dims), 0.1)), process)
 
 
 def test_dps_adds_the_gradient_of_the_likelihood_of_x0_hat():

@@ -1,0 +1,171 @@
+"""Step 10: classifier-free guidance, and what its weight buys and costs.
+
+    python experiments/step10_conditional.py                 # once: trains the network
+    python experiments/step10_classifier_free_guidance.py
+
+draws the same noise for every class at several weights and leaves in checkpoints/step10_classifier_free_guidance/
+
+    weights.png     the same noise, a row a sample, a column a weight
+    trade.png       how often a classifier reads the class that was asked for, against how varied a class is
+    law.png         where everything is exact: samples are not of p(x) p(y | x)^w, whose scores they followed
+
+and the figures in summary.json. The classifier is trained apart, on clean images, once (checkpoints/judge_DATASET, two
+minutes). 0 is unconditional, 1 conditional, as in the book.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import judging
+import numpy as np
+import tyro
+
+from gen_jax import data, gmm, guidance, plots, runs, samplers
+from gen_jax.diffusion import oracle, process
+from gen_jax.training import workdir as run_directory
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sweep the weight of guidance of a conditional checkpoint."""
+
+    checkpoint: Path = ROOT / "checkpoints" / "step10_conditional"
+    """The --workdir of a run of step10_conditional."""
+    workdir: Path = ROOT / "checkpoints" / "step10_classifier_free_guidance"
+    """Where figures are written."""
+    weights: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+    solver: runs.SolverName = "unipc"
+    nfe: int = 12
+    num: int = 1000
+    """Samples at each weight, as many of each class."""
+    rescale: float = 0.0
+    """How far estimates are brought to the deviation of the conditional one, 0 to 1."""
+    interval: tuple[float, float] | None = None
+    """Times between which to guide, of the process (default: all)."""
+    judge_steps: int = 1000
+    """Of training the classifier."""
+    judge_dir: Path | None = None
+    """Where it is kept (default: checkpoints/judge_DATASET)."""
+    data_dir: Path | None = None
+    seed: int = 0
+
+
+def draw_all(config: Config, run: runs.Run) -> dict[float, np.ndarray]:
+    """Images for each weight, of the labels 0, 1, ..., 0, 1, ... and the same noise: one compiled program for all."""
+    plan, key = runs.plan(run.process, config.solver, config.nfe), jax.random.key(config.seed)
+    low, high = config.interval or (0.0, run.process.t_max)
+
+    @jax.jit
+    def draw(weight: Any, index: Any) -> Any:
+        key_prior, key_noise, _ = jax.random.split(key, 3)
+        x_T = run.process.prior(key_prior, (len(index), *run.shape), index=index)
+        inside = guidance.interval(weight, run.process, low, high)
+        options = {"label": index % run.num_classes, "weight": inside, "rescale": config.rescale}
+        denoise = runs.denoiser(run.net, run.process, run.predicts, run.params, **options)
+        return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index))
+
+    size = min(250, config.num)
+    starts = range(0, config.num, size)
+    chunks = lambda weight: [np.asarray(draw(weight, jnp.arange(i, i + size))) for i in starts]
+    return {weight: np.concatenate(chunks(weight))[: config.num] for weight in config.weights}
+
+
+def measure(
+    config: Config, run: runs.Run, images: dict[float, np.ndarray], judge: judging.Judge
+) -> dict[str, Any]:
+    """Of each weight the share that is read as what was asked for, and the diversity, relative to that of real images."""
+    classes = run.num_classes or 0
+    label = np.arange(config.num) % classes
+    found: dict[str, Any] = {"weights": list(config.weights), "accuracy": [], "diversity": []}
+    for weight in config.weights:
+        probabilities, features = judge.read(images[weight])
+        found["accuracy"].append(float((probabilities.argmax(1) == label).mean()))
+        relative = judging.diversity(features, label, classes) / judge.diversity
+        found["diversity"].append(float(np.nanmean(relative)))
+    return found
+
+
+def save_trade(path: Path, found: dict[str, Any]) -> None:
+    """trade.png: accuracy against diversity, a point a weight."""
+    with plots.figure(path) as axes:
+        axes.plot(found["diversity"], found["accuracy"], "o-")
+        for weight, x, y in zip(found["weights"], found["diversity"], found["accuracy"], strict=True):
+            axes.annotate(f"{weight:g}", (x, y), textcoords="offset points", xytext=(6, -10))
+        axes.axvline(1, color="grey", lw=0.8, ls=":")
+        axes.set(
+            xlabel="diversity within a class (1: real images)",
+            ylabel="read as the class asked for",
+            title="what the weight of guidance buys, and costs",
+        )
+        axes.grid(alpha=0.3)
+
+
+def law(weight: float = 3.0, n: int = 20_000) -> dict[str, np.ndarray]:
+    """Samples of exact guidance between two normals at -1 and 1, and the density `p(x) p(y | x)^w` on a grid."""
+    proc, params = process.VP(), gmm.GMM(jnp.ones(2) / 2, jnp.array([[-1.0], [1.0]]), jnp.full((2, 1), 0.5))
+    model = oracle.mixture(params, proc, labels=jnp.arange(2))
+    denoise = guidance.classifier_free(model.given(1), model, weight)
+    plan = samplers.DPMSolverPP(2).plan(proc, samplers.times.log_snr(proc, 40))
+    x_T = proc.prior(jax.random.key(0), (n, 1))
+    x = jax.jit(lambda x: samplers.sample(jax.random.key(1), denoise, plan, x))(x_T)
+    grid = np.linspace(-3, 5, 801)
+    log_joint = lambda mean: -((grid - mean) ** 2) - np.log(2 * np.sqrt(np.pi))
+    log_p = np.logaddexp(log_joint(-1), log_joint(1))
+    tilted = np.exp(log_p + weight * (log_joint(1) - log_p))
+    conditional = 2 * np.exp(log_joint(1))
+    return {
+        "samples": np.asarray(x)[:, 0],
+        "grid": grid,
+        "tilted": tilted / (tilted.sum() * (grid[1] - grid[0])),
+        "conditional": conditional,
+    }
+
+
+def save_law(path: Path, found: dict[str, np.ndarray], weight: float = 3.0) -> None:
+    """law.png: the histogram of the samples and the two densities."""
+    with plots.figure(path) as axes:
+        axes.hist(
+            found["samples"], bins=100, density=True, alpha=0.4, label=f"samples guided with $w = {weight:g}$"
+        )
+        axes.plot(found["grid"], found["conditional"], "--", label=r"$p(x \mid y)$, which is $w = 1$")
+        axes.plot(found["grid"], found["tilted"], label=rf"$p(x)\, p(y \mid x)^{{{weight:g}}}$, normalised")
+        axes.set(xlim=(-1.5, 4), xlabel="$x$", ylabel="density", title="guided samples are of neither law")
+        axes.legend()
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Draw, measure, write."""
+    run = runs.load(config.checkpoint)
+    if run.num_classes is None:
+        raise ValueError(
+            f"{config.checkpoint} is unconditional, there is nothing to guide by: train step10_conditional.py first."
+        )
+    config.workdir.mkdir(parents=True, exist_ok=True)
+    images = draw_all(config, run)
+    judge = judging.train(
+        run.config["dataset"], config.data_dir, steps=config.judge_steps, workdir=config.judge_dir
+    )
+    found = measure(config, run, images, judge)
+    summary = {"judge_accuracy": judge.accuracy, "num": config.num, "nfe": config.nfe, **found}
+    rows = min(run.num_classes, 10)
+    strips = np.stack([images[weight][:rows] for weight in config.weights], axis=1)
+    heads = [f"$w = {weight:g}$" for weight in config.weights]
+    plots.save_strips(config.workdir / "weights.png", strips, heads, "the same noise at every weight")
+    save_trade(config.workdir / "trade.png", found)
+    save_law(config.workdir / "law.png", law())
+    run_directory.write_json(config.workdir / "summary.json", summary)
+    for weight, accuracy, diversity in zip(*found.values(), strict=True):
+        print(
+            f"weight {weight:4g}: {accuracy:.1%} read as asked for, diversity {diversity:.2f} of real images'"
+        )
+    print(f"pictures: {config.workdir}")
+    return summary
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
