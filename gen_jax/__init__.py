@@ -16,6 +16,8 @@
     10  editing       SDEdit, data to noise and back, interpolation between the two
         training      a pure step, compiled for many devices, and the loop around it
         data          MNIST and tables, any TFDS set, batches on the device or streamed
+        labels        checked, hidden from a network, chosen for samples
+        runs          diffusion runs on disk, for the experiments and the command `gen-jax`
         metrics       the Fréchet distance between samples and data
         plots         pictures of what came out
 
