@@ -148,7 +148,8 @@ def interpolate(
 
 def _norm(x: Any) -> Float[Array, "B"]:
     squares = [jnp.square(leaf).reshape(len(leaf), -1).sum(1) for leaf in jax.tree.leaves(x)]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
+    square = sum(squares[1:], squares[0])
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)  # a gradient at 0, too
 
 
 def _checked(process: Process, grid: Any) -> np.ndarray:
