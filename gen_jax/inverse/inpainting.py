@@ -5,7 +5,8 @@ the solver takes its step. What is unknown then was made without the pixels that
 each time, not `x_0`, and the error does not vanish with the number of steps (Trippe et al. 2023). RePaint
 takes each step several times, with the noise of the forward process in between: Langevin dynamics at that level, by which
 the two parts come to fit. At small noise the level's known pixels are `x_0`, so in the limit of many repetitions samples
-are exact, as long as the dynamics at small noise can still reach everything.
+are exact, as long as the dynamics at small noise can still reach everything. Each repetition repeats the error of the
+solver's step, too: many of them want a finer grid.
 """
 
 from typing import Any, NamedTuple
