@@ -195,6 +195,18 @@ def test_pigdm_samples_of_a_stochastic_solver_have_the_exact_posterior_moments()
     assert np.abs((np.cov(x.T) - cov) / spread).max() < 5
 
 
+@each_operator
+def test_pigdm_without_noise_fits_the_measurement_at_every_time(operator, shape):
+    """Of isotropic data: `A E[x_0 | x_t, y] = y`."""
+    process = VP()
+    den = oracle.gaussian(normal.Normal(jnp.float32(0.2), jnp.float32(V**0.5)), process)
+    x = jnp.asarray(RNG.normal(size=shape), jnp.float32)
+    y = operator.forward(x[::-1])
+    for t in (0.9, 0.1):
+        x0_hat = inverse.pigdm(den, process, operator, y, data_var=V)(x, t)
+        np.testing.assert_allclose(operator.forward(x0_hat), y, rtol=1e-4, atol=1e-4)
+
+
 # --- what DPS and PiGDM get wrong, and by how much ---
 
 
@@ -369,7 +381,7 @@ KNOWN = 0.9
 MASK = np.array([[True, False, False]])
 
 
-def inpainted(resample, steps, n, jump=1):
+def inpainted(resample, steps, n, *, jump=1):
     """The two other coordinates, given that the first is `KNOWN`."""
     process = VP()
     den, plan = oracle.mixture(MIXTURE, process), samplers.DDPM().plan(process, times.log_snr(process, steps))
@@ -399,11 +411,11 @@ def test_repaint_is_the_nearer_to_the_exact_conditional_the_more_it_resamples(op
 def test_repaint_is_exact_in_the_limit_of_repetitions_and_steps_and_replacement_is_not():
     """Each repetition repeats the bias of the solver's steps, too: with few steps many of them make it worse again."""
     exact = conditional(40_000)
-    distance = lambda *args: energy_distance(inpainted(*args, 4000), exact)
+    distance = lambda *args, **options: energy_distance(inpainted(*args, 4000, **options), exact)
     assert distance(100, 100) < 0.0008  # 4,000 exact samples have 0.0001 to 0.0005
     assert distance(1, 320) > 0.1
     assert distance(400, 40) > 2 * distance(40, 40)
-    assert distance(10, 80, 8) < distance(1, 80) / 4
+    assert distance(10, 80, jump=8) < distance(1, 80) / 4
 
 
 def test_replacement_is_repaint_without_resampling_and_ends_at_the_known_pixels():
