@@ -41,8 +41,8 @@ def dps(
         variance   exp(-1 / s^2)    instead of 1 / (1 + 1 / s^2)        at s = 1:  0.37 instead of 0.50
         mean       2 z D(z) y       instead of y / (1 + s^2)                       0.72 y instead of 0.50 y
 
-    with `z = 1 / (s sqrt(2))` and Dawson's function `D`. `pigdm` mends that for normal data. Small `s` makes it stiff: `g`
-    grows as `1 / s^2` even where `x_t` is noise, and a grid has to be fine to follow.
+    with `z = 1 / (s sqrt(2))` and Dawson's function `D`. `pigdm` mends that for normal data. Small `s` makes it stiff:
+    `g` grows as `1 / s^2` even where `x_t` is noise, and a grid has to be fine to follow.
 
     The second form is the paper's practice. There the step is taken in `x_s` after each step of DDPM; here it is in the
     score, which any solver follows. A step of DDPM from `t` to `t - 1` turns `zeta` into the paper's `zeta' = zeta beta_t
