@@ -440,6 +440,26 @@ def test_replacement_is_repaint_without_resampling_and_ends_at_the_known_pixels(
     np.testing.assert_array_equal(whole["a"], x_0)
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        samplers.EulerAncestral(),
+        samplers.PredictorCorrector(samplers.DDPM(), snr=0.05),
+    ],
+    ids=repr,
+)
+def test_repaint_takes_every_plan_that_remembers_nothing(solver):
+    """Of independent coordinates the known one changes nothing: the other has its own law, whatever the solver."""
+    process, n = VP(), 2000
+    den = oracle.gaussian(normal.Normal(jnp.float32(0.5), jnp.float32(1.0)), process)
+    plan = solver.plan(process, times.log_snr(process, 30))
+    run = jax.jit(lambda x: inverse.repaint(KEY, den, process, plan, x, jnp.full((1, 2), 3.0), MASK[:, :2]))
+    x = np.asarray(run(process.prior(jax.random.key(1), (n, 2))))
+    np.testing.assert_array_equal(x[:, 0], 3.0)
+    assert abs(x[:, 1].mean() - 0.5) < 0.05 + 5 / n**0.5
+    assert abs(x[:, 1].std() - 1) < 0.1 + 5 / (2 * n) ** 0.5
+
+
 @pytest.mark.parametrize(("n", "resample", "jump"), [(7, 3, 1), (10, 2, 3), (5, 4, 5), (1, 3, 1), (9, 1, 2)])
 def test_repaint_asks_at_the_times_of_the_authors_schedule(n, resample, jump):
     """Their walk (`get_schedule_jump`): down by one, and at every `jump`-th time `resample - 1` times up by `jump`."""

@@ -72,7 +72,8 @@ def repaint(
         denoise: `(x_t [B, ...], t []) -> x0_hat [B, ...]`.
         process: the one that the plan was made for.
         plan: of a solver that asks once a step and remembers nothing: `DDPM()`, `DDIM(eta)`, `EulerAncestral()`,
-            `DPMSolverPP(order=1)`, `SDEDPMSolverPP(order=1)`, `PredictorCorrector`, `AnnealedLangevin`.
+            `DPMSolverPP(order=1)`, `SDEDPMSolverPP(order=1)`, `PredictorCorrector`. Not `AnnealedLangevin` unless
+            `resample` is 1: it leaves a level with the noise of that level, to which each jump back would add.
         x_T: the start, `process.prior(key, shape)`, any pytree of arrays `[B, ...]`.
         x_0: the known pixels, of the shape of `x_T`, or `[1, ...]` for all; what is not known of it is never used.
         mask: bool, True where known, of the rank of `x_T`: `[1, H, W, 1]` is one mask for every image and channel.
