@@ -55,7 +55,7 @@ def sdedit(
     Source: Meng et al. 2022, Algorithm 1.
     """
     if not isinstance(plan.t, jax.core.Tracer):
-        first, last = float(plan.t[0]), float(plan.t[-1])
+        first, last = np.asarray(plan.t)[[0, -1]]
         if not process.t_min * (1 - 1e-6) <= first <= process.t_max * (1 + 1e-6) or last > first:
             raise ValueError(
                 f"plan must run from a time in [{process.t_min:g}, {process.t_max:g}] of this process down to the data; "
@@ -148,7 +148,8 @@ def interpolate(
 
 def _norm(x: Any) -> Float[Array, "B"]:
     squares = [jnp.square(leaf).reshape(len(leaf), -1).sum(1) for leaf in jax.tree.leaves(x)]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
+    square = sum(squares[1:], squares[0])
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)  # a gradient at 0, too
 
 
 def _checked(process: Process, grid: Any) -> np.ndarray:

@@ -5,7 +5,8 @@ the solver takes its step. What is unknown then was made without the pixels that
 each time, not `x_0`, and the error does not vanish with the number of steps (Trippe et al. 2023). RePaint
 takes each step several times, with the noise of the forward process in between: Langevin dynamics at that level, by which
 the two parts come to fit. At small noise the level's known pixels are `x_0`, so in the limit of many repetitions samples
-are exact, as long as the dynamics at small noise can still reach everything.
+are exact, as long as the dynamics at small noise can still reach everything. Each repetition repeats the error of the
+solver's step, too: many of them want a finer grid.
 """
 
 from typing import Any, NamedTuple
@@ -71,7 +72,8 @@ def repaint(
         denoise: `(x_t [B, ...], t []) -> x0_hat [B, ...]`.
         process: the one that the plan was made for.
         plan: of a solver that asks once a step and remembers nothing: `DDPM()`, `DDIM(eta)`, `EulerAncestral()`,
-            `DPMSolverPP(order=1)`, `SDEDPMSolverPP(order=1)`, `PredictorCorrector`, `AnnealedLangevin`.
+            `DPMSolverPP(order=1)`, `SDEDPMSolverPP(order=1)`, `PredictorCorrector`. Not `AnnealedLangevin` unless
+            `resample` is 1: it leaves a level with the noise of that level, to which each jump back would add.
         x_T: the start, `process.prior(key, shape)`, any pytree of arrays `[B, ...]`.
         x_0: the known pixels, of the shape of `x_T`, or `[1, ...]` for all; what is not known of it is never used.
         mask: bool, True where known, of the rank of `x_T`: `[1, H, W, 1]` is one mask for every image and channel.
