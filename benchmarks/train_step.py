@@ -126,7 +126,7 @@ def jax_step(config: Config) -> tuple[Callable[[], None], int]:
     compiled = training.compile_step(step, steps_per_call=config.steps)
     shape = (config.batch_size, 28, 28, 1)
     x_0 = jax.random.normal(jax.random.key(1), shape if config.steps == 1 else (config.steps, *shape))
-    state = training.TrainState.create(params, optimizer, jax.random.key(2))
+    state = training.TrainState.create(params, optimizer, jax.random.key(2), ema=False)
 
     def run() -> None:
         nonlocal state

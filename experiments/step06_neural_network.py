@@ -82,7 +82,7 @@ def fit_curve(config: Config, x: jax.Array, y: jax.Array):
 
     optimizer = optax.sgd(config.learning_rate)
     params = net.init(jax.random.key(config.seed), x[:, None])
-    state = TrainState.create(params, optimizer, jax.random.key(config.seed))
+    state = TrainState.create(params, optimizer, jax.random.key(config.seed), ema=False)
     step = compile_step(
         make_step(loss, optimizer, ema_decay=None),
         steps_per_call=config.steps,

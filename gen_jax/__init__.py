@@ -5,7 +5,10 @@
     3   normal        many dimensions: marginal, conditional
     4   gmm           the Gaussian mixture
     5   em            expectation maximisation
-    6   networks      the multilayer perceptron, layers, and the one U-Net
+    6   networks      the multilayer perceptron, layers, encoders and decoders, and the one U-Net
+    7   likelihoods   what a decoder says of data: bits, normals, discretised logistics and their mixtures
+    7   vae           the variational autoencoder: its bounds on log p(x), its losses, samples
+    8   hvae          the hierarchical VAE: the book's chain, the ladder, and the bridge to diffusion
     9   diffusion     process, prediction, loss, likelihood, and the exact answers of the oracle
     9   samplers      time grids, solvers, `sample`, the adaptive ODE
     10  guidance      denoisers combined into a denoiser

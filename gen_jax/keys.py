@@ -32,3 +32,11 @@ def normal(
 ) -> Float[Array, "n ..."]:
     """Standard normal draws `[n, ...]`; row `i` depends on `key` and its index alone, not on `n` or the devices."""
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(per_example(key, shape[0], index))
+
+
+def over_devices(mean: Float[Array, "*x"]) -> Float[Array, "*x"]:
+    """The mean over the devices' slices of the batch, where there are such (`example_index`)."""
+    try:
+        return jax.lax.pmean(mean, AXIS)
+    except NameError:
+        return mean

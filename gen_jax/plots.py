@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ def save_strips(
         axis.set_title(label, fontsize=9)
     for axis, label in zip(axes[:, 0], rows, strict=False):
         axis.set_ylabel(label, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, max(int(13 * figure.get_figwidth()), 20)), fontsize=10)
     figure.savefig(path, dpi=150)
 
 

@@ -245,7 +245,7 @@ def test_gradient_descent_meets_em(covariance):
         return -gmm.log_prob(gmm.constrain(free), batch).mean(), {}
 
     optimizer, _ = training.adam(0.03, num_steps=1500)
-    state = training.TrainState.create(gmm.unconstrain(init), optimizer, KEY)
+    state = training.TrainState.create(gmm.unconstrain(init), optimizer, KEY, ema=False)
     everything = lambda step, count: jnp.broadcast_to(jnp.arange(len(x)), (count, len(x)))
     step = training.compile_step(
         training.make_step(loss, optimizer, ema_decay=None),

@@ -408,3 +408,146 @@ def test_step09_killed_three_times_is_the_same_to_the_bit(tmp_path):
         for workdir in (whole, broken)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.fixture(scope="module")
+def autoencoders():
+    """The experiments of steps 7 and 8, which import their neighbour."""
+    sys.path.insert(0, str(ROOT / "experiments"))
+    yield load("step07_vae"), load("step08_hvae")
+    sys.path.remove(str(ROOT / "experiments"))
+
+
+@pytest.fixture(scope="module")
+def step07(autoencoders):
+    return autoencoders[0]
+
+
+@pytest.fixture(scope="module")
+def step08(autoencoders):
+    return autoencoders[1]
+
+
+SHORT = "--steps 4 --batch-size 16 --num 3 --steps-per-call 2 --checkpoint-every 2 --log-every 2"
+
+
+def step07_arguments(workdir, *more):
+    flags = f"{SHORT} --test-images 16 --test-samples 3 --workdir {workdir} --hidden 8".split()
+    return [*flags, *more]
+
+
+def test_step07_leaves_everything_it_promises_and_goes_on(step07, tmp_path, capsys):
+    first = step07_arguments(tmp_path, "--latent", "2", "--labels")
+    summary = step07.main(step07.parse(first))
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    pictures = {"loss.png", "reconstructions.png", "interpolation.png", "manifold.png", "samples.png"}
+    assert figures(tmp_path) == pictures
+    np.testing.assert_allclose(
+        summary["test_elbo"], summary["test_reconstruction"] - summary["test_kl"], rtol=1e-5
+    )
+    # the book's loss is twice the bound, but for the constant of a density
+    np.testing.assert_allclose(summary["book_loss"], 2 * summary["loss"] - 784 * np.log(2 * np.pi), rtol=1e-3)
+    assert np.load(tmp_path / "labels.npy").shape == (3,)
+    draw = lambda *more: step07.draw_samples(
+        step07.parse(["--sample-only", "--workdir", str(tmp_path), "--num", "2", *more])
+    )
+    assert not np.array_equal(draw(), draw("--seed", "3"))
+    draw("--label", "8")
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), [8, 8])
+    with pytest.raises(ValueError, match="must be from 0 to 9, got 10"):
+        draw("--label", "10")
+    capsys.readouterr()
+    more = step07.main(step07.parse([*first, "--steps", "6"]))
+    assert more["steps"] == 6
+    assert "resuming: checkpoint of step 4" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="latent"):
+        step07.main(step07.parse([*first, "--latent", "3"]))
+
+
+def test_step07_says_what_grey_values_are_to_a_bernoulli(step07, tmp_path, capsys):
+    """It trains, on what is a cross-entropy and no likelihood, and says so in the output and the summary."""
+    arguments = step07_arguments(tmp_path, "--likelihood", "bernoulli", "--objective", "dreg")
+    summary = step07.main(step07.parse([*arguments, "--num-samples", "2"]))
+    assert "not a likelihood of them" in summary["nats_are_the_log_of"]
+    assert "--binarize dynamic or static" in capsys.readouterr().out
+    assert np.isfinite(summary["iwae"])
+    with pytest.raises(ValueError, match="--label asks for what this run has not learned"):
+        step07.draw_samples(
+            step07.parse(["--sample-only", "--workdir", str(tmp_path), "--label", "1", "--num", "1"])
+        )
+
+
+@pytest.mark.parametrize("binarize", ["static", "dynamic"])
+def test_bits_are_told_apart_from_grey_values(autoencoders, binarize):
+    """Static bits are the same in every run, test images are bits in both, and the published figures are of them."""
+    autoencoding = sys.modules["autoencoding"]
+    options = {"data_dir": None, "labels": True, "binarize": binarize}
+    (train, test, classes), (again, _, _) = (autoencoding.load_images("mnist", **options) for _ in range(2))
+    assert classes == 10
+    assert set(np.unique(test["image"])) == {0, 255}
+    np.testing.assert_array_equal(train["image"], again["image"])
+    assert (len(np.unique(train["image"])) == 2) == (binarize == "static")
+    grey = data.load("mnist", split="test")["image"] / 255
+    np.testing.assert_allclose((test["image"] / 255).mean(), grey.mean(), atol=1e-3)
+    assert autoencoding.meaning("bernoulli", binarize, train["image"]).startswith("probability of an image")
+    with pytest.raises(ValueError, match="labels must be from 0 to 9, got 0 to 10"):
+        autoencoding.check_labels(np.array([0, 10]), 10)
+
+
+@pytest.mark.slow  # in CI: the parts of it, in tests/test_vae.py
+def test_step07_trains_on_colour_images_of_odd_size(step07, tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (40, 11, 9, 3), np.uint8)
+    monkeypatch.setattr(data, "load", lambda name, **_: {"image": images})
+    flags = "--dataset odd --network conv --channels 4 6 --likelihood discretized_logistic --parallel pmap"
+    summary = step07.main(step07.parse(step07_arguments(tmp_path, *flags.split())))
+    assert np.isfinite(summary["test_bits_per_dim"])
+    assert np.load(tmp_path / "samples.npy").shape == (3, 11, 9, 3)
+
+
+def step08_arguments(workdir, *more):
+    return [*SHORT.split(), "--test-images", "16", "--test-samples", "3", "--workdir", str(workdir), *more]
+
+
+def test_step08_leaves_everything_it_promises(step08, tmp_path):
+    summary = step08.main(step08.parse(step08_arguments(tmp_path, "--hidden", "8", "--latents", "3", "2")))
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert figures(tmp_path) == {"loss.png", "kl.png", "reconstructions.png", "levels.png", "samples.png"}
+    assert summary["test_log_prob"] >= summary["test_elbo"] - 1
+    np.testing.assert_allclose(
+        summary["test_elbo"],
+        summary["test_reconstruction"] - summary["test_kl_1"] - summary["test_kl_2"],
+        rtol=1e-5,
+    )
+    # the book's loss and the loss differ by a constant, that of a density
+    np.testing.assert_allclose(summary["book_loss"], summary["loss"] - 784 * np.log(2 * np.pi), rtol=1e-3)
+    assert np.load(tmp_path / "samples.npy").shape == (3, 28, 28, 1)
+    draw = lambda *more: step08.draw_samples(
+        step08.parse(["--sample-only", "--workdir", str(tmp_path), "--num", "2", *more])
+    )
+    assert not np.array_equal(draw(), draw("--seed", "3"))
+    alike = draw("--temperature", "0")
+    np.testing.assert_array_equal(alike[0], alike[1])
+    with pytest.raises(ValueError, match="levels must be from 0 to 2, got 3"):
+        draw("--levels", "3")
+
+
+@pytest.mark.slow  # in CI: the ladder in tests/test_hvae.py
+def test_step08_trains_a_ladder_on_colour_images_of_odd_size_and_ends_on_iwae(step08, tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (40, 11, 9, 3), np.uint8)
+    monkeypatch.setattr(data, "load", lambda name, **_: {"image": images})
+    flags = "--preset best --dataset odd --widths 8 8 --latents 2 2 3 3 3 --halvings 0 1 --likelihood logistic_mixture"
+    flags += " --binarize none --kl-warmup 2 --warmup 1 --balance"
+    summary = step08.main(step08.parse(step08_arguments(tmp_path / "a", *flags.split())))
+    assert summary["steps_skipped"] == 0
+    assert np.isfinite(summary["test_log_prob"])
+    assert np.load(tmp_path / "a" / "samples.npy").shape == (3, 11, 9, 3)
+    flags += f" --objective iwae --num-samples 2 --start-from {tmp_path / 'a'}"
+    summary = step08.main(step08.parse(step08_arguments(tmp_path / "b", *flags.split())))
+    assert np.isfinite(summary["iwae"])
+
+
+def test_step08_says_which_numbers_do_not_fit_together(step08):
+    with pytest.raises(ValueError, match="5 latents for 4 levels"):
+        step08.stages(step08.parse(["--preset", "best", "--levels-per-stage", "1", "3"]))
+    with pytest.raises(SystemExit):
+        step08.parse(["--level", "3", "--batchsize", "2"])

@@ -42,3 +42,28 @@ def dequantize(
         keys.per_example(key, images.shape[0])
     )
     return (jnp.asarray(images).astype(jnp.uint32) * 65536 + noise).astype(jnp.float32) / 2.0**24
+
+
+def to_zero_one(images: UInt8[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
+    """8-bit pixels as float32 in [0, 1]: `x / 255`. The inverse is `from_zero_one`."""
+    return jnp.asarray(images).astype(jnp.float32) / 255
+
+
+def from_zero_one(x: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Numbers in [0, 1] as 8-bit pixels: `round(255 x)`, clipped to 0..255."""
+    return jnp.clip(jnp.round(255 * jnp.asarray(x)), 0, 255).astype(jnp.uint8)
+
+
+def binarize(key: Key[Array, ""], images: UInt8[Array | np.ndarray, "b *shape"]) -> Float[Array, "b *shape"]:
+    """Bits 0.0 or 1.0 that are drawn with the grey values as their probabilities, `P(1) = x / 255`.
+
+    Drawn anew at each step this is "dynamic" binarisation (Burda et al. 2016, Sec. 5.1), drawn once and kept "static"
+    (Salakhutdinov & Murray 2008): figures of the two are not to be compared. Bits of image `i` come from `fold_in(key,
+    i)`; black and white are exact, and a probability is off by less than 2^-16.
+    """
+    noise = jax.vmap(lambda k: jax.random.bits(k, images.shape[1:], jnp.uint16))(
+        keys.per_example(key, images.shape[0])
+    )
+    return (noise.astype(jnp.uint32) * 255 < jnp.asarray(images).astype(jnp.uint32) * 65536).astype(
+        jnp.float32
+    )

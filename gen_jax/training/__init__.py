@@ -13,6 +13,7 @@ from gen_jax.training.layout import Layout
 from gen_jax.training.loop import InMemory, Stream, fit
 from gen_jax.training.optimizer import adam, muon, scheduled
 from gen_jax.training.run import Preempted, TrainingDiverged
+from gen_jax.training.skip import SkipState, skip_exploding
 from gen_jax.training.state import TrainState, make_step
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Layout",
     "Loaded",
     "Preempted",
+    "SkipState",
     "Stream",
     "TrainState",
     "TrainingDiverged",
@@ -34,4 +36,5 @@ __all__ = [
     "make_step",
     "muon",
     "scheduled",
+    "skip_exploding",
 ]

@@ -41,14 +41,15 @@ class Loaded(NamedTuple):
 def split(state: TrainState) -> dict[str, PyTree]:
     """The state as the items of a checkpoint: plain arrays, with the key as its data."""
     rest = {"step": state.step, "opt_state": state.opt_state, "key": jax.random.key_data(state.key)}
-    return {"params": state.params, "ema_params": state.ema_params, "rest": rest}
+    average = {} if state.ema_params is None else {"ema_params": state.ema_params}
+    return {"params": state.params, **average, "rest": rest}
 
 
 def join(items: dict[str, PyTree], key_impl: Any) -> TrainState:
     """Inverse of `split`."""
     rest = items["rest"]
     key = jax.random.wrap_key_data(rest["key"], impl=key_impl)
-    return TrainState(rest["step"], items["params"], rest["opt_state"], items["ema_params"], key)
+    return TrainState(rest["step"], items["params"], rest["opt_state"], items.get("ema_params"), key)
 
 
 class Checkpoints:
@@ -100,7 +101,7 @@ class Checkpoints:
 
         items = split(state)
         prints = fingerprint(items)
-        bad = [name for name in ("params", "ema_params") if not prints[name].finite]
+        bad = [name for name in items if name != "rest" and not prints[name].finite]
         if bad:
             raise NotFiniteError(f"{' and '.join(bad)} not finite at step {int(state.step)}: not saved")
         sums = {name: item.checksum for name, item in prints.items()}
@@ -163,8 +164,9 @@ class Checkpoints:
         return None
 
     def saved(self, step: int, item: str) -> PyTree:
-        """Shapes and dtypes of an item as it is on disk: a tree of dicts and lists."""
-        return self._manager.item_metadata(step)[item].tree
+        """Shapes and dtypes of an item as it is on disk, a tree of dicts and lists; None where there is none."""
+        metadata = self._manager.item_metadata(step).get(item)
+        return None if metadata is None else metadata.tree
 
     def _meta(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
@@ -219,14 +221,14 @@ def verify(items: dict[str, PyTree], sums: dict[str, int]) -> None:
 
 
 def load(workdir: str | Path, *, like: PyTree | None = None, ema: bool = True) -> Loaded:
-    """The averaged parameters (`ema=False`: the last ones), config and step of a run, without its optimizer.
+    """The averaged parameters (the last ones without an average or with `ema=False`), config and step of a run.
 
     Reads the newest whole checkpoint of `workdir` onto one device. Trees of dicts come back as they were;
     give `like` (any tree of arrays, or of ShapeDtypeStructs, of that structure) for parameters that are
     NamedTuples or other classes. Raises CheckpointError when there is none, ValueError when its arrays do not
     fit `like`.
     """
-    directory, item = Path(workdir) / DIRECTORY, "ema_params" if ema else "params"
+    directory = Path(workdir) / DIRECTORY
     missing = CheckpointError(
         f"no checkpoint in {directory}: train first (the same command without --sample-only writes one), "
         "or name the --workdir of a run that has been trained"
@@ -235,20 +237,25 @@ def load(workdir: str | Path, *, like: PyTree | None = None, ema: bool = True) -
         raise missing
 
     def fits(meta: dict[str, Any]) -> None:
-        saved = {name: array for name, array in meta["arrays"].items() if name.split("/")[0] == item}
+        part = lambda item: {k: array for k, array in meta["arrays"].items() if k.split("/")[0] == item}
+        item = "ema_params" if ema and part("ema_params") else "params"
         if like is not None:
-            check_arrays(saved, describe({item: like}))
+            check_arrays(part(item), describe({item: like}))
 
     with Checkpoints(directory, create=False) as checkpoints:
-        found = checkpoints.newest(
-            lambda step: {item: _on_one_device(checkpoints.saved(step, item) if like is None else like)}, fits
-        )
+
+        def target(step: int) -> dict[str, PyTree]:
+            item = "ema_params" if ema and checkpoints.saved(step, "ema_params") is not None else "params"
+            return {item: _on_one_device(checkpoints.saved(step, item) if like is None else like)}
+
+        found = checkpoints.newest(target, fits)
     if found is None:
         raise missing
     items, meta, damaged = found
     for step, error in damaged.items():
         warnings.warn(f"checkpoint {directory / str(step)} is damaged ({_first_line(error)})", stacklevel=2)
-    return Loaded(items[item], meta.get("config", {}), meta["step"])
+    (params,) = items.values()
+    return Loaded(params, meta.get("config", {}), meta["step"])
 
 
 def _on_one_device(tree: PyTree) -> PyTree:

@@ -30,9 +30,10 @@ class Meter:
         self._start += seconds
 
     def mean(self) -> dict[str, float]:
-        """Mean of every metric over the steps of the interval."""
+        """Mean of every metric over the steps of the interval; NaN of none."""
         names = self._values[0] if self._values else {}
-        return {name: float(np.mean(np.concatenate([v[name] for v in self._values]))) for name in names}
+        each = {name: np.concatenate([v[name] for v in self._values]) for name in names}
+        return {name: float(np.mean(x)) if len(x) else math.nan for name, x in each.items()}
 
     def steps_per_second(self, step: int, now: float) -> float:
         """Rate from the start of the interval to `step`, reached at the time `now`."""

@@ -90,7 +90,7 @@ def fit(
     Raises ValueError when `config` differs from the checkpoint's in a field not listed in `may_change`
     (dotted names), or with `resume=False` in a `workdir` that has checkpoints; OSError when `workdir` cannot
     be written or lacks room; TrainingDiverged, leaving all checkpoints as they are, when the loss, the
-    gradient norm or the parameters to be saved are not finite.
+    gradient norm or the parameters to be saved are not finite (of steps that `skip_exploding` leaves out: 100 in a row).
     """
     path = run_directory.prepare(workdir, state, keep=keep)
     layout = Layout(parallel, fsdp=fsdp) if mesh is None else Layout(parallel, mesh, fsdp)

@@ -15,6 +15,9 @@ from gen_jax.training.logs import Meter, MetricsFile, Reporter
 from gen_jax.training.optimizer import Schedule
 from gen_jax.training.state import TrainState
 
+PATIENCE = 100
+"""How many steps in a row may be skipped for not being finite (`skip_exploding`) before the run is given up."""
+
 
 class TrainingDiverged(FloatingPointError):
     """The loss, the gradient or the parameters are not finite."""
@@ -48,6 +51,7 @@ class Run:
         self.began = time.perf_counter() - (file.seconds if file else 0.0)
         self.compiled = False
         self.pending: tuple[int, PyTree] | None = None
+        self.lost = 0
 
     def collect(self, end: int, metrics: PyTree) -> None:
         """Remember the metrics of the call that ends at `end`, and read those of the call before."""
@@ -62,18 +66,20 @@ class Run:
         metrics = jax.device_get(metrics)
         size = len(metrics["loss"])
         finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
-        if not finite.all():
-            first = int(np.argmin(finite))
-            self.diverged(
-                end - size + first,
-                f"loss {metrics['loss'][first]}, gradient norm {metrics['grad_norm'][first]}",
-            )
+        skipped = metrics.get("skipped", np.zeros(size)) > 0
+        for i in range(size):
+            self.lost = 0 if finite[i] else self.lost + 1
+            if self.lost > (PATIENCE if skipped[i] else 0):
+                what = f"loss {metrics['loss'][i]}, gradient norm {metrics['grad_norm'][i]}"
+                self.diverged(
+                    end - size + i, what if self.lost == 1 else f"{what}, {self.lost} steps in a row"
+                )
         logs = crossed(end, size, self.log_every) or end == self.num_steps
         if not self.compiled and not logs:
             # the first call compiled: rates count from its end where there is a second one
             self.meter.reset(end, time.perf_counter())
         self.compiled = True
-        self.meter.add(metrics)
+        self.meter.add({name: v if name == "skipped" else v[finite] for name, v in metrics.items()})
         self.reporter.advance(end)
         if logs:
             self.log(end)

@@ -8,11 +8,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from gen_jax.training.skip import SkipState
+
 Metrics = dict[str, Float[Array, "..."]]
 """Named float32 scalars of one step, or `[K]` vectors for the `K` steps of one call."""
 
-Loss = Callable[[Any, Key[Array, ""], Any], tuple[Float[Array, ""], Metrics]]
-"""`loss(params, key, batch) -> (scalar, metrics)`, both means over the examples of `batch`."""
+Loss = Callable[..., tuple[Float[Array, ""], Metrics]]
+"""`loss(params, key, batch) -> (scalar, metrics)`, both means over the examples of `batch`.
+
+One whose terms change as training goes on is `loss(params, key, batch, step)`, see `make_step(step_in_loss=True)`.
+"""
 
 
 class TrainState(NamedTuple):
@@ -23,17 +28,22 @@ class TrainState(NamedTuple):
     params: PyTree
     opt_state: PyTree
     ema_params: PyTree
-    """Moving average of `params` (the parameters themselves where there is no average): sample with these."""
+    """Moving average of `params`, to sample with; None where there is none."""
     key: Key[Array, ""]
     """The seed. It never changes: step `k` draws from `fold_in(key, k)`."""
 
     @classmethod
     def create(
-        cls, params: PyTree, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+        cls,
+        params: PyTree,
+        optimizer: optax.GradientTransformation,
+        key: Key[Array, ""],
+        *,
+        ema: bool = True,
     ) -> "TrainState":
-        """The state before the first step, with the average at the initial parameters."""
-        step = jnp.zeros((), jnp.int32)
-        return cls(step, params, optimizer.init(params), jax.tree.map(jnp.copy, params), key)
+        """The state before the first step, with the average at the initial parameters (`ema=False`: without one)."""
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, key)
 
 
 @runtime_checkable
@@ -47,7 +57,11 @@ class Step(Protocol):
 
 
 def make_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay: float | None = 0.9999
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float | None = 0.9999,
+    step_in_loss: bool = False,
 ) -> Step:
     """One step of stochastic gradient descent, as a pure function that knows nothing of devices.
 
@@ -56,29 +70,41 @@ def make_step(
         ema_k+1     = d_k ema_k + (1 - d_k) params_k+1,   d_k = min(ema_decay, (1 + k) / (10 + k))
 
     The average warms up so that the initial parameters are forgotten early (TensorFlow's
-    ExponentialMovingAverage with `num_updates`). `ema_decay=None` keeps no average: `ema_params` are then the
-    parameters. Under gradient accumulation the average moves at every micro-step.
+    ExponentialMovingAverage with `num_updates`). `ema_decay=None` is for a state without one,
+    `TrainState.create(..., ema=False)`. Under gradient accumulation the average moves at every micro-step. With
+    `step_in_loss` the loss is told the step `k`, int32, as its fourth argument: a term may then be warmed up.
 
     The metrics are those of the loss with `loss` and `grad_norm` (global norm, before any clipping), float32
-    scalars. Raises ValueError when `ema_decay` is outside [0, 1) or the loss reports a metric under one of
-    these two names.
+    scalars; with `skip_exploding` also `skipped`, 1 where the step was not taken. Raises ValueError when `ema_decay`
+    is outside [0, 1), the state has an average and there is no decay or the other way round, or the loss reports a
+    metric under one of these names.
     """
     if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
         raise ValueError(f"ema_decay must lie in [0, 1) or be None (no average), got {ema_decay}")
 
     def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        if (ema_decay is None) != (state.ema_params is None):
+            raise ValueError(
+                f"ema_decay is {ema_decay}, so the state must have {'no' if ema_decay is None else 'an'} average: "
+                f"TrainState.create(..., ema={ema_decay is not None})"
+            )
         key = jax.random.fold_in(state.key, state.step)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, key, batch)
-        if taken := {"loss", "grad_norm"} & set(metrics):
+        args = (key, batch, state.step) if step_in_loss else (key, batch)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *args)
+        if taken := {"loss", "grad_norm", "skipped"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
         if axis_name is not None:
             value, metrics, grads = jax.lax.pmean((value, metrics, grads), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = (
-            params if ema_decay is None else ema_update(state.ema_params, params, state.step, ema_decay)
+            None if ema_decay is None else ema_update(state.ema_params, params, state.step, ema_decay)
         )
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
+        # behind a barrier: the optimizer squares gradients too, and XLA would write the squares out for both
+        norm = optax.tree.norm(jax.lax.optimization_barrier(grads))
+        metrics = {"loss": value, "grad_norm": norm, **metrics}
+        if isinstance(opt_state, SkipState):
+            metrics["skipped"] = opt_state.skipped - state.opt_state.skipped
         metrics = {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
         return TrainState(state.step + 1, params, opt_state, ema_params, state.key), metrics
 

@@ -79,7 +79,7 @@ def test_dequantize_is_uniform():
     assert distance < 1.95 / np.sqrt(u.size)  # Kolmogorov-Smirnov at 0.1 %
 
 
-@pytest.mark.parametrize("transform", [data.flip, data.dequantize])
+@pytest.mark.parametrize("transform", [data.flip, data.dequantize, data.binarize])
 def test_transform_does_not_depend_on_the_devices(transform):
     x, key = images(2), jax.random.key(5)
     mesh = jax.make_mesh((8,), (keys.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
@@ -87,9 +87,28 @@ def test_transform_does_not_depend_on_the_devices(transform):
     np.testing.assert_array_equal(jax.jit(split)(key, x), transform(key, x))
 
 
-@pytest.mark.parametrize("transform", [data.flip, data.dequantize])
+@pytest.mark.parametrize("transform", [data.flip, data.dequantize, data.binarize])
 def test_transform_depends_on_the_key_and_the_example(transform):
     x = np.broadcast_to(images(3, 1), (64, 4, 6, 3))
     y = np.asarray(transform(jax.random.key(0), x))
     assert len(np.unique(y.reshape(64, -1), axis=0)) > 1
     assert (y != np.asarray(transform(jax.random.key(1), x))).any()
+
+
+def test_zero_one_spans_the_interval_and_comes_back():
+    x = data.to_zero_one(ALL)
+    np.testing.assert_allclose(x, ALL / 255, rtol=1e-6)
+    np.testing.assert_array_equal(data.from_zero_one(x), ALL)
+    np.testing.assert_array_equal(data.from_zero_one(np.float32([-0.2, 1.3])), [0, 255])
+
+
+def test_binarize_draws_bits_with_the_grey_values_as_probabilities():
+    """All 256 values, 20,000 draws of each: black and white exactly, the rest within five standard errors."""
+    x = np.broadcast_to(ALL, (20_000, 256))
+    bits = np.asarray(data.binarize(jax.random.key(0), x))
+    assert set(np.unique(bits)) == {0.0, 1.0}
+    assert not bits[:, 0].any()
+    assert bits[:, 255].all()
+    p = ALL / 255
+    assert (np.abs(bits.mean(0) - p) <= 5 * np.sqrt(p * (1 - p) / len(x)) + 2.0**-16).all()
+    np.testing.assert_array_less(np.abs(np.corrcoef(bits[:, 100], bits[:, 101])[0, 1]), 0.04)

@@ -242,6 +242,22 @@ def test_load_gives_the_average_without_the_optimizer(run):
         assert (loaded.config, loaded.step) == ({"a": 1}, 3)
 
 
+def test_without_an_average_nothing_is_saved_twice(tmp_path):
+    """The parameters are what is loaded then, and no average is restored."""
+    optimizer = optax.adam(0.1)
+    state = training.TrainState.create({"w": jnp.arange(3.0)}, optimizer, jax.random.key(0), ema=False)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(state, {})
+        restored, _ = checkpoints.restore(state)
+        with pytest.raises(ValueError, match="ema_params"):
+            checkpoints.restore(state._replace(ema_params=state.params))
+    assert restored.ema_params is None
+    assert not (tmp_path / "checkpoints" / "0" / "ema_params").exists()
+    for ema in (True, False):
+        loaded = training.load(tmp_path, ema=ema, like=state.params)
+        np.testing.assert_array_equal(loaded.params["w"], state.params["w"])
+
+
 def test_load_gives_back_named_tuples(tmp_path):
     optimizer = optax.adam(0.1)
     params = optax.EmptyState(), training.Loaded(jnp.ones(3), jnp.zeros(2), jnp.float32(5))

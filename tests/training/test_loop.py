@@ -10,6 +10,7 @@ import pytest
 import toy
 
 from gen_jax import training
+from gen_jax.training import run
 from gen_jax.training.loop import call_size
 
 
@@ -209,6 +210,42 @@ def test_fit_stops_at_what_is_not_finite_and_keeps_the_good(tmp_path, no_debug_n
     assert steps(tmp_path) == [10, 20]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(training.load(tmp_path).params))
     assert [line["step"] for line in lines(tmp_path)] == [10, 20]
+
+
+def skipping(loss):
+    """The toy problem with an optimizer that leaves out what is not finite."""
+    rule, schedule = training.adam(1e-2, num_steps=40, warmup_steps=5)
+    optimizer = training.skip_exploding(rule)
+    state = training.TrainState.create(toy.params(), optimizer, jax.random.key(3))
+    return training.make_step(loss, optimizer, ema_decay=0.99), state, schedule
+
+
+def broken(first, end):
+    """Loss that is NaN, with all of its gradient, from one step to another."""
+
+    def loss(params, key, batch):
+        value, metrics = toy.loss(params, key, batch)
+        bad = jnp.any((batch["step"] >= first) & (batch["step"] < end))
+        return value * jnp.where(bad, jnp.nan, 1.0), metrics
+
+    return loss
+
+
+@pytest.mark.parametrize("loss", [poisoned(23, "gradient"), broken(23, 24)], ids=["gradient", "both"])
+def test_fit_goes_on_where_the_optimizer_skips_what_is_not_finite(tmp_path, no_debug_nans, loss):
+    """It counts the step, and the means of its interval are those of the nine others."""
+    state = fit(tmp_path, memory=Numbered(), problem=skipping(loss))
+    assert int(state.step) == 40
+    assert int(state.opt_state.skipped) == 1
+    np.testing.assert_allclose([line["skipped"] for line in lines(tmp_path)], [0, 0, 0.1, 0], atol=1e-7)
+    assert all(line["loss"] is not None and line["grad_norm"] is not None for line in lines(tmp_path))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_fit_gives_up_where_nothing_is_finite_any_more(tmp_path, no_debug_nans, monkeypatch):
+    monkeypatch.setattr(run, "PATIENCE", 12)
+    with pytest.raises(training.TrainingDiverged, match=r"step 25 .*nan, 13 steps in a row.*checkpoints/20"):
+        fit(tmp_path, memory=Numbered(), problem=skipping(broken(13, 40)))
 
 
 def test_fit_never_saves_parameters_that_are_not_finite(tmp_path, no_debug_nans):

@@ -48,10 +48,15 @@ def test_make_step_ema_is_the_warmed_up_recursion(decay):
     np.testing.assert_allclose(state.ema_params["w"], ema, rtol=1e-6)
 
 
-def test_make_step_without_ema_gives_the_parameters():
+def test_make_step_without_ema_keeps_none():
     optimizer = optax.sgd(0.1)
-    state, _ = make_step(quadratic, optimizer, ema_decay=None)(state_of(optimizer), jnp.ones(4) * 3)
-    np.testing.assert_array_equal(state.ema_params["w"], state.params["w"])
+    bare = TrainState.create({"w": jnp.float32(1.0)}, optimizer, jax.random.key(0), ema=False)
+    state, _ = make_step(quadratic, optimizer, ema_decay=None)(bare, jnp.ones(4) * 3)
+    assert state.ema_params is None
+    np.testing.assert_allclose(state.params["w"], 1.4, rtol=1e-6)
+    for decay, wrong in ((0.9, bare), (None, state_of(optimizer))):
+        with pytest.raises(ValueError, match=f"ema={decay is not None}"):
+            make_step(quadratic, optimizer, ema_decay=decay)(wrong, jnp.ones(4))
 
 
 def test_ema_update_keeps_the_dtype_of_the_average():

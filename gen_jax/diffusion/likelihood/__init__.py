@@ -7,8 +7,8 @@ Both take a denoiser and its process. They are of two models, which agree only w
 """
 
 from gen_jax.diffusion.likelihood.bound import Bound, vlb
-from gen_jax.diffusion.likelihood.decoder import discretized_log_prob
 from gen_jax.diffusion.likelihood.ode import EXACT_DIMS, NUM_PROBES, Density, ode, ode_log_prob
+from gen_jax.likelihoods import discretized_log_prob
 
 __all__ = [
     "EXACT_DIMS",

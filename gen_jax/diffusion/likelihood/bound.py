@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from gen_jax import keys
-from gen_jax.diffusion.likelihood.decoder import discretized_log_prob
 from gen_jax.diffusion.prediction import Denoiser, check_like
 from gen_jax.diffusion.process import DDPM, Process, at_log_snr
+from gen_jax.likelihoods import discretized_log_prob
 
 if TYPE_CHECKING:
     Reconstruction: TypeAlias = Literal["gaussian", "discretized"]

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
 from gen_jax.diffusion import prediction, variance
-from gen_jax.diffusion.likelihood.decoder import discretized_log_prob
 from gen_jax.diffusion.loss.denoising import draw
 from gen_jax.diffusion.loss.quantiles import Quantiles, stratified
 from gen_jax.diffusion.prediction import Predicts
 from gen_jax.diffusion.process import DDPM, expand
+from gen_jax.likelihoods import discretized_log_prob
 
 
 def hybrid(

@@ -1,0 +1,90 @@
+"""The one distribution of every level, a Gaussian with a diagonal covariance, and how two of them merge.
+
+All sums are over every axis but the first, all numbers in nats. A parameter may be a scalar, which holds for all
+dimensions.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, Key
+
+from gen_jax import keys
+
+
+class Gaussian(NamedTuple):
+    """`N(mean, exp(log_std)^2)`, independent in each dimension."""
+
+    mean: Float[Array, "..."]
+    log_std: Float[Array, "..."]
+
+
+def standard(like: Float[Array, "B *z"]) -> Gaussian:
+    """`N(0, I)` of that shape."""
+    return Gaussian(jnp.zeros_like(like), jnp.zeros_like(like))
+
+
+def sample(
+    key: Key[Array, ""],
+    params: Gaussian,
+    *,
+    temperature: ArrayLike = 1.0,
+    index: Int[Array, "B"] | None = None,
+) -> Float[Array, "B *z"]:
+    """`mean + temperature exp(log_std) eps`; row `i` depends on `key` and its index alone (`gen_jax.keys`)."""
+    eps = keys.normal(key, params.mean.shape, index).astype(params.mean.dtype)
+    return params.mean + temperature * jnp.exp(params.log_std) * eps
+
+
+def log_prob(params: Gaussian, z: Float[Array, "B *z"]) -> Float[Array, "B"]:
+    """`log N(z; mean, std^2)`."""
+    standardized = (z - params.mean) * jnp.exp(-params.log_std)
+    return -_sum(jnp.square(standardized) / 2 + params.log_std + math.log(2 * math.pi) / 2)
+
+
+def kl(q: Gaussian, p: Gaussian) -> Float[Array, "B"]:
+    """`KL(q || p) = sum log(std_p / std_q) + (std_q^2 + (mean_q - mean_p)^2) / (2 std_p^2) - 1/2`."""
+    ratio, distance = q.log_std - p.log_std, (q.mean - p.mean) * jnp.exp(-p.log_std)
+    return _sum((jnp.expm1(2 * ratio) + jnp.square(distance)) / 2 - ratio)
+
+
+def precision(prior: Gaussian, evidence: Gaussian) -> Gaussian:
+    """The product of the two densities, normalised: precisions add, means are weighed by them.
+
+        1 / std^2 = 1 / std_p^2 + 1 / std_e^2,    mean = std^2 (mean_p / std_p^2 + mean_e / std_e^2)
+
+    Source: Sonderby et al. 2016, Section 2.2. What the data say about a latent is combined with what the levels above
+    say as in Bayes' rule.
+    """
+    log_precision = jnp.logaddexp(-2 * prior.log_std, -2 * evidence.log_std)
+    weight = jnp.exp(-2 * evidence.log_std - log_precision)
+    return Gaussian(prior.mean + weight * (evidence.mean - prior.mean), -log_precision / 2)
+
+
+def residual(prior: Gaussian, change: Gaussian) -> Gaussian:
+    """`N(mean_p + d_mean, (std_p d_std)^2)`: with a change of `(0, log 1)` the posterior is the prior.
+
+    Source: Vahdat & Kautz 2020, Eq. 2 and the lines around it.
+    """
+    return Gaussian(prior.mean + change.mean, prior.log_std + change.log_std)
+
+
+def concat(prior: Gaussian, posterior: Gaussian) -> Gaussian:
+    """The posterior as it is: the network that made it has seen both sides (Child 2021, Figure 3)."""
+    return posterior
+
+
+MERGES = {"precision": precision, "residual": residual, "concat": concat}
+
+
+def bounded(mean: Float[Array, "B *z"], raw: Float[Array, "B *z"], bound: float) -> Gaussian:
+    """`log_std = bound tanh(raw / bound)`: no level can make another's KL infinite.
+
+    Source: the soft clamp of the code of Vahdat & Kautz 2020.
+    """
+    return Gaussian(mean, bound * jnp.tanh(raw / bound))
+
+
+def _sum(x: Float[Array, "B *z"]) -> Float[Array, "B"]:
+    return x.reshape(len(x), -1).sum(1)

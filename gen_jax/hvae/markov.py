@@ -1,0 +1,205 @@
+"""The book's hierarchical VAE: two networks a level, each of which knows its neighbours only."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
+
+from gen_jax.hvae import chain, gaussian, importance, temper
+from gen_jax.hvae.chain import Chain, Terms
+from gen_jax.hvae.gaussian import Gaussian
+from gen_jax.likelihoods import Likelihood
+from gen_jax.vae import Elbo
+
+
+class Params(NamedTuple):
+    """Variables of the networks of each level, that nearest the data first."""
+
+    encoder: tuple[PyTree, ...]
+    decoder: tuple[PyTree, ...]
+
+
+@dataclass(frozen=True)
+class HVAE:
+    """A chain of latents, `x -> z_1 -> ... -> z_L` and back (the module `hvae.chain`). One level is a VAE."""
+
+    encoder: tuple[nn.Module, ...]
+    """`L` of them, `z_{l-1} -> (mean, log_std)` of `q(z_l | z_{l-1})`, each `[B, *latent]`; the first takes `x`."""
+    decoder: tuple[nn.Module, ...]
+    """`L` of them: `z_1 -> out`, as the likelihood takes it, and from the second `z_l -> (mean, log_std)` of
+    `p(z_{l-1} | z_l)`, or the mean alone, which makes it `N(mean, I)`, as in the book."""
+    likelihood: Likelihood
+    latent: tuple[int | tuple[int, ...], ...]
+    """Numbers in the latent of each level, or its shape."""
+    terms: Terms = "sampled"
+    """Of the bound: "sampled", or "neighbours", the book's, which is lower (`chain.elbo`)."""
+
+    def __post_init__(self):
+        counts = len(self.encoder), len(self.decoder), len(self.latent)
+        if not self.latent or len(set(counts)) > 1:
+            raise ValueError(
+                "expected an encoder, a decoder and a size for each level, at least one, got {} encoders, "
+                "{} decoders and {} sizes.".format(*counts)
+            )
+        if any(not shape or min(shape) < 1 for shape in self.latent_shapes):
+            raise ValueError(f"latents must be at least 1 number, got {self.latent}.")
+        if self.terms not in ("sampled", "neighbours"):
+            raise ValueError(f'terms must be "sampled" or "neighbours", got {self.terms!r}.')
+
+    @property
+    def levels(self) -> int:
+        """How many latents there are."""
+        return len(self.encoder)
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of the latent of each level."""
+        return [(size,) if isinstance(size, int) else tuple(size) for size in self.latent]
+
+    def init(self, key: Key[Array, ""], x: Float[Array, "B *x"]) -> Params:
+        """Parameters to start from; of `x` only the shape of an example matters."""
+        key_encoder, key_decoder = jax.random.split(key)
+        keys_encoder = chain.level_keys(key_encoder, self.levels)
+        keys_decoder = chain.level_keys(key_decoder, self.levels)
+        latents = [jnp.zeros((1, *shape)) for shape in self.latent_shapes]
+        init = lambda net, key, z: net.init(key, z)
+        return Params(
+            tuple(map(init, self.encoder, keys_encoder, [x[:1], *latents])),
+            tuple(map(init, self.decoder, keys_decoder, latents)),
+        )
+
+    def as_chain(self, params: Params) -> Chain:
+        """The functions that the networks are with these parameters."""
+
+        def log_likelihood(z_1: Array, x: Array) -> Float[Array, "B"]:
+            return self.likelihood.log_prob(self._out(params, z_1), x)
+
+        bind = lambda net, variables: lambda z: _gaussian(net.apply(variables, z))
+        return Chain(
+            tuple(map(bind, self.encoder, params.encoder)),
+            tuple(map(bind, self.decoder[1:], params.decoder[1:])),
+            gaussian.standard,
+            log_likelihood,
+        )
+
+    def elbo(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        *,
+        index: Int[Array, "B"] | None = None,
+    ) -> Elbo:
+        """The bound at one draw of the latents, `kl [B, L]` (`chain.elbo`)."""
+        return chain.elbo(key, self.as_chain(params), x, terms=self.terms, index=index)
+
+    def iwae(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        num_samples: int,
+        *,
+        index: Int[Array, "B"] | None = None,
+        at_once: int | None = None,
+    ) -> Float[Array, "B"]:
+        """A bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
+        return importance.iwae(self._weigh(params, x, index), key, num_samples, at_once=at_once)
+
+    def log_prob(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        num_samples: int = 5000,
+        *,
+        index: Int[Array, "B"] | None = None,
+        size: int = 100,
+        at_once: int = 50,
+    ) -> Float[Array, "B"]:
+        """`log p(x)` in nats by importance sampling: `iwae` of many draws, a lower bound in the mean.
+
+        `size` examples and `at_once` draws of each are taken at a time. Jit it; where `x` is sharded over devices along
+        its first axis so is the work, and the numbers stay the same.
+        """
+        one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, at_once=at_once)
+        return importance.in_turns(one, x, size, index)
+
+    def encode(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        *,
+        index: Int[Array, "B"] | None = None,
+    ) -> list[Float[Array, "B ..."]]:
+        """A draw of the latents of `x`, that nearest the data first."""
+        return chain.climb(key, self.as_chain(params), x, index=index)[0]
+
+    def decode(self, params: Params, z_1: Float[Array, "B *z"]) -> Float[Array, "B *x"]:
+        """The mean of `p(x | z_1)`."""
+        return self.likelihood.mean(self._out(params, z_1))
+
+    def reconstruct(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        *,
+        levels: int = 1,
+        index: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B *x"]:
+        """Up to level `levels` and back down by the means: what of `x` is known there."""
+        z = self.encode(params, key, x, index=index)[temper.check_levels(levels, self.levels) - 1]
+        for decode in reversed(self.as_chain(params).decode[: levels - 1]):
+            z = decode(z).mean
+        return self.decode(params, z)
+
+    def sample(
+        self,
+        key: Key[Array, ""],
+        params: Params,
+        n: int,
+        *,
+        levels: int | None = None,
+        temperature: ArrayLike = 1.0,
+        mean: bool = False,
+        index: Int[Array, "n"] | None = None,
+    ) -> Float[Array, "n *x"]:
+        """`n` draws from the model, or with `mean=True` the means of `p(x | z_1)`, which look smoother.
+
+        Args:
+            key: of the noise; a level's is the same however many levels are drawn.
+            params: of the model.
+            n: how many.
+            levels: draw the top `levels` of them, and take the others at their means: what these levels decide.
+            temperature: factor of the standard deviations; a number or one a level, the one nearest the data first.
+            mean: whether to return means.
+            index: numbers of the samples, `0..n-1` by default.
+        """
+        heat = temper.each(temperature, levels, self.levels)
+        key_z, key_x = jax.random.split(key)
+        noise = chain.level_keys(key_z, self.levels)
+        prior = gaussian.standard(jnp.zeros((n, *self.latent_shapes[-1])))
+        z = gaussian.sample(noise[-1], prior, temperature=heat[-1], index=index)
+        for level, decode in reversed(list(enumerate(self.as_chain(params).decode))):
+            z = gaussian.sample(noise[level], decode(z), temperature=heat[level], index=index)
+        out = self._out(params, z)
+        return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
+
+    def _weigh(
+        self, params: Params, x: Float[Array, "B *x"], index: Int[Array, "B"] | None
+    ) -> importance.LogWeight:
+        as_chain = self.as_chain(params)
+        return lambda key: chain.log_weight(key, as_chain, x, index=index)
+
+    def _out(self, params: Params, z_1: Array) -> Any:
+        return self.decoder[0].apply(params.decoder[0], z_1)
+
+
+def _gaussian(out: Any) -> Gaussian:
+    """Mean and log deviation, or the mean of a unit variance."""
+    return Gaussian(*out) if isinstance(out, tuple) else Gaussian(out, jnp.zeros((), out.dtype))

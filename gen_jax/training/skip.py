@@ -1,0 +1,84 @@
+"""Steps that are better not taken: gradients that are not finite, or far larger than those before."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+
+class SkipState(NamedTuple):
+    """What is remembered of the gradients so far."""
+
+    norm: Float[Array, ""]
+    """A moving average of the norm, of exploding ones only what was allowed; 0 before the first."""
+    seen: Int[Array, ""]
+    """How many were finite."""
+    skipped: Int[Array, ""]
+    """How many were not taken."""
+    inner: Any
+
+
+def skip_exploding(
+    inner: optax.GradientTransformation,
+    *,
+    factor: float | None = 10.0,
+    decay: float = 0.99,
+    warmup: int = 100,
+) -> optax.GradientTransformation:
+    """`inner`, but for gradients `g` that are not finite or longer than `factor` times what is usual.
+
+        taken_k   <=>  g_k finite and (k < warmup or |g_k| <= factor n_k)
+        n_k+1      =   n_k + (1 - decay) (min(|g_k|, factor n_k) - n_k)          for finite g_k
+
+    A skipped step changes neither the parameters nor the state of `inner`. The bound moves with the gradients, also with
+    those that were skipped: let them become a thousand times longer for good, and after `log(1000 / factor) /
+    log(1 + (1 - decay) (factor - 1))` steps they are taken again. A fixed bound, once passed for good, would end the
+    training without a word. Non-finite ones teach nothing and are always skipped; `training.fit` gives a run up after
+    100 of them in a row. `factor=None` skips only those.
+
+    `optax.apply_if_finite` and `optax.skip_large_updates` are the parts of this without the bound that moves.
+
+    Returns a transformation; how many steps were skipped is `SkipState.skipped`.
+    Raises ValueError for `factor <= 1`, or `decay` outside [0, 1).
+    Source: the skip of Child 2021, Section 3.2, with a bound that adapts.
+    """
+    if (factor is not None and not factor > 1) or not 0 <= decay < 1 or warmup < 0:
+        raise ValueError(
+            f"need factor > 1 (or None), 0 <= decay < 1 and warmup >= 0, got {factor}, {decay} and {warmup}."
+        )
+
+    def init(params: Any) -> SkipState:
+        zero = jnp.zeros((), jnp.int32)
+        return SkipState(jnp.zeros((), jnp.float32), zero, zero, inner.init(params))
+
+    def update(grads: Any, state: SkipState, params: Any = None) -> tuple[Any, SkipState]:
+        norm = jnp.asarray(optax.tree.norm(grads), jnp.float32)
+        finite = jnp.isfinite(norm)
+        limit = (
+            jnp.inf
+            if factor is None
+            else jnp.where(state.seen < max(warmup, 1), jnp.inf, factor * state.norm)
+        )
+        taken = finite & (norm <= limit)
+        weight = jnp.where(finite, jnp.maximum(1 - decay, 1.0 / (1 + state.seen)), 0.0)
+        allowed = jnp.where(finite, jnp.minimum(norm, limit), 0.0)
+        # zeros in place of a gradient that is not taken: whatever inner makes of them is thrown away
+        updates, new = inner.update(_choose(taken, grads, _zeros(grads)), state.inner, params)
+        return _choose(taken, updates, _zeros(updates)), SkipState(
+            state.norm + weight * (allowed - state.norm),
+            state.seen + finite.astype(jnp.int32),
+            state.skipped + (~taken).astype(jnp.int32),
+            _choose(taken, new, state.inner),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def _choose(taken: Bool[Array, ""], a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(taken, x, y), a, b)
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)

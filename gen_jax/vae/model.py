@@ -1,0 +1,287 @@
+"""The model of a VAE: its bounds on `log p(x)`, and what can be done with its latents."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
+
+from gen_jax import keys
+from gen_jax.likelihoods import Likelihood
+
+
+class Params(NamedTuple):
+    """Variables of the two networks."""
+
+    encoder: PyTree
+    decoder: PyTree
+
+
+class Posterior(NamedTuple):
+    """`q(z | x) = N(mean, diag(exp(log_std))^2)`."""
+
+    mean: Float[Array, "B *L"]
+    log_std: Float[Array, "B *L"]
+
+
+class Elbo(NamedTuple):
+    """A lower bound on `log p(x)` in nats, `value = reconstruction - sum of kl`, an unbiased estimate."""
+
+    value: Float[Array, "B"]
+    reconstruction: Float[Array, "B"]
+    """`log p(x | z)`: what the latent does not tell of `x`."""
+    kl: Float[Array, "B *levels"]
+    """`KL(q(z | x) || p(z))`, what the latent tells; in a hierarchical VAE one a level."""
+
+    @classmethod
+    def of(cls, reconstruction: Float[Array, "B"], kl: Float[Array, "B *levels"]) -> "Elbo":
+        """The bound with these terms."""
+        return cls(reconstruction - kl.reshape(len(kl), -1).sum(1), reconstruction, kl)
+
+
+def kl_to_prior(posterior: Posterior) -> Float[Array, "B *L"]:
+    """`KL(N(mean, std^2) || N(0, 1)) = (mean^2 + std^2 - 1) / 2 - log std`, in nats, of each latent."""
+    mean, log_std = posterior
+    return (jnp.square(mean) + jnp.expm1(2 * log_std)) / 2 - log_std
+
+
+@dataclass(frozen=True)
+class VAE:
+    """Two networks, and what the second one's output means."""
+
+    encoder: nn.Module
+    """`(x [B, ...], label [B]?) -> (mean, log_std)`, each `[B, *latent]`: `networks.autoencoder`, or your own."""
+    decoder: nn.Module
+    """`(z [B, *latent], label [B]?) -> out`, as the likelihood takes it."""
+    likelihood: Likelihood
+    latent: int | tuple[int, ...]
+    """Numbers in a latent, or the shape of one."""
+
+    def __post_init__(self):
+        if not self.latent_shape or min(self.latent_shape) < 1:
+            raise ValueError(f"latent must be at least 1 number, got {self.latent}.")
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of the latent of an example."""
+        return (self.latent,) if isinstance(self.latent, int) else tuple(self.latent)
+
+    def init(
+        self, key: Key[Array, ""], x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
+    ) -> Params:
+        """Parameters to start from; of `x` only the shape of an example matters."""
+        key_encoder, key_decoder = jax.random.split(key)
+        more = () if label is None else (label[:1],)
+        encoder = self.encoder.init(key_encoder, x[:1], *more)
+        return Params(encoder, self.decoder.init(key_decoder, jnp.zeros((1, *self.latent_shape)), *more))
+
+    def encode(
+        self, params: Params, x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
+    ) -> Posterior:
+        """`q(z | x)`.
+
+        Raises ValueError where `x` is not floating, or the encoder's output is not of the latent's shape.
+        """
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"x must be floating, got {x.dtype}. For bytes: data.to_zero_one or data.binarize."
+            )
+        posterior = Posterior(*self.encoder.apply(params.encoder, x, *given(label)))
+        if posterior.mean.shape != (len(x), *self.latent_shape):
+            raise ValueError(
+                f"the encoder gives latents of shape {posterior.mean.shape[1:]}, the model says {self.latent_shape}."
+            )
+        return posterior
+
+    def decode(
+        self, params: Params, z: Float[Array, "B *L"], label: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B *x"]:
+        """The mean of `p(x | z)`: the picture that a latent stands for."""
+        return self.likelihood.mean(self.out(params, z, label))
+
+    def elbo(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        x: Num[Array, "B *x"],
+        label: Int[Array, "B"] | None = None,
+        *,
+        index: Int[Array, "B"] | None = None,
+    ) -> Elbo:
+        """The bound, `log p(x | z)` at one draw of `z` and the KL in closed form (Kingma & Welling 2014, Eq. 10).
+
+        Args:
+            params: of the model.
+            key: of the noise in `z`; that of example `i` is `fold_in(key, i)`'s.
+            x: data, in the form that the likelihood takes.
+            label: where the networks take them.
+            index: numbers `i` of the examples, `0..B-1` of the global batch by default.
+        """
+        posterior = self.encode(params, x, label)
+        z = posterior.mean + jnp.exp(posterior.log_std) * keys.normal(key, posterior.mean.shape, index)
+        reconstruction = self.likelihood.log_prob(self.out(params, z, label), x)
+        return Elbo.of(reconstruction, kl_to_prior(posterior).reshape(len(x), -1).sum(1))
+
+    def iwae(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        x: Num[Array, "B *x"],
+        num_samples: int,
+        label: Int[Array, "B"] | None = None,
+        *,
+        index: Int[Array, "B"] | None = None,
+        chunk: int | None = None,
+    ) -> Float[Array, "B"]:
+        """A bound that rises to `log p(x)` with the number of samples, in nats, an unbiased estimate of the bound.
+
+            E log 1/k sum_i w_i,    w_i = p(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q(z | x)        Burda et al. 2016, Eq. 8
+
+        Args:
+            params, key, x, label, index: as of `elbo`; sample `s` of an example is the same for any number of them.
+            num_samples: `k`.
+            chunk: how many images are decoded at once, those of several samples counted apart; by default so many that
+                the decoder's output takes 256 MiB. Where there are more, samples are taken in turn, and in turn again
+                for the gradient, which takes a third more time and no more memory.
+        """
+        posterior = self.encode(params, x, label)
+        groups = _groups(num_samples, max(1, (chunk or self._chunk(params, label, 2**26)) // len(x)))
+        size = -(-num_samples // groups)
+
+        def part(start: Int[Array, ""] | int) -> Float[Array, "B"]:
+            samples = start + jnp.arange(size)
+            eps = self.noise(key, len(x), samples, index)
+            log_w = self.log_weights(params.decoder, self.latents(posterior, eps), posterior, x, label)
+            return jax.nn.logsumexp(jnp.where(samples[None] < num_samples, log_w, -jnp.inf), axis=1)
+
+        if groups == 1:
+            return part(0) - math.log(num_samples)
+        part = jax.checkpoint(part)
+        add = lambda total, start: (jnp.logaddexp(total, part(start)), None)
+        total, _ = jax.lax.scan(add, part(0), size * jnp.arange(1, groups))
+        return total - math.log(num_samples)
+
+    def log_prob(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        x: Num[Array, "B *x"],
+        num_samples: int = 5000,
+        label: Int[Array, "B"] | None = None,
+        *,
+        index: Int[Array, "B"] | None = None,
+        chunk: int | None = None,
+    ) -> Float[Array, "B"]:
+        """`log p(x)` in nats by importance sampling: `iwae` for many samples and examples, a lower bound in the mean.
+
+        Both are taken in turn, `chunk` images at once (by default as many as make the decoder's output 32 MiB). Jit it;
+        where `x` is sharded over devices along its first axis so is the work, and the numbers stay the same.
+        """
+        count = len(x)
+        chunk = chunk or self._chunk(params, label, 2**23)
+        size = min(count, chunk, 128)
+        turns = -(-count // size)
+        index = keys.example_index(count)[0] if index is None else index
+
+        def deal(a: Array) -> Array:
+            """`[turns, size, ...]`: each turn takes examples from all over, so that each device has some of them."""
+            a = jnp.concatenate([a, jnp.broadcast_to(a[:1], (turns * size - count, *a.shape[1:]))])
+            return a.reshape(size, turns, *a.shape[1:]).swapaxes(0, 1)
+
+        def turn(dealt: tuple[Array, Array, Array | None]) -> Float[Array, "size"]:
+            x, index, label = dealt
+            return self.iwae(params, key, x, num_samples, label, index=index, chunk=chunk)
+
+        dealt = deal(x), deal(index), None if label is None else deal(label)
+        return jax.lax.map(turn, dealt).swapaxes(0, 1).reshape(-1)[:count]
+
+    def sample(
+        self,
+        key: Key[Array, ""],
+        params: Params,
+        n: int,
+        label: Int[Array, "n"] | None = None,
+        *,
+        mean: bool = False,
+        index: Int[Array, "n"] | None = None,
+    ) -> Float[Array, "n *x"]:
+        """`n` draws `x ~ p(x | z)`, `z ~ N(0, I)`, or with `mean=True` the means of `p(x | z)`, which look smoother."""
+        key_z, key_x = jax.random.split(key)
+        out = self.out(params, keys.normal(key_z, (n, *self.latent_shape), index), label)
+        return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
+
+    def reconstruct(
+        self, params: Params, x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B *x"]:
+        """What is left of `x` after the way through the latent: the decoded mean of `q(z | x)`."""
+        return self.decode(params, self.encode(params, x, label).mean, label)
+
+    def interpolate(
+        self,
+        params: Params,
+        a: Num[Array, "B *x"],
+        b: Num[Array, "B *x"],
+        num: int = 10,
+        label: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B num *x"]:
+        """`num` pictures on the straight line between the latents of `a` and `b`, their means, both ends included."""
+        ends = (self.encode(params, x, label).mean for x in (a, b))
+        line = jax.vmap(lambda z_a, z_b: jnp.linspace(z_a, z_b, num))(*ends)
+        label = None if label is None else jnp.repeat(label, num)
+        pictures = self.decode(params, line.reshape(-1, *self.latent_shape), label)
+        return pictures.reshape(len(a), num, *pictures.shape[1:])
+
+    def out(self, params: Params, z: Float[Array, "B *L"], label: Int[Array, "B"] | None = None) -> Any:
+        """The decoder's output for a latent: what the likelihood takes."""
+        return self.decoder.apply(params.decoder, z, *given(label))
+
+    def noise(
+        self, key: Key[Array, ""], count: int, samples: Int[Array, "k"], index: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B k *L"]:
+        """Standard normal draws, those of sample `s` of example `i` from `fold_in(fold_in(key, i), s)`."""
+        draw = lambda key_i, s: jax.random.normal(jax.random.fold_in(key_i, s), self.latent_shape)
+        return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys.per_example(key, count, index), samples)
+
+    def latents(self, posterior: Posterior, eps: Float[Array, "B k *L"]) -> Float[Array, "B k *L"]:
+        """Draws from `q(z | x)`, `mean + std eps` (Kingma & Welling 2014, Eq. 4)."""
+        mean, log_std = posterior
+        return mean[:, None] + jnp.exp(log_std)[:, None] * eps
+
+    def log_weights(
+        self,
+        decoder: PyTree,
+        z: Float[Array, "B k *L"],
+        posterior: Posterior,
+        x: Num[Array, "B *x"],
+        label: Int[Array, "B"] | None,
+    ) -> Float[Array, "B k"]:
+        """`log p(x | z) + log p(z) - log q(z | x)`."""
+        count, k = z.shape[:2]
+        rows = z.reshape(count * k, *self.latent_shape)
+        out: Any = self.decoder.apply(decoder, rows, *given(None if label is None else jnp.repeat(label, k)))
+        each = lambda out, x: self.likelihood.log_prob(out, jnp.broadcast_to(x[None], (k, *x.shape)))
+        log_lik = jax.vmap(each)(out.reshape(count, k, *out.shape[1:]), x)
+        mean, log_std = (a[:, None] for a in posterior)
+        ratio = (jnp.square((z - mean) * jnp.exp(-log_std)) - jnp.square(z)) / 2 + log_std
+        return log_lik + ratio.reshape(count, k, -1).sum(2)
+
+    def _chunk(self, params: Params, label: Array | None, floats: int) -> int:
+        """How many images may be decoded at once."""
+        z = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32)
+        out = jax.eval_shape(self.out, params, z, None if label is None else label[:1])
+        return max(1, floats // out.size)
+
+
+def given(label: Int[Array, "B"] | None) -> tuple[Array, ...]:
+    """The label as one more argument, or as none."""
+    return () if label is None else (label,)
+
+
+def _groups(count: int, most: int) -> int:
+    """In how many parts `count` things are taken, at most `most` at once."""
+    if count < 1:
+        raise ValueError(f"num_samples must be at least 1, got {count}.")
+    return -(-count // most)
