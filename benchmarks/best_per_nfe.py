@@ -13,8 +13,9 @@ E|Y - Y'|`, less what the ends of the exact flow get, which have `D = 0`. Its ow
 not to be seen; the two kinds are compared apart, and `D` is given of both.
 
 **The search** is the same for ours and theirs: all solvers on all grids on few samples; the best of them again, with
-grids that begin and end elsewhere, whose ends are then moved for as long as that helps; and the best of these on other,
-many samples, whose errors are reported. The schedulers of diffusers make their own grids.
+grids that begin and end elsewhere, whose ends are then moved for as long as that helps; the best of these on four times
+as many other samples; and the best of those on others still, many, whose errors are reported. The schedulers of diffusers
+make their own grids.
 """
 
 import argparse
@@ -51,10 +52,10 @@ MOVES = tuple(itertools.product((0.92, 1.0, 1.08), (0.7, 1.0, 1.4)))
 ROUNDS = 8
 SOLVERS = 3
 """How many solvers of a side are tried on grids that begin and end elsewhere."""
+SHORTLIST = 24
+"""How many settings of a side and kind are judged again: among many, few samples pick the luckiest, not the best."""
 FINALISTS = 4
-"""How many deterministic settings of a side are measured."""
-LUCKY = 8
-"""How many stochastic ones: among many, few samples pick the luckiest rather than the best."""
+"""How many of these are measured."""
 BLOCKS = 6
 
 
@@ -161,7 +162,8 @@ class Judge:
     def __init__(self, problem: Problem, seed: int, blocks: int, size: int) -> None:
         self.problem, self.blocks, self.size, self.seed = problem, blocks, size, seed
         self.start = self._draw(0)
-        self.exact_samples = problem.draw(torch.Generator().manual_seed(seed), 8192 if blocks > 1 else 1024)
+        count = 8192 if blocks * size > problem.few else 1024
+        self.exact_samples = problem.draw(torch.Generator().manual_seed(seed), count)
         self.flow = self.run(exact_flow())
         self.of_flow = self._energy(self.flow)
 
@@ -250,12 +252,12 @@ class Search:
 
 
 def best_few(found: list[Found], n: int, nfe: int) -> list[Setting]:
-    """The first `n` of different errors that are deterministic, and the first of those that are not."""
+    """The first `n` of different errors that are deterministic, and as many that are not."""
     chosen: dict[bool, dict[float, Setting]] = {False: {}, True: {}}
     for error, setting in found:
-        stochastic = is_stochastic(setting, nfe)
-        if len(chosen[stochastic]) < (LUCKY if stochastic else n):
-            chosen[stochastic].setdefault(round(error, 9), setting)
+        few = chosen[is_stochastic(setting, nfe)]
+        if len(few) < n:
+            few.setdefault(round(error, 9), setting)
     return [*chosen[False].values(), *chosen[True].values()]
 
 
@@ -357,42 +359,47 @@ class Compared(NamedTuple):
 
     ours: dict[bool, list[Error]]
     peers: dict[bool, list[Error]]
-    search: list[Found]
+    shortlist: list[Found]
     """Of ours."""
 
 
-def compare(search: Search, judge: Judge, groups: dict[str, list[Setting]], nfe: int) -> Compared:
-    """Searches on few samples, and measures the best on many."""
-    found = {side: search(settings, nfe) for side, settings in groups.items()}
-    found = {side: further(search, each, nfe) for side, each in found.items()}
-    few = {side: best_few(each, FINALISTS, nfe) for side, each in found.items()}
+class Data(NamedTuple):
+    """A kind of data, the two searches, of few samples and of more, and the judge of many."""
 
-    def apart(settings: list[Setting]) -> dict[bool, list[Error]]:
-        errors = measured(judge, settings, nfe)
+    problem: Problem
+    first: Search
+    second: Search
+    judge: Judge
+
+
+def compare(kind: Data, groups: dict[str, list[Setting]], nfe: int) -> Compared:
+    """Searches on few samples, judges the best again on more, and measures the best of these on many."""
+    best: dict[str, list[Found]] = {}
+    for side, settings in groups.items():
+        found = further(kind.first, kind.first(settings, nfe), nfe)
+        best[side] = kind.second(best_few(found, SHORTLIST, nfe), nfe)
+    theirs = sorted(best["diffusers"] + best["k-diffusion"], key=lambda each: each.error)
+
+    def apart(found: list[Found]) -> dict[bool, list[Error]]:
+        errors = measured(kind.judge, best_few(found, FINALISTS, nfe), nfe)
         return {noisy: [e for e in errors if (e.distances is None) == noisy] for noisy in (False, True)}
 
-    return Compared(apart(few["ours"]), apart(few["diffusers"] + few["k-diffusion"]), found["ours"])
+    return Compared(apart(best["ours"]), apart(theirs), best["ours"])
 
 
-def default(
-    problems: list[tuple[Problem, Search, Judge]], found: dict[str, Compared], nfe: int
-) -> list[tuple]:
+def default(problems: list[Data], found: dict[str, Compared], nfe: int) -> list[tuple]:
     """Deterministic settings of ours by their worst ratio over all data, best first: `(worst, ratios, setting)`."""
-    union = {
-        str(s): s
-        for each in found.values()
-        for s in best_few(each.search, 24, nfe)
-        if not is_stochastic(s, nfe)
-    }
+    shortlists = [s for each in found.values() for _, s in each.shortlist if not is_stochastic(s, nfe)]
+    union = {str(s): s for s in shortlists}
     worst = dict.fromkeys(union, 0.0)
-    for p, search, _ in problems:
-        least = next(each.error for each in found[p.name].search if not is_stochastic(each.setting, nfe))
-        for error, setting in search(list(union.values()), nfe):
-            worst[str(setting)] = max(worst[str(setting)], error / least)
+    for kind in problems:
+        errors = kind.second(list(union.values()), nfe)
+        for error, setting in errors:
+            worst[str(setting)] = max(worst[str(setting)], error / errors[0].error)
     rows = []
     for setting in (union[name] for name in sorted(worst, key=lambda name: worst[name])[:FINALISTS]):
         errors = [
-            (measured(judge, [setting], nfe)[0], found[p.name].peers[False][0]) for p, _, judge in problems
+            (measured(d.judge, [setting], nfe)[0], found[d.problem.name].peers[False][0]) for d in problems
         ]
         ratios = [ratio_of(*pair) for pair in errors]
         rows.append((max(r for r, _ in ratios), ratios, setting))
@@ -498,14 +505,14 @@ def counted(groups: dict[str, list[Setting]], nfe: int) -> str:
 
 
 @functools.cache
-def problems_of(smoke: bool) -> list[tuple[Problem, Search, Judge]]:
+def problems_of(smoke: bool) -> list[Data]:
     """The data, and the judges of the search and of what it finds."""
-    problems = [two(), sixty_four()] if smoke else [two(), sixty_four(), mnist()]
+    problems, found = [two(), sixty_four()] if smoke else [two(), sixty_four(), mnist()], []
     for p in problems:
         check_denoiser(p)
-    few = [Search(Judge(p, 1, 1, p.few)) for p in problems]
-    many = [Judge(p, 2, BLOCKS, p.few if smoke else p.many) for p in problems]
-    return list(zip(problems, few, many, strict=True))
+        searches = [Search(Judge(p, seed, 1, size)) for seed, size in ((1, p.few), (3, 4 * p.few))]
+        found.append(Data(p, *searches, Judge(p, 2, BLOCKS, p.few if smoke else p.many)))
+    return found
 
 
 @functools.cache
@@ -527,8 +534,9 @@ def result(nfe: int, smoke: bool = False) -> Result:
     torch.set_num_threads(1)
     began, lines, found, rows = time.monotonic(), [], {}, {}
     problems = problems_of(smoke)
-    for p, search, judge in problems:
-        found[p.name] = compare(search, judge, groups_of(smoke), nfe)
+    for kind in problems:
+        p = kind.problem
+        found[p.name] = compare(kind, groups_of(smoke), nfe)
         for stochastic in (False, True):
             row, good = rows[p.name, stochastic] = compared_row(nfe, found[p.name], stochastic)
             lines.append(" | ".join([p.name, *row]))
@@ -573,7 +581,7 @@ def page(results: list[Result], minutes: float, smoke: bool = False) -> str:
         nodes="\n".join(f"- {r.nfe}: `{r.nodes}`" for r in results),
         levels="\n".join(f"- {r.nfe}: `{r.levels}`" for r in results),
         settings=next((r.counted for r in results if r.nfe == 10), results[0].counted),
-        sizes=", ".join(f"{judge.size:,}" for _, _, judge in problems_of(smoke)),
+        sizes=", ".join(f"{kind.judge.size:,}" for kind in problems_of(smoke)),
         tables="\n\n".join(tables),
         verdict=verdict,
     )

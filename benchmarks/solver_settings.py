@@ -151,9 +151,19 @@ def free_grids(start: float, least: float) -> dict[str, Grid]:
     return grids | {f"angle, {ends}": angle(start, least)}
 
 
+def leading(n: int) -> np.ndarray:
+    """`n` times from 1 in steps of `T // n`, and 0: diffusers' "leading" with an offset of 1."""
+    return np.append(1.0 + (PROCESS.num_steps // n) * np.arange(n)[::-1], 0.0)
+
+
+def grids_of_all() -> dict[str, Grid]:
+    """What our solvers and k-diffusion's are tried on at first."""
+    return library_grids() | free_grids(1000.0, 1.0) | {"leading": leading}
+
+
 def ours() -> Iterator[Setting]:
     """Our solvers on our grids."""
-    for (name, solver), (where, grid) in itertools.product(OURS.items(), library_grids().items()):
+    for (name, solver), (where, grid) in itertools.product(OURS.items(), grids_of_all().items()):
         yield our_setting(name, solver, where, grid)
 
 
@@ -204,7 +214,7 @@ def k_diffusion() -> Iterator[Setting]:
     vp = lambda n: k_sampling().get_sigmas_vp(n)
     for name in K_DIFFUSION:
         yield k_setting(name, "get_sigmas_vp", vp)
-        for where, grid in (library_grids() | free_grids(1000.0, 1.0)).items():
+        for where, grid in grids_of_all().items():
             yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)))
 
 
