@@ -88,7 +88,7 @@ def inpaint(config: Config, run: runs.Run, x_0: jax.Array) -> dict[str, dict[str
     common = (key, denoise, proc, plan, x_T)
 
     def guided(mask: jax.Array) -> Any:
-        operator = inverse.Mask(mask.astype(x_0.dtype))
+        operator = inverse.Mask(mask)
         denoiser = inverse.pigdm(denoise, proc, operator, operator.forward(x_0), data_var=config.data_var)
         return samplers.sample(key, prediction.clipped(denoiser), plan, x_T)
 

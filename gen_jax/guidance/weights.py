@@ -30,7 +30,7 @@ def at(weight: Weight, t: Any, x_t: Any) -> Callable[[Array], Array]:
 
 
 def interval(
-    weight: Weight, process: Process, low: float | Float[Array, ""], high: float | Float[Array, ""]
+    weight: Weight, process: Process, low: float | int | Num[Array, ""], high: float | int | Num[Array, ""]
 ) -> Schedule:
     """`weight` at times in [low, high], and 1, no guidance, outside (Kynkaanniemi et al. 2024, Section 3).
 
