@@ -50,6 +50,8 @@ class Config:
     """Of the measurements in super-resolution."""
     factor: int = 4
     """How many times fewer pixels it has each way."""
+    dps_step: float = 30.0
+    """Step size of DPS, in the score: about the 1 of Chung et al. in a step of DDPM with `beta = 0.03`."""
     label: int | None = None
     """What to see in the parts, of a conditional checkpoint."""
     guidance: float = 2.0
@@ -114,7 +116,7 @@ def superresolve(config: Config, run: runs.Run, x_0: jax.Array) -> dict[str, Any
     options = {"noise_std": config.noise_std, "data_var": config.data_var}
     rules = {
         "PiGDM": inverse.pigdm(denoise, proc, operator, y, **options),
-        "DPS": inverse.dps(denoise, proc, operator, y, step_size=1.0),
+        "DPS": inverse.dps(denoise, proc, operator, y, step_size=config.dps_step),
     }
     draw = lambda rule: jax.jit(lambda: samplers.sample(key, prediction.clipped(rule), plan, x_T))()
     large = jnp.repeat(jnp.repeat(y, config.factor, axis=1), config.factor, axis=2)
