@@ -15,6 +15,8 @@ and data count as `x_t` there:
     x_T = samplers.sample(key, denoise, samplers.DPMSolverPP().plan(proc, grid[::-1]), x_0)
     x_0 = samplers.sample(key, denoise, samplers.DPMSolverPP().plan(proc, grid), x_T)
 
+`gen_jax.editing` has these two, and what is done with them.
+
 **A loop of one's own.** `sample` is `init`, `step` as often as the plan has steps, and `finalize`. Between two steps the
 state is yours; here the left half of every picture is known, and put in with the noise of its time (Lugmayr et al.
 2022, Eq. 8):
@@ -26,6 +28,8 @@ state is yours; here the left half of every picture is known, and put in with th
         state = state._replace(x=state.x.at[:, :, :14].set(known[:, :, :14]))
         state, x0_hat = step(plan, state)
     inpainted = samplers.finalize(state)
+
+(`gen_jax.inverse.replacement` is this loop, `repaint` the better one.)
 
 **Steps that adapt.** `samplers.adaptive.ode` follows the probability-flow ODE to a tolerance. It is imported when it is
 first asked for: `diffrax` takes half a second, all the rest of this package a tenth of that.
