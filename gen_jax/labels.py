@@ -38,7 +38,8 @@ def choose(
     if num_classes is None:
         if label is not None:
             raise ValueError(
-                f"label {label} asks for what this model has not learned, it is unconditional: train one with --labels."
+                f"label {label} asks for what this model has not learned, it is unconditional: train one with --labels, "
+                "as experiments/step10_conditional.py does."
             )
         return None
     if label is not None:

@@ -29,7 +29,7 @@ def small_network():
     runs.NETWORKS["mnist_small"] = before
 
 
-def new_run(workdir, num_classes):
+def new_run(workdir, num_classes, leave_out=()):
     """A run whose network has learned nothing."""
     config = dataclasses.asdict(step09_diffusion.Config()) | {
         "image_shape": SHAPE,
@@ -40,7 +40,7 @@ def new_run(workdir, num_classes):
     params = parameters(net, jnp.zeros((1, *SHAPE)), jnp.zeros(1), scale=0.02)
     state = training.TrainState.create(params, optax.sgd(0.1), jax.random.key(0), ema=False)
     with training.Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(state, {"config": config})
+        checkpoints.save(state, {"config": {k: v for k, v in config.items() if k not in leave_out}})
     return workdir
 
 
@@ -80,6 +80,11 @@ def test_samples_of_a_run_belong_to_key_index_label_and_weight(conditional):
         draw(1, label=10)
     with pytest.raises(ValueError, match="at least 1 image"):
         draw(0)
+
+
+def test_runs_of_other_experiments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"not a run of a diffusion experiment.* no predicts, process"):
+        runs.load(new_run(tmp_path, None, ("predicts", "process")))
 
 
 def test_one_program_draws_all_labels_and_weights(conditional):
