@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tyro
 
+from gen_jax import cli, runs
 from tests.test_experiments import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,20 @@ def test_readme_commands_parse():
             with pytest.raises(SystemExit) if "--help" in flags else contextlib.nullcontext():
                 module = load(Path(script).stem)
                 module.parse(flags) if hasattr(module, "parse") else tyro.cli(module.Config, args=flags)
+
+
+def test_readme_commands_of_the_package_parse(monkeypatch):
+    """Up to the run, which is not there."""
+    commands = re.findall(r"^gen-jax (.*)$", README, re.MULTILINE)
+    assert commands
+
+    def load(run_dir):
+        raise ValueError("parsed")
+
+    monkeypatch.setattr(runs, "load", load)
+    for command in commands:
+        with pytest.raises(SystemExit, match="parsed"):
+            cli.main(shlex.split(command, comments=True))
 
 
 def test_readme_pictures_are_there():
