@@ -1,6 +1,7 @@
 """The best solver and grid at few evaluations, against all of the peers': makes samplers/RECOMMENDED.md.
 
     python benchmarks/best_per_nfe.py             # about forty minutes on two cores
+    python benchmarks/best_per_nfe.py --keep DIR  # goes on where it was stopped: what is done is kept there
     python benchmarks/best_per_nfe.py --smoke     # a minute, to see that it runs; writes nothing
 
 Three kinds of data whose denoiser is exact, so that all error is the solver's: a mixture in 2 dimensions, one in 64, and
@@ -24,6 +25,7 @@ import datetime
 import functools
 import itertools
 import multiprocessing
+import pickle
 import subprocess
 import time
 from collections.abc import Callable
@@ -54,8 +56,10 @@ SOLVERS = 3
 """How many solvers of a side are tried on grids that begin and end elsewhere."""
 SHORTLIST = 24
 """How many settings of a side and kind are judged again: among many, few samples pick the luckiest, not the best."""
-FINALISTS = 4
+FINALISTS = 12
 """How many of these are measured."""
+RESOLUTION = 1e-4
+"""An error the default does not look below: of settings that end where the flow does, ratios say nothing."""
 BLOCKS = 6
 
 
@@ -347,7 +351,11 @@ def measured(judge: Judge, settings: list[Setting], nfe: int) -> list[Error]:
 
 def ratio_of(a: Error, b: Error) -> tuple[float, float]:
     """Of the distances of two deterministic solvers, and its standard error by the jackknife over blocks."""
-    over = lambda keep: a.error[keep].mean() / b.error[keep].mean()
+
+    def over(keep: np.ndarray) -> float:
+        ours, theirs = a.error[keep].mean(), b.error[keep].mean()
+        return 1.0 if ours == theirs else float(np.divide(ours, theirs))  # 1 where both end as the flow does
+
     blocks = np.arange(len(a.error))
     left_out = np.array([over(blocks != i) for i in blocks])
     spread = (len(blocks) - 1) * ((left_out - left_out.mean()) ** 2).mean()
@@ -394,8 +402,9 @@ def default(problems: list[Data], found: dict[str, Compared], nfe: int) -> list[
     worst = dict.fromkeys(union, 0.0)
     for kind in problems:
         errors = kind.second(list(union.values()), nfe)
+        least = errors[0].error + RESOLUTION
         for error, setting in errors:
-            worst[str(setting)] = max(worst[str(setting)], error / errors[0].error)
+            worst[str(setting)] = max(worst[str(setting)], (error + RESOLUTION) / least)
     rows = []
     for setting in (union[name] for name in sorted(worst, key=lambda name: worst[name])[:FINALISTS]):
         errors = [
@@ -410,13 +419,13 @@ def default(problems: list[Data], found: dict[str, Compared], nfe: int) -> list[
 
 PAGE = """# Which solver and grid to take at few evaluations
 
-Made by `python benchmarks/best_per_nfe.py` on {date}, from commit {commit}, in {minutes:.0f} minutes, against diffusers
-{diffusers} and k-diffusion 0.1.1.post1. Data whose denoiser is exact, so that all error is the solver's; the process is
-`DDPM()`. The error of deterministic solvers is the mean distance of a sample from the end of the exact flow from the same
-noise, over `sqrt(d)`; it bounds the Wasserstein distance from the data. `D` is the energy distance from the data, what
-stochastic solvers are compared by, with the standard error over {blocks} blocks of samples ({sizes} in each, for the
-three kinds of data). A ratio below 1, a difference below 0: ours is nearer. Solvers and grids were chosen on other
-samples than those they are measured on.
+Made by `python benchmarks/best_per_nfe.py` on {date}, from commit {commit}, in {minutes:.0f} minutes of one core,
+against diffusers {diffusers} and k-diffusion 0.1.1.post1. Data whose denoiser is exact, so that all error is the
+solver's; the process is `DDPM()`. The error of deterministic solvers is the mean distance of a sample from the end of
+the exact flow from the same noise, over `sqrt(d)`; it bounds the Wasserstein distance from the data. `D` is the energy
+distance from the data, what stochastic solvers are compared by, with the standard error over {blocks} blocks of samples
+({sizes} in each, for the three kinds of data). A ratio below 1, a difference below 0: ours is nearer. Solvers and grids
+were chosen on other samples than those they are measured on.
 
 Peers are run by their own code, at all their settings (`benchmarks/solver_settings.py`), k-diffusion on the same grids
 as ours. Settings that can be run at 10 evaluations: {settings}.
@@ -484,6 +493,7 @@ class Result(NamedTuple):
     levels: list[float]
     counted: str
     log: str
+    seconds: float
 
 
 def levels_of(setting: Setting, nfe: int) -> list[float]:
@@ -551,14 +561,32 @@ def result(nfe: int, smoke: bool = False) -> Result:
     row = [str(nfe), f"`{best}`", *(f"{r:.3f} ± {e:.3f}" for r, e in ratios)]
     levels = levels_of(best, nfe)
     nodes = [*(round(float(t), 1) for t in at_ratio(np.array(levels))), 0.0]
-    return Result(nfe, rows, row, nodes, levels, counted(groups_of(smoke), nfe), "\n".join(lines))
+    ran = counted(groups_of(smoke), nfe)
+    return Result(nfe, rows, row, nodes, levels, ran, "\n".join(lines), time.monotonic() - began)
 
 
-def page(results: list[Result], minutes: float, smoke: bool = False) -> str:
+def kept_result(nfe: int, folder: Path | None) -> Result:
+    """`result`, from the folder where an earlier run of this commit has left it there."""
+    path = folder and folder / f"{commit()}-{nfe}.pickle"
+    if path and path.exists():
+        return pickle.loads(path.read_bytes())
+    found = result(nfe)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(found))
+    return found
+
+
+def commit() -> str:
+    """Of this tree."""
+    git = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def page(results: list[Result], smoke: bool = False) -> str:
     """All of it."""
     import diffusers
 
-    git = ["git", "describe", "--always", "--dirty"]
     names = list(dict.fromkeys(name for name, _ in results[0].rows))
     tables = [
         f"### {name}, {'stochastic' if noisy else 'deterministic'} solvers\n\n"
@@ -573,8 +601,8 @@ def page(results: list[Result], minutes: float, smoke: bool = False) -> str:
     )
     return PAGE.format(
         date=datetime.date.today(),
-        commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
-        minutes=minutes,
+        commit=commit(),
+        minutes=sum(r.seconds for r in results) / 60,
         diffusers=diffusers.__version__,
         blocks=BLOCKS,
         defaults=markdown(["evaluations", "solver, grid", *names], [r.default for r in results]),
@@ -593,18 +621,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--smoke", action="store_true", help="a few solvers and samples, and no page")
-    smoke, began, results = parser.parse_args().smoke, time.monotonic(), []
-    if smoke:
-        print(page([result(5, smoke)], (time.monotonic() - began) / 60, smoke))
+    parser.add_argument("--keep", type=Path, help="where results of this commit are kept, to go on from")
+    args, results = parser.parse_args(), []
+    if args.smoke:
+        print(page([result(5, args.smoke)], args.smoke))
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
-        jobs = {pool.submit(result, nfe): nfe for nfe in sorted(EVALUATIONS, reverse=True)}
+        jobs = [pool.submit(kept_result, nfe, args.keep) for nfe in sorted(EVALUATIONS, reverse=True)]
         for job in concurrent.futures.as_completed(jobs):
             results.append(job.result())
             print(results[-1].log, flush=True)
     path = Path(samplers.__file__).with_name("RECOMMENDED.md")
-    path.write_text(page(sorted(results), (time.monotonic() - began) / 60))
+    path.write_text(page(sorted(results, key=lambda r: r.nfe)))
     print(f"wrote {path}")
 
 
