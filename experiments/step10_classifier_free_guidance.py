@@ -94,8 +94,10 @@ def save_trade(path: Path, found: dict[str, Any]) -> None:
     """trade.png: accuracy against diversity, a point a weight."""
     with plots.figure(path) as axes:
         axes.plot(found["diversity"], found["accuracy"], "o-")
-        for weight, x, y in zip(found["weights"], found["diversity"], found["accuracy"], strict=True):
-            axes.annotate(f"{weight:g}", (x, y), textcoords="offset points", xytext=(6, -10))
+        points = zip(found["weights"], found["diversity"], found["accuracy"], strict=True)
+        for i, (weight, x, y) in enumerate(points):  # above and below in turn, as large weights lie close
+            place = {"xytext": (0, (7, -15)[i % 2]), "ha": "center"}
+            axes.annotate(f"{weight:g}", (x, y), textcoords="offset points", **place)
         axes.axvline(1, color="grey", lw=0.8, ls=":")
         axes.set(
             xlabel="diversity within a class (1: real images)",

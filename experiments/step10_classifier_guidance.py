@@ -72,20 +72,8 @@ class Config:
 
 
 MAY_CHANGE = (
-    *(
-        "steps",
-        "workdir",
-        "data_dir",
-        "weights",
-        "guidance",
-        "solver",
-        "nfe",
-        "num",
-        "label",
-        "parallel",
-        "fsdp",
-    ),
-    *("steps_per_call", "log_every", "checkpoint_every", "keep", "sample_only"),
+    *("steps", "workdir", "data_dir", "weights", "guidance", "solver", "nfe", "num", "label", "parallel"),
+    *("fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep", "sample_only"),
 )
 """Fields that a resumed run may set otherwise."""
 

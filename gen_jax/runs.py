@@ -134,7 +134,7 @@ def denoiser(
     *,
     rescale: ArrayLike = 0.0,
 ) -> prediction.Denoiser:
-    """`denoise(x_t, t)`, its estimates kept in the range of images; with a `weight` guided to the labels."""
+    """`denoise(x_t, t)`, its estimates kept in the range of images; with a `weight` guided, as `guidance` has it."""
 
     def denoise(x_t: Any, t: Any, label: Any) -> Any:
         apply = lambda x_t, t: net.apply(params, x_t, t, label)
@@ -143,9 +143,9 @@ def denoiser(
     null = net.config.num_classes
     if label is None or null is None or weight is None:
         return prediction.clipped(lambda x_t, t: denoise(x_t, t, label))
-    return prediction.clipped(
-        guidance.classifier_free_batched(denoise, label, jnp.full_like(label, null), weight)
-    )
+    nothing = jnp.full_like(label, null)
+    guided = guidance.classifier_free_batched(denoise, label, nothing, weight, rescale=rescale)
+    return prediction.clipped(guided)
 
 
 def plan(proc: process.Process, solver: SolverName, nfe: int) -> samplers.Plan:

@@ -121,6 +121,19 @@ def test_conditional_draws_pictures_of_classes_and_between_noises(conditional, t
         step10.main(dataclasses.replace(config, labels=False))
 
 
+def test_rescaled_guidance_has_the_deviation_of_the_conditional_estimate(conditional, monkeypatch):
+    monkeypatch.setattr(runs.prediction, "clipped", lambda denoise: denoise)
+    run, label = runs.load(conditional), jnp.array([3, 4])
+    x_t, t = jax.random.normal(jax.random.key(0), (2, *SHAPE)), jnp.float32(900)
+    estimate = lambda *weight, **options: runs.denoiser(
+        run.net, run.process, run.predicts, run.params, label, *weight, **options
+    )(x_t, t)
+    std = lambda x: np.asarray(x).reshape(2, -1).std(1)
+    plain, rescaled = (std(estimate(8.0, rescale=amount)) for amount in (0.0, 1.0))
+    assert (np.abs(plain / std(estimate()) - 1) > 1e-2).all()
+    np.testing.assert_allclose(rescaled, std(estimate()), rtol=1e-3)
+
+
 def test_classifier_free_guidance_measures_every_weight(conditional, unconditional, tmp_path, monkeypatch):
     step10, judging = (
         importlib.import_module(name) for name in ("step10_classifier_free_guidance", "judging")
