@@ -57,6 +57,21 @@ def bits(key: jax.Array, images: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(lambda x: data.from_zero_one(data.binarize(key, x)))(images))
 
 
+def parameters_of(workdir: Path, like: Any, restore: Callable[[Any], Any]) -> Any:
+    """The parameters that a run has ended with (their average), to start another from.
+
+    Raises ValueError unless they are of the shapes of `like`.
+    """
+    params = restore(training.load(workdir).params)
+    shapes = [[(p, x.shape) for p, x in jax.tree.leaves_with_path(tree)] for tree in (params, like)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"--start-from {workdir} holds the parameters of another model: it takes the same network, the same latents "
+            "and likelihood, and images of one size."
+        )
+    return params
+
+
 def preparer(binarize: Binarize) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`(key, image) -> x`: bytes as training takes them."""
     return data.binarize if binarize == "dynamic" else lambda key, image: data.to_zero_one(image)

@@ -75,6 +75,8 @@ class Config:
     """The bound with one sample; with several; the same with doubly reparameterised gradients."""
     num_samples: int = 50
     """Samples of an image in a step, with iwae and dreg."""
+    start_from: Path | None = None
+    """Workdir of another run, from whose parameters (their average) to start."""
     beta: float = 1.0
     """Weight of the KL, with elbo."""
     kl_warmup: int = 0
@@ -147,7 +149,7 @@ PRESETS = {
 
 MAY_CHANGE = (
     *("steps", "workdir", "data_dir", "log_every", "checkpoint_every", "keep", "sample_only", "num", "label"),
-    *("parallel", "fsdp", "steps_per_call", "test_images", "test_samples"),
+    *("parallel", "fsdp", "steps_per_call", "test_images", "test_samples", "start_from"),
 )
 """Fields that a resumed run may set otherwise; all others must be those of the checkpoint."""
 
@@ -219,6 +221,8 @@ def train(config: Config) -> dict[str, Any]:
         clip_norm=config.clip_norm,
     )
     params = init(model, key_params, shape, num_classes)
+    if config.start_from is not None:
+        params = autoencoding.parameters_of(config.start_from, params, restore)
     state = training.fit(
         training.make_step(
             make_loss(model, config), optimizer, ema_decay=config.ema_decay, step_in_loss=True

@@ -296,10 +296,9 @@ def train(config: Config) -> dict[str, Any]:
     model = build(config, shape)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     optimizer, schedule = make_optimizer(config)
-    if config.start_from is None:
-        params = jax.jit(model.init)(key_params, jnp.zeros((1, *shape)))
-    else:
-        params = restore(training.load(config.start_from)[0])
+    params = jax.jit(model.init)(key_params, jnp.zeros((1, *shape)))
+    if config.start_from is not None:
+        params = autoencoding.parameters_of(config.start_from, params, restore)
     state = training.fit(
         training.make_step(
             make_loss(model, config), optimizer, ema_decay=config.ema_decay, step_in_loss=True

@@ -476,6 +476,17 @@ def test_step07_says_what_grey_values_are_to_a_bernoulli(step07, tmp_path, capsy
         )
 
 
+def test_step07_starts_from_the_parameters_of_another_run(step07, tmp_path):
+    bound = ["--likelihood", "bernoulli", "--binarize", "dynamic"]
+    step07.main(step07.parse(step07_arguments(tmp_path / "a", *bound)))
+    onwards = [*bound, "--start-from", str(tmp_path / "a"), "--learning-rate", "0"]
+    step07.main(step07.parse(step07_arguments(tmp_path / "b", *onwards)))
+    a, b = (training.load(tmp_path / name).params for name in "ab")
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    with pytest.raises(ValueError, match="holds the parameters of another model"):
+        step07.main(step07.parse(step07_arguments(tmp_path / "c", *onwards, "--latent", "3")))
+
+
 @pytest.mark.parametrize("binarize", ["static", "dynamic"])
 def test_bits_are_told_apart_from_grey_values(autoencoders, binarize):
     """Static bits are the same in every run, test images are bits in both, and the published figures are of them."""
