@@ -9,8 +9,9 @@ classes.png (a column for each class) and interpolation.png (from one noise to a
     gen-jax sample checkpoints/step10_conditional --label 8 --num 16 --out eights.png
 
 draw from the checkpoint in seconds. A tenth of the labels is hidden in training, so that the network knows the
-unconditional law, too, and `--guidance` may move away from it. Any TFDS image set with labels: `--dataset NAME`; the
-number of classes comes from the data.
+unconditional law, too, and `--guidance` may move away from it; at the default, 1.5, step10_classifier_free_guidance.py
+finds 98.8% of 1,000 samples read as the class that was asked for, as varied within a class as 0.90 of real digits (1:
+91.6%, 2: 99.8% and 0.74). Any TFDS image set with labels: `--dataset NAME`; the number of classes comes from the data.
 """
 
 import dataclasses
@@ -30,7 +31,6 @@ OURS: dict[str, Any] = {
     "workdir": step09.ROOT / "checkpoints" / "step10_conditional",
     "solver": "unipc",
     "nfe": 12,
-    "guidance": 2.0,
 }
 PRESETS = {name: dataclasses.replace(preset, **OURS) for name, preset in step09.PRESETS.items()}
 Config = step09.Config

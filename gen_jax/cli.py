@@ -19,7 +19,7 @@ def sample(
     label: int | None = None,
     num: int = 16,
     out: Path = Path("samples.png"),
-    guidance: float = 2.0,
+    guidance: float = 1.5,
     solver: str = "unipc",
     nfe: int = 12,
     seed: int = 0,

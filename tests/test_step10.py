@@ -113,7 +113,7 @@ def test_conditional_trains_and_draws_its_classes(tmp_path):
 def test_conditional_draws_pictures_of_classes_and_between_noises(conditional, tmp_path):
     step10 = importlib.import_module("step10_conditional")
     run, config = runs.load(conditional), step10.parse(["--workdir", str(tmp_path), "--nfe", "4"])
-    assert (config.labels, config.guidance, config.solver) == (True, 2.0, "unipc")
+    assert (config.labels, config.guidance, config.solver) == (True, 1.5, "unipc")
     step10.save_classes(config, run, rows=2)
     step10.save_interpolation(config, run, rows=2, columns=3)
     assert pictures(tmp_path) == {"classes.png", "interpolation.png"}
