@@ -53,10 +53,10 @@ MOVES = tuple(itertools.product((0.92, 1.0, 1.08), (0.7, 1.0, 1.4)))
 """Factors by which the two are moved."""
 ROUNDS = 8
 SOLVERS = 3
-"""How many solvers of a side are tried on grids that begin and end elsewhere."""
+"""How many solvers of a side and kind are tried on grids that begin and end elsewhere."""
 SHORTLIST = 24
 """How many settings of a side and kind are judged again: among many, few samples pick the luckiest, not the best."""
-FINALISTS = 12
+FINALISTS = 8
 """How many of these are measured."""
 RESOLUTION = 1e-4
 """An error the default does not look below: of settings that end where the flow does, ratios say nothing."""
@@ -304,13 +304,13 @@ def refined(search: Search, setting: Setting, nfe: int) -> list[Found]:
 
 
 def best_solvers(found: list[Found], nfe: int) -> list[Setting]:
-    """The best setting of each of the best solvers that have a choice of grids: three, and one that is stochastic."""
+    """The best setting of each of the best solvers that have a choice of grids, of both kinds."""
     best: dict[bool, dict[str, Setting]] = {False: {}, True: {}}
     for each in found:
         solvers = best[is_stochastic(each.setting, nfe)]
         if each.setting.elsewhere is not None and len(solvers) < SOLVERS:
             solvers.setdefault(each.setting.solver, each.setting)
-    return [*best[False].values(), *list(best[True].values())[:1]]
+    return [*best[False].values(), *best[True].values()]
 
 
 class Error(NamedTuple):

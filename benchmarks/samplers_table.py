@@ -288,7 +288,7 @@ def markdown(rows: Iterable[list[str]]) -> str:
 PAGE = """# Which solver, and how well it is known
 
 Made by `python benchmarks/samplers_table.py` on {date}, from commit {commit}. Data: a mixture of two normals in one
-dimension, whose denoiser is exact; all error is the solver's.
+dimension, whose denoiser is exact; all error is the solver's. What to take at few evaluations: RECOMMENDED.md.
 
 ## Order of convergence
 
