@@ -470,7 +470,7 @@ def test_step07_says_what_grey_values_are_to_a_bernoulli(step07, tmp_path, capsy
     assert "not a likelihood of them" in summary["nats_are_the_log_of"]
     assert "--binarize dynamic or static" in capsys.readouterr().out
     assert np.isfinite(summary["iwae"])
-    with pytest.raises(ValueError, match="--label asks for what this run has not learned"):
+    with pytest.raises(ValueError, match="label 1 asks for what this model has not learned"):
         step07.draw_samples(
             step07.parse(["--sample-only", "--workdir", str(tmp_path), "--label", "1", "--num", "1"])
         )

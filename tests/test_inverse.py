@@ -18,6 +18,7 @@ from gen_jax import gmm, inverse, normal, samplers
 from gen_jax.diffusion import oracle
 from gen_jax.diffusion.process import DDPM, EDM, VE, VP, FlowMatching, at_log_snr
 from gen_jax.samplers import times
+from tests.samplers.test_stochastic import energy_distance
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -242,8 +242,8 @@ def sample(
     Raises:
         ValueError: `x_T` is not floating or its arrays differ in `B`, or the denoiser's output does not look
             like `x_t`.
-        FloatingPointError: with `check_finite`, when the result is computed; out of jit it comes as a
-            `jax.errors.JaxRuntimeError` that ends with this message.
+        FloatingPointError: with `check_finite`; in jit when the result is computed, as a `jax.errors.JaxRuntimeError`
+            with this message, which JAX repeats at `jax.effects_barrier` and at the end of the program.
     """
 
     start = init(plan, x_T)
