@@ -111,7 +111,8 @@ def build(config: Mapping[str, Any], num_classes: int | None = None) -> tuple[un
 def load(workdir: str | Path) -> Run:
     """The newest checkpoint of a run of experiments/step09_diffusion.py, step10_conditional.py or the like.
 
-    Raises CheckpointError where there is none, ValueError where it is of another experiment.
+    Raises CheckpointError where there is none, ValueError where it is of another experiment, or its network of other
+    sizes than that preset has.
     """
     params, config, step = training.load(workdir)
     if missing := {"preset", "process", "predicts", "image_shape"} - set(config):
@@ -121,7 +122,15 @@ def load(workdir: str | Path) -> Run:
         )
     num_classes = config.get("num_classes")
     net, proc = build({"dropout": 0.0, "dtype": "float32", "remat": False} | config, num_classes)
-    return Run(net, proc, config["predicts"], params, tuple(config["image_shape"]), num_classes, config, step)
+    shape = tuple(config["image_shape"])
+    wanted = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))
+    shapes = [[(path, x.shape) for path, x in jax.tree.leaves_with_path(tree)] for tree in (params, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{workdir} holds a network that is not the {config['preset']} of this version of gen_jax: train it anew, or "
+            "use the version that trained it."
+        )
+    return Run(net, proc, config["predicts"], params, shape, num_classes, config, step)
 
 
 def denoiser(

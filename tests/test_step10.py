@@ -87,6 +87,14 @@ def test_runs_of_other_experiments_are_refused(tmp_path):
         runs.load(new_run(tmp_path, None, ("predicts", "process")))
 
 
+def test_networks_of_other_sizes_are_refused(unconditional, monkeypatch):
+    monkeypatch.setitem(
+        runs.NETWORKS, "mnist_small", dataclasses.replace(unet.mnist_small, channels=(16,), embedding=16)
+    )
+    with pytest.raises(ValueError, match=r"not the mnist_small of this version.* train it anew"):
+        runs.load(unconditional)
+
+
 def test_one_program_draws_all_labels_and_weights(conditional):
     run = runs.load(conditional)
     draw, plan = (
