@@ -156,9 +156,15 @@ def leading(n: int) -> np.ndarray:
     return np.append(1.0 + (PROCESS.num_steps // n) * np.arange(n)[::-1], 0.0)
 
 
+def leading_but_last(n: int) -> np.ndarray:
+    """`leading(n + 1)` without its last time: what diffusers' multistep solvers make of "leading"."""
+    return np.delete(leading(n + 1), -2)
+
+
 def grids_of_all() -> dict[str, Grid]:
     """What our solvers and k-diffusion's are tried on at first."""
-    return library_grids() | free_grids(1000.0, 1.0) | {"leading": leading}
+    diffusers_grids = {"leading": leading, "leading(n + 1)": leading_but_last}
+    return library_grids() | free_grids(1000.0, 1.0) | diffusers_grids
 
 
 def ours() -> Iterator[Setting]:
