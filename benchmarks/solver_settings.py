@@ -107,6 +107,7 @@ OURS = {
     **{f"DPMSolverPP({k})": samplers.DPMSolverPP(k) for k in (2, 3)},
     'DPMSolverPP(2, "exact")': samplers.DPMSolverPP(2, "exact"),
     **{f"UniPC({k})": samplers.UniPC(k) for k in (1, 2, 3)},
+    **{f'UniPC({k}, variant="bh2")': samplers.UniPC(k, variant="bh2") for k in (2, 3)},
     **{f"DEIS({k})": samplers.DEIS(k) for k in (2, 3, 4)},
     **{f"LMS({k})": samplers.LMS(k) for k in (2, 3, 4)},
     **{f"IPNDM({k})": samplers.IPNDM(k) for k in (2, 3, 4)},

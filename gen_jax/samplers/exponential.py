@@ -32,8 +32,9 @@ from gen_jax.samplers.solvers import Ends, Times, ends
 
 if TYPE_CHECKING:
     Variant: TypeAlias = Literal["exact", "midpoint"]
+    Slope: TypeAlias = Literal["exact", "bh1", "bh2"]
 else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Variant = str
+    Variant = Slope = str
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
@@ -141,12 +142,12 @@ class DPMSolverPP:
 
     def __post_init__(self) -> None:
         check_order(self.order, 3)
-        _check_variant(self.variant)
+        _check_variant(self.variant, "exact", "midpoint")
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
-        return table(t.time, s.sigma / t.sigma, _of_x0(t, s, self.order, self.variant))
+        return table(t.time, s.sigma / t.sigma, _of_x0(t, s, self.order, _slope(self)))
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class SDEDPMSolverPP:
 
     def __post_init__(self) -> None:
         check_order(self.order, 3)
-        _check_variant(self.variant)
+        _check_variant(self.variant, "exact", "midpoint")
         if not self.eta >= 0:
             raise ValueError(
                 f"eta must not be negative, got {self.eta}: 0 is deterministic, 1 is the paper's."
@@ -183,38 +184,43 @@ class SDEDPMSolverPP:
         length = 0.5 * (s.log_snr - t.log_snr)
         noise = s.sigma * np.sqrt(-np.expm1(-2 * self.eta * length)) if self.eta else np.zeros_like(length)
         x = s.sigma / t.sigma * (np.exp(-self.eta * length) if self.eta else 1.0)
-        return table(t.time, x, _of_x0(t, s, self.order, self.variant, self.eta), noise=noise)
+        return table(t.time, x, _of_x0(t, s, self.order, _slope(self), self.eta), noise=noise)
 
 
 @dataclass(frozen=True)
 class UniPC:
-    """The unified predictor and corrector in `x0_hat` (Zhao et al. 2023, Algorithms 5 and 6), with `B(h)` left out.
+    """The unified predictor and corrector in `x0_hat` (Zhao et al. 2023, Algorithms 5 and 6).
 
     The predictor is `DPMSolverPP`; when the denoiser has answered at the new time, the step is taken again with a
-    polynomial through the answer, which raises the order by one and costs no evaluation. Solved exactly, as here, the
-    paper's linear systems do not depend on its `B(h)`.
+    polynomial through the answer, which raises the order by one and costs no evaluation. Solved exactly, the paper's
+    linear systems do not depend on its `B(h)`; where they are one equation, which is where the polynomial goes through
+    two values, the authors put `1/2` for the solution, which is right to the order due and brings `B` back in.
 
     Args:
         order: 1, 2 or 3 of the predictor.
         corrector: without it, this is `DPMSolverPP(order, "exact")`.
+        variant: "exact", or the authors' `1/2` with "bh1", `B(h) = h`, or "bh2", `B(h) = e^h - 1`, what they and
+            diffusers take unless told otherwise.
 
     Raises:
-        ValueError: another order.
+        ValueError: another order or variant.
     """
 
     order: int = 3
     corrector: bool = True
+    variant: Slope = "exact"
 
     def __post_init__(self) -> None:
         check_order(self.order, 3)
+        _check_variant(self.variant, "exact", "bh1", "bh2")
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
-        x, h = s.sigma / t.sigma, _of_x0(t, s, self.order, "exact")
+        x, h = s.sigma / t.sigma, _of_x0(t, s, self.order, self.variant)
         if not self.corrector:
             return table(t.time, x, h)
-        corrected = _of_x0(t, s, self.order + 1, "exact", ahead=1)
+        corrected = _of_x0(t, s, self.order + 1, self.variant, ahead=1)
         # x_i was predicted; what it should have been is x_i + sum_j d_ij h_{i-j}
         d = np.zeros_like(corrected)
         d[1:] = corrected[:-1]
@@ -223,20 +229,27 @@ class UniPC:
 
 
 def _of_x0(
-    t: Ends, s: Ends, order: int, variant: Variant, eta: float = 0.0, *, ahead: int = 0
+    t: Ends, s: Ends, order: int, slope: Slope, eta: float = 0.0, *, ahead: int = 0
 ) -> Float[np.ndarray, "n order"]:
-    """`alpha_s int (1 + eta) e^((1 + eta)(l - l_s)) x0_hat dl` as weights of the newest values of `x0_hat`."""
+    """`alpha_s int (1 + eta) e^((1 + eta)(l - l_s)) x0_hat dl` as weights of the newest values of `x0_hat`.
+
+    `slope`: of a line, where only two values are known, either the integral or `B(h) / 2` times its rise in the step.
+    """
     nodes, rate = _half(t, s), 1 + eta
-    whole = -s.alpha * np.expm1(-rate * np.diff(nodes))
-    if variant == "midpoint" and order == 2:
-        length, extra = np.diff(nodes), np.zeros(len(whole))
-        middle = np.isfinite(length[1:])
-        extra[1:][middle] = 0.5 * length[1:][middle] / length[:-1][middle]
-        return whole[:, None] * np.stack([1 + extra, -extra], axis=1)
+    length = np.diff(nodes)
+    whole = -s.alpha * np.expm1(-rate * length)
     w = weights(nodes, order, lambda v, i: rate * np.exp(rate * (v - nodes[i + 1])), ahead=ahead)
     w = s.alpha[:, None] * w
-    endless = ~np.isfinite(np.diff(nodes))
+    endless = ~np.isfinite(length)
     w[endless, ahead] = whole[endless]
+    for i in () if slope == "exact" else np.flatnonzero(~endless):
+        known = nodes[i + ahead :: -1][:order]
+        if np.isfinite(known).sum() == 2:
+            b = whole[i] if slope == "bh2" else s.alpha[i] * rate * length[i]
+            rise = b / 2 * length[i] / (known[0] - known[1])
+            w[i] = 0
+            w[i, ahead] = whole[i]
+            w[i, :2] += rise, -rise
     return w
 
 
@@ -279,6 +292,12 @@ def check_order(order: int, highest: int) -> None:
         raise ValueError(f"order must be {choices}, got {order!r}.")
 
 
-def _check_variant(variant: str) -> None:
-    if variant not in ("exact", "midpoint"):
-        raise ValueError(f'variant must be "exact" or "midpoint", got {variant!r}.')
+def _check_variant(variant: str, *choices: str) -> None:
+    if variant not in choices:
+        names = ", ".join(f'"{name}"' for name in choices[:-1]) + f' or "{choices[-1]}"'
+        raise ValueError(f"variant must be {names}, got {variant!r}.")
+
+
+def _slope(solver: DPMSolverPP | SDEDPMSolverPP) -> Slope:
+    """The middle of the step is where half of the rise is; at order 3 only the start would have a line."""
+    return "bh2" if solver.variant == "midpoint" and solver.order == 2 else "exact"

@@ -292,6 +292,16 @@ DIFFUSERS = {
     "unip-2": Row(
         samplers.UniPC(2, corrector=False), UNIPC, {"disable_corrector": list(range(20))}, torch=PaperB
     ),
+    **{  # "bh1" of the peer is NaN in the step to the data, which is of infinite length
+        f"unipc-{k}-{b}": Row(
+            samplers.UniPC(k, variant=b), UNIPC, {"solver_order": k, "solver_type": b}, grids, process
+        )
+        for k in (1, 2, 3)
+        for b, grids, process in (("bh1", STOP, LINEAR), ("bh2", (*DATA, *STOP), SCALED))
+    },
+    "unip-2-bh2": Row(
+        samplers.UniPC(2, corrector=False, variant="bh2"), UNIPC, {"disable_corrector": list(range(20))}
+    ),
     "deis-1": Row(samplers.DEIS(1), DEIS, {"solver_order": 1}, STOP),
     "deis-2": Row(samplers.DEIS(2), DEIS, {"solver_order": 2}, STOP),
     "deis-3": Row(samplers.DEIS(3), DEIS, {"solver_order": 3}, STOP),
@@ -474,22 +484,6 @@ def test_last_step_of_diffusers_ddpm_beta_leaves_noise_in_the_data(monkeypatch):
     np.testing.assert_allclose(x_0, 0.25, rtol=1e-12)
     theirs = diffusers_states(row, ours(row.solver, LINEAR, grid), monkeypatch)[-1]
     assert np.sqrt(np.mean((theirs - 0.25) ** 2)) > 0.1
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("solver_type", ["bh1", "bh2"])
-def test_unipc_of_diffusers_has_our_order(order, solver_type, monkeypatch):
-    """With a 1/2 for the solution of a system of one equation, other states: of order p + 1 like ours, so both right."""
-    row = Row(samplers.UniPC(order), UNIPC, {"solver_order": order, "solver_type": solver_type}, process=VP())
-
-    def states_at(grid):
-        want = ours(row.solver, row.process, grid)
-        states = diffusers_states(row, want, monkeypatch)
-        assert np.abs(states - want.states).max() > 1e-10
-        return states
-
-    got = observed_order(states_at, (80, 160))
-    assert abs(got - (order + 1)) < 0.45, got
 
 
 # --- k-diffusion ---
