@@ -429,6 +429,7 @@ def draw_samples(config: Config, chunk: int = 500) -> np.ndarray:
 def main(config: Config) -> dict[str, Any]:
     """Train (or go on training), test and sample, or sample alone."""
     training.initialize_distributed()
+    training.keep_programs(config.workdir)
     if config.sample_only:
         draw_samples(config)
         return {}

@@ -315,6 +315,7 @@ def train(config: Config) -> dict[str, Any]:
 def main(config: Config, script: str = "step09_diffusion.py") -> dict[str, Any]:
     """Train (or go on training) and sample, or sample alone."""
     training.initialize_distributed()
+    training.keep_programs(config.workdir)
     if config.sample_only:
         draw_samples(config)
         return {}

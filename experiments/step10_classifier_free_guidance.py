@@ -23,7 +23,7 @@ import judging
 import numpy as np
 import tyro
 
-from gen_jax import data, gmm, guidance, plots, runs, samplers
+from gen_jax import data, gmm, guidance, plots, runs, samplers, training
 from gen_jax.diffusion import oracle, process
 from gen_jax.training import workdir as run_directory
 
@@ -142,6 +142,7 @@ def save_law(path: Path, found: dict[str, np.ndarray], weight: float = 3.0) -> N
 
 def main(config: Config) -> dict[str, Any]:
     """Draw, measure, write."""
+    training.keep_programs(config.workdir)
     run = runs.load(config.checkpoint)
     if run.num_classes is None:
         raise ValueError(

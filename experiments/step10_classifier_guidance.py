@@ -200,6 +200,7 @@ def draw_samples(config: Config, run: runs.Run, chunk: int = 100) -> dict[str, f
 def main(config: Config) -> dict[str, Any]:
     """Train (or go on training), measure and sample, or sample alone."""
     training.initialize_distributed()
+    training.keep_programs(config.workdir)
     run = runs.load(config.checkpoint)
     if run.num_classes is not None:
         raise ValueError(

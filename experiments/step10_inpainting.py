@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from gen_jax import data, inverse, plots, runs, samplers
+from gen_jax import data, inverse, plots, runs, samplers, training
 from gen_jax.diffusion import prediction
 from gen_jax.training import workdir as run_directory
 
@@ -132,6 +132,7 @@ def save(path: Path, found: dict[str, Any], x_0: jax.Array, title: str) -> None:
 
 def main(config: Config) -> dict[str, Any]:
     """Hide, fill in, measure, write."""
+    training.keep_programs(config.workdir)
     run = runs.load(config.checkpoint)
     images = data.load(run.config["dataset"], split="test", data_dir=config.data_dir)["image"][: config.num]
     x_0 = data.to_unit(images)

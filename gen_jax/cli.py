@@ -41,10 +41,11 @@ def sample(
     import jax
     import numpy as np
 
-    from gen_jax import plots, runs
+    from gen_jax import plots, runs, training
 
     if solver not in runs.SOLVERS:
         raise ValueError(f"--solver must be one of {', '.join(runs.SOLVERS)}; got {solver}.")
+    training.keep_programs(run_dir)
     options: dict[str, Any] = {"label": label, "guidance": guidance, "solver": solver, "nfe": nfe}
     images, labels = runs.sample(runs.load(run_dir), jax.random.key(seed), num, **options)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from gen_jax.training.optimizer import adam, muon, scheduled
 from gen_jax.training.run import Preempted, TrainingDiverged
 from gen_jax.training.skip import SkipState, skip_exploding
 from gen_jax.training.state import TrainState, make_step
+from gen_jax.training.workdir import keep_programs
 
 __all__ = [
     "CheckpointError",
@@ -32,6 +33,7 @@ __all__ = [
     "compile_step",
     "fit",
     "initialize_distributed",
+    "keep_programs",
     "load",
     "make_step",
     "muon",

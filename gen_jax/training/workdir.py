@@ -12,6 +12,15 @@ import jax
 from jaxtyping import PyTree
 
 
+def keep_programs(workdir: str | Path) -> None:
+    """Let JAX keep compiled programs in `workdir/programs`, to resume and sample without compiling them again.
+
+    Call it before anything is compiled. Does nothing where a place is set already (`JAX_COMPILATION_CACHE_DIR`).
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "programs"))
+
+
 def prepare(workdir: str | Path, state: PyTree, *, keep: int) -> Path:
     """Make `workdir` and check, before any training, that it has room for `keep + 1` checkpoints of `state`.
 

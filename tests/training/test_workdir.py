@@ -1,6 +1,8 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -114,3 +116,20 @@ def test_write_json_replaces_the_file_at_once(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert path.read_text() == '{\n  "a": 1\n}\n'
+
+
+def test_programs_are_kept_with_the_run_unless_a_place_is_set(tmp_path):
+    code = f"""
+import jax, sys
+from gen_jax import training
+training.keep_programs({str(tmp_path / "run")!r})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x + 1)(1.0)
+"""
+    run = lambda env: subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    elsewhere = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "elsewhere")}
+    run(elsewhere)
+    assert list((tmp_path / "elsewhere").iterdir())
+    assert not (tmp_path / "run").exists()
+    run({k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"})
+    assert list((tmp_path / "run" / "programs").iterdir())
