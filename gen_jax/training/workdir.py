@@ -19,6 +19,9 @@ def keep_programs(workdir: str | Path) -> None:
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "programs"))
+        jax.config.update(
+            "jax_persistent_cache_min_compile_time_secs", 0
+        )  # the many small ones take as long as the large
 
 
 def prepare(workdir: str | Path, state: PyTree, *, keep: int) -> Path:

@@ -123,11 +123,11 @@ def test_programs_are_kept_with_the_run_unless_a_place_is_set(tmp_path):
 import jax, sys
 from gen_jax import training
 training.keep_programs({str(tmp_path / "run")!r})
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x + 1)(1.0)
 """
     run = lambda env: subprocess.run([sys.executable, "-c", code], env=env, check=True)
     elsewhere = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "elsewhere")}
+    elsewhere["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     run(elsewhere)
     assert list((tmp_path / "elsewhere").iterdir())
     assert not (tmp_path / "run").exists()
