@@ -71,6 +71,16 @@ class Compiled:
             self._program = self._pmap() if self.layout.parallel == "pmap" else self._jit(state)
         return self._program(state, data)
 
+    def lower(self, state: TrainState, data: PyTree) -> jax.stages.Lowered:
+        """The program for these arguments or their shapes (`jax.ShapeDtypeStruct`), to compile and read it unrun.
+
+        The devices of the mesh may be a description alone (`jax.experimental.topologies`). Raises ValueError for
+        `parallel="pmap"`, whose program JAX makes of arrays.
+        """
+        if self.layout.parallel == "pmap":
+            raise ValueError('lower needs parallel="jit": pmap makes its program of arrays on devices')
+        return self._jit(state).lower(state, data)
+
     def put(self, data: PyTree) -> PyTree:
         """Place a batch, or with `select` the data set, on the devices, unless it is there already."""
         if self._select is None:

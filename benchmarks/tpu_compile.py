@@ -1,0 +1,367 @@
+"""Compile train steps and samplers for a TPU slice that is not here, and read the programs: makes TPU.md.
+
+    pip install "jax[tpu]"                                        # in a virtual environment of its own
+    TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py         # about an hour on two cores: --smoke for the small ones
+
+For every case: FLOPs and bytes a chip and step as XLA counts them, their ratio (arithmetic intensity), the roofline bound
+on the share of peak FLOP/s that the step can reach, `min(1, intensity / (peak FLOP/s / bandwidth))`, the memory a chip
+needs, and the collectives with their bytes. XLA does not know how often a loop runs and counts its body once: a case is a
+single step, a sampler a single evaluation of its network.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from gen_jax import data, gmm, guidance, hvae, keys, likelihoods, samplers, training, vae
+from gen_jax.diffusion import loss, prediction, process
+from gen_jax.em import steps as em
+from gen_jax.networks import autoencoder, ladder, unet
+from gen_jax.networks.classifier import Classifier
+from gen_jax.networks.mlp import MLP
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Chip(NamedTuple):
+    """What a chip can do, by its maker's tables (cloud.google.com/tpu/docs/v5e, v5p)."""
+
+    flops: float
+    """A second, in bfloat16."""
+    bandwidth: float
+    """Bytes a second to its memory."""
+    memory: float
+    """Bytes."""
+
+
+CHIPS = {"v5e": Chip(197e12, 819e9, 16e9), "v5p": Chip(459e12, 2765e9, 95e9)}
+
+
+class Case(NamedTuple):
+    """A program to compile."""
+
+    family: str
+    per_chip: int
+    """Examples a chip."""
+    topology: str = "v5e:4x4"
+    fsdp: bool = False
+    remat: bool = False
+    dtype: str = "bfloat16"
+
+
+# --- what each family trains ---
+
+Family = Callable[[Case], tuple[training.state.Loss, Any, dict[str, Any]]]
+"""Of a case the loss, the shapes of the parameters, and those of an example."""
+
+IMAGE, COLOUR, LABEL = ((28, 28, 1), np.uint8), ((32, 32, 3), np.uint8), ((), np.int32)
+
+
+def shapes(init: Callable[..., Any], *args: Any) -> Any:
+    """Of what `init(key, *args)` makes."""
+    return jax.eval_shape(init, jax.random.key(0), *args)
+
+
+def mlp(case: Case) -> Any:
+    """The network of step 6."""
+    net = MLP((1024, 1024, 1))
+    predict: Callable[..., Any] = net.apply
+
+    def squared(params: Any, key: Any, batch: Any) -> Any:
+        return ((predict(params, batch["x"])[:, 0] - batch["y"]) ** 2).mean(), {}
+
+    return squared, shapes(net.init, jnp.zeros((1, 64))), {"x": ((64,), np.float32), "y": ((), np.float32)}
+
+
+def flat_vae(case: Case) -> Any:
+    """Step 7's preset `best`."""
+    model = vae.VAE(
+        autoencoder.MLPEncoder(50, (200, 200)),
+        autoencoder.MLPDecoder((28, 28, 1), (200, 200)),
+        likelihoods.Bernoulli(),
+        50,
+    )
+    found = vae.loss(model, prepare=data.binarize)
+    return found, shapes(model.init, jnp.zeros((1, 28, 28, 1))), {"image": IMAGE}
+
+
+def ladder_vae(case: Case) -> Any:
+    """Step 8's preset `best`."""
+    stages = (ladder.Stage(64, (4, 4), 1, 0, 32), ladder.Stage(128, (16, 16, 16), 1, 3, 64))
+    model = hvae.Ladder(ladder.Ladder((28, 28, 1), 1, stages, patch=4), likelihoods.Bernoulli(), "residual")
+    found = hvae.loss(model, prepare=data.binarize)
+    return found, shapes(model.init, jnp.zeros((1, 28, 28, 1))), {"image": IMAGE}
+
+
+def network(name: str, case: Case, num_classes: int | None = None) -> unet.UNet:
+    """A U-Net of a preset."""
+    config = getattr(unet, name)
+    changed = {"dtype": jnp.dtype(case.dtype), "remat": case.remat, "num_classes": num_classes}
+    return unet.UNet(unet.replace(config, **changed))
+
+
+def diffusion(name: str, num_classes: int | None = None) -> Family:
+    """Step 9's presets, and with classes step 10's."""
+
+    def family(case: Case) -> Any:
+        net, proc = network(name, case, num_classes), process.DDPM()
+        shape = (COLOUR if name == "cifar10" else IMAGE)[0]
+
+        def found(params: Any, key: Any, batch: Any) -> Any:
+            key_dropout, key_loss = jax.random.split(key)
+            predict = lambda x_t, t: net.apply(
+                params, x_t, t, batch.get("label"), rngs={"dropout": key_dropout}
+            )
+            return loss.denoising(key_loss, predict, proc, data.to_unit(batch["image"]), predicts="eps")
+
+        example = {"image": (shape, np.uint8)} | ({} if num_classes is None else {"label": LABEL})
+        return found, shapes(net.init, jnp.zeros((1, *shape)), jnp.zeros(1)), example
+
+    return family
+
+
+def noised_classifier(case: Case) -> Any:
+    """The classifier that guides."""
+    net = Classifier(10)
+    classify: Callable[..., Any] = net.apply
+    found = guidance.classifier_loss(classify, process.DDPM(), prepare=lambda key, image: data.to_unit(image))
+    params = shapes(net.init, jnp.zeros((1, 28, 28, 1)), jnp.zeros(1))
+    return found, params, {"image": IMAGE, "label": LABEL}
+
+
+FAMILIES: dict[str, Family] = {
+    "mlp": mlp,
+    "vae": flat_vae,
+    "ladder": ladder_vae,
+    "classifier": noised_classifier,
+    "mnist_small": diffusion("mnist_small"),
+    "mnist_small, labels": diffusion("mnist_small", 10),
+    "mnist": diffusion("mnist"),
+    "cifar10": diffusion("cifar10"),
+}
+
+
+# --- programs ---
+
+
+def mesh_of(topology: str) -> Mesh:
+    """All chips of a slice on one axis."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    return Mesh(np.array(devices), (keys.AXIS,))
+
+
+def train_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
+    """One step of a family, with Adam and an average of the parameters."""
+    found, params, example = FAMILIES[case.family](case)
+    optimizer = optax.adam(1e-4)
+    make = lambda params: training.TrainState.create(params, optimizer, jax.random.key(0))
+    batch = case.per_chip * mesh.size
+    shaped = {name: jax.ShapeDtypeStruct((batch, *shape), dtype) for name, (shape, dtype) in example.items()}
+    step = training.make_step(found, optimizer)
+    compiled = training.compile_step(step, mesh=mesh, fsdp=case.fsdp)
+    return compiled.lower(jax.eval_shape(make, params), shaped)
+
+
+def em_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
+    """A step of EM of 64 components in 64 dimensions."""
+    layout = training.Layout(mesh=mesh)
+    params = gmm.GMM(*(jax.ShapeDtypeStruct(s, np.float32) for s in ((64,), (64, 64), (64, 64, 64))))
+    x = jax.ShapeDtypeStruct((case.per_chip * mesh.size, 64), np.float32)
+    step = lambda params, x: em.step(params, x)
+    sharding = layout.sharding()
+    return jax.jit(step, in_shardings=(sharding, layout.batch_sharding(False)), out_shardings=sharding).lower(
+        params, x
+    )
+
+
+def sampler_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
+    """One step of UniPC, as `samplers.sample` scans it, with the network of `cifar10`."""
+    net, proc, layout = network("cifar10", case), process.DDPM(), training.Layout(mesh=mesh)
+    plan = samplers.UniPC(3).plan(proc, samplers.times.log_snr(proc, 10))
+    params = shapes(net.init, jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))
+    x_T = jax.ShapeDtypeStruct((case.per_chip * mesh.size, 32, 32, 3), np.float32)
+    state = jax.eval_shape(lambda x: samplers.init(plan, x), x_T)
+
+    def step(params: Any, key: Any, state: Any) -> Any:
+        denoise = prediction.as_denoiser(lambda x, t: net.apply(params, x, t), proc, predicts="eps")
+        return samplers.step(key, denoise, plan, state)[0]
+
+    spread = lambda x: layout.batch_sharding(x.ndim == 5) if x.ndim > 1 else layout.sharding()
+    shardings = (layout.sharding(), layout.sharding(), jax.tree.map(spread, state))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    program = jax.jit(step, in_shardings=shardings, out_shardings=shardings[2], donate_argnums=2)
+    return program.lower(params, key, state)
+
+
+PROGRAMS = {"em": em_step, "sampler": sampler_step}
+
+
+# --- what the compiler made of them ---
+
+SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+)
+
+
+def collectives(text: str) -> dict[str, tuple[int, float]]:
+    """Of each kind how many, and the bytes of their results; where a start has its operands beside, half of it."""
+    found: dict[str, tuple[int, float]] = {}
+    for result, kind, start in COLLECTIVE.findall(text):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
+        total = sum(SIZES.get(t, 4) * math.prod(int(n) for n in dims.split(",") if n) for t, dims in arrays)
+        both = bool(start) and kind != "all-reduce"
+        count, size = found.get(kind, (0, 0.0))
+        found[kind] = count + 1, size + total / (2 if both else 1)
+    return found
+
+
+class Read(NamedTuple):
+    """What a compiled program says of itself, a chip."""
+
+    case: Case
+    chips: int
+    gflops: float
+    gbytes: float
+    memory: float
+    """GB: arguments, results that share no memory with them, and temporaries."""
+    parameters: float
+    """GB of the arguments."""
+    collectives: dict[str, tuple[int, float]]
+    seconds: float
+    """To compile."""
+
+    @property
+    def bound(self) -> float:
+        """Of the share of the peak that can be reached."""
+        chip = CHIPS[self.case.topology.split(":")[0]]
+        compute, memory = self.gflops * 1e9 / chip.flops, self.gbytes * 1e9 / chip.bandwidth
+        return compute / max(compute, memory)
+
+
+def read(case: Case) -> Read:
+    """Compile a case."""
+    mesh, began = mesh_of(case.topology), time.monotonic()
+    compiled = PROGRAMS.get(case.family, train_step)(case, mesh).compile()
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return Read(
+        case,
+        mesh.size,
+        cost["flops"] / 1e9,
+        cost["bytes accessed"] / 1e9,
+        (used - memory.alias_size_in_bytes) / 1e9,
+        memory.argument_size_in_bytes / 1e9,
+        collectives(compiled.as_text()),
+        time.monotonic() - began,
+    )
+
+
+# --- the page ---
+
+SMALL = [
+    Case("mlp", 4096, dtype="float32"),
+    Case("vae", 1024, dtype="float32"),
+    Case("ladder", 512, dtype="float32"),
+    Case("classifier", 256, dtype="float32"),
+    Case("em", 65_536, dtype="float32"),
+    Case("mnist_small", 256),
+    Case("mnist_small, labels", 256),
+    Case("mnist", 128),
+]
+LARGE = [
+    Case("cifar10", 128),
+    Case("cifar10", 128, fsdp=True),
+    Case("cifar10", 512),
+    Case("cifar10", 512, remat=True),
+    Case("cifar10", 1024, remat=True),
+    Case("sampler", 128),
+]
+CASES = [
+    *SMALL,
+    *LARGE,
+    *(case._replace(topology="v5p:2x2x1") for case in (*SMALL, *LARGE[:2])),
+    *(Case("cifar10", 128, topology=topology) for topology in ("v5e:2x2", "v5e:8x8")),
+]
+"""The last two beside `v5e:4x4`: what a step costs a chip, however many there are."""
+
+PAGE = """# Programs for TPUs, compiled without one
+
+Made by `python benchmarks/tpu_compile.py` on {date}, from commit {commit}, with jax {jax} and libtpu {libtpu}. FLOPs,
+bytes and memory are a chip's, of one step, as XLA counts them; the bound is the share of the chip's peak in bfloat16 that
+its memory's bandwidth leaves (v5e: 197 TFLOP/s, 819 GB/s, 16 GB; v5p: 459 TFLOP/s, 2765 GB/s, 95 GB). Nothing was run.
+
+{table}
+"""
+HEAD = [
+    *("program", "slice", "examples a chip", "GFLOP", "GB", "FLOP a byte", "bound on MFU", "memory, GB"),
+    *("state and batch, GB", "collectives (number, MB)", "compiled in, s"),
+]
+
+
+def line(r: Read) -> list[str]:
+    """A row of the table."""
+    marks = [name for name in ("fsdp", "remat") if getattr(r.case, name)]
+    said = [f"{kind} {count}, {size / 1e6:.3g}" for kind, (count, size) in sorted(r.collectives.items())]
+    return [
+        ", ".join([r.case.family, r.case.dtype, *marks]),
+        f"{r.case.topology} ({r.chips})",
+        *(f"{r.case.per_chip}", f"{r.gflops:.4g}", f"{r.gbytes:.3g}", f"{r.gflops / r.gbytes:.0f}"),
+        *(f"{r.bound:.2f}", f"{r.memory:.3g}", f"{r.parameters:.3g}"),
+        "; ".join(said) or "none",
+        f"{r.seconds:.0f}",
+    ]
+
+
+def main() -> None:
+    """Compile everything and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--smoke", action="store_true", help="the small ones, and no page")
+    parser.add_argument("--only", help="those whose row has this in it, and no page")
+    args, rows = parser.parse_args(), []
+    row = lambda cells: "| " + " | ".join(cells) + " |"
+    for case in SMALL if args.smoke else CASES:
+        if args.only and args.only not in json.dumps(case._asdict()):
+            continue
+        try:
+            rows.append(line(read(case)))
+        except jax.errors.JaxRuntimeError as error:  # too large for the chip: that is a result
+            rows.append([case.family, case.topology, str(case.per_chip), str(error).splitlines()[0][:200]])
+        print(row(rows[-1]), flush=True)
+    if args.smoke or args.only:
+        return
+    import importlib.metadata
+    import subprocess
+
+    git = ["git", "describe", "--always", "--dirty"]
+    table = "\n".join([row(HEAD), row(["---"] * len(HEAD)), *map(row, rows)])
+    page = PAGE.format(
+        date=datetime.date.today(),
+        commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        jax=jax.__version__,
+        libtpu=importlib.metadata.version("libtpu"),
+        table=table,
+    )
+    (ROOT / "benchmarks" / "TPU.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()
