@@ -124,7 +124,7 @@ class Compiled:
         rows = rows if self.steps_per_call > 1 else rows[0]
         return jax.tree.map(lambda x: x[rows], data)
 
-    def _jit(self, state: TrainState) -> Callable[..., Any]:
+    def _jit(self, state: TrainState) -> jax.stages.Wrapped:
         layout, stacked = self.layout, self.steps_per_call > 1
         shardings = layout.state_sharding(state)
         batch_sharding = layout.batch_sharding(stacked)

@@ -156,3 +156,23 @@ def test_compile_step_refuses_a_mesh_without_the_data_axis():
         compile_step(toy.setup()[0], mesh=Mesh(np.array(jax.devices()), ("batch",)))
     with pytest.raises(ValueError, match="mesh of one axis"):
         compile_step(toy.setup()[0], parallel="pmap", mesh=mesh(8, 4, 2))
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_lower_makes_the_program_of_shapes_alone(fsdp):
+    """The same program, which then runs on what it was not shown; gradients are reduced over the devices in it."""
+    step, state, _ = toy.setup(20)
+    batch = {name: x[:16] for name, x in toy.InMemory().arrays.items()}
+    shapes = jax.eval_shape(lambda: (state, batch))
+    compiled = compile_step(step, fsdp=fsdp, donate=False)
+    program = compiled.lower(*shapes).compile()
+    assert "all-reduce" in program.as_text() or "reduce-scatter" in program.as_text()
+    placed = compiled.layout.put_state(state), compiled.put(batch)
+    found, expected = program(*placed), compiled(*placed)
+    jax.tree.map(np.testing.assert_array_equal, found[0].params, expected[0].params)
+
+
+def test_lower_has_no_program_for_pmap():
+    step, state, _ = toy.setup(20)
+    with pytest.raises(ValueError, match='lower needs parallel="jit"'):
+        compile_step(step, parallel="pmap").lower(state, toy.InMemory().arrays)
