@@ -36,7 +36,9 @@ class Conv(nn.Module):
 class GroupNorm(nn.Module):
     """Zero mean and unit variance over space and the channels of a group (Wu & He 2018), statistics in float32.
 
-    The number of groups is the largest divisor of the channels up to `groups`.
+    The number of groups is the largest divisor of the channels up to `groups`. All that is done to a pixel is `a x + b`,
+    with `a` and `b` one number an example and channel: `flax.linen.GroupNorm` does the same a group at a time, which
+    XLA's CPU backend does not vectorise, and takes three times as long there, forward and backward.
     """
 
     groups: int = 32
@@ -44,12 +46,27 @@ class GroupNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
-        """Normalise, then scale and shift each channel."""
-        channels = x.shape[-1]
+    def __call__(
+        self,
+        x: Float[Array, "B *space C"],
+        film: tuple[Float[Array, "B C"], Float[Array, "B C"]] | None = None,
+    ) -> Float[Array, "B *space C"]:
+        """Normalise, then scale and shift each channel; with `film`, again by `1 + film[0]` and `film[1]`."""
+        channels, space = x.shape[-1], tuple(range(1, x.ndim - 1))
         groups = next(g for g in range(min(self.groups, channels), 0, -1) if channels % g == 0)
-        norm = nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=self.dtype, param_dtype=self.param_dtype)
-        return norm(x)
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        x = x.astype(jnp.float32)
+        size = x[0].size // groups
+        in_groups = lambda v: v.sum(space).reshape(-1, groups, channels // groups).sum(-1) / size
+        to_channels = lambda v: jnp.repeat(v, channels // groups, axis=1)
+        mean = in_groups(x)
+        variance = jnp.maximum(in_groups(jnp.square(x)) - jnp.square(mean), 0)
+        a = to_channels(jax.lax.rsqrt(variance + 1e-5)) * scale[None]
+        b = bias[None] - to_channels(mean) * a
+        if film is not None:
+            a, b = a * (1 + film[0]), b * (1 + film[0]) + film[1]
+        return (x * jnp.expand_dims(a, space) + jnp.expand_dims(b, space)).astype(self.dtype)
 
 
 def sinusoidal(t: Num[Array, " B"], features: int, max_period: float = 10_000.0) -> Float[Array, "B F"]:
@@ -77,9 +94,8 @@ class ResBlock(nn.Module):
         """Map `x`, told by `emb`; dropout is on where the call was given `rngs={"dropout": key}`."""
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         h = Conv(self.features, **kind)(nn.silu(GroupNorm(self.groups, **kind)(x)))
-        film = nn.Dense(2 * self.features, **kind)(nn.silu(emb))
-        scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
-        h = nn.silu(GroupNorm(self.groups, **kind)(h) * (1 + scale) + shift)
+        scale, shift = jnp.split(nn.Dense(2 * self.features, **kind)(nn.silu(emb)), 2, axis=-1)
+        h = nn.silu(GroupNorm(self.groups, **kind)(h, (scale, shift)))
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
         h = Conv(self.features, zero_init=True, **kind)(h)

@@ -1,5 +1,6 @@
 """Layers against their definitions in numpy, and against the identities that they promise."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +69,37 @@ def test_group_norm_standardises_each_group():
     np.testing.assert_allclose(y.std((1, 3)), 1, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 4, 12), (2, 7, 8), (2, 3, 3, 6)])
+def test_group_norm_is_that_of_flax_with_its_gradients(shape):
+    x = 2 + 3 * jax.random.normal(KEY, shape)
+    groups = 4 if shape[-1] % 4 == 0 else 3
+    ours, theirs = layers.GroupNorm(4), nn.GroupNorm(groups, epsilon=1e-5)
+    params = parameters(ours, x)
+    value = lambda norm: lambda params, x: jnp.sin(norm.apply(params, x)).sum()
+    for norm in (ours, theirs):
+        assert jax.tree.map(jnp.shape, norm.init(KEY, x)) == jax.tree.map(jnp.shape, params)
+    both = [jax.jit(jax.value_and_grad(value(norm), (0, 1)))(params, x) for norm in (ours, theirs)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *both)
+
+
+def test_group_norm_with_film_is_scaled_and_shifted_once_more():
+    x, scale, shift = (
+        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 4, 3, 8), (2, 8), (2, 8)])
+    )
+    norm = layers.GroupNorm(2)
+    params = parameters(norm, x)
+    plain = norm.apply(params, x) * (1 + scale)[:, None, None] + shift[:, None, None]
+    np.testing.assert_allclose(norm.apply(params, x, (scale, shift)), plain, atol=1e-5)
+
+
+def test_group_norm_of_bfloat16_gathers_in_float32():
+    x = (100 + jax.random.normal(KEY, (2, 16, 16, 8))).astype(jnp.bfloat16)
+    y, _ = layers.GroupNorm(2, dtype=jnp.bfloat16).init_with_output(KEY, x)
+    exact, _ = layers.GroupNorm(2).init_with_output(KEY, x.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(y, np.float32), exact, atol=0.02)
+
+
 def test_group_norm_takes_the_largest_divisor_of_the_channels():
     x = jax.random.normal(KEY, (2, 4, 4, 6))
     y = lambda groups: layers.GroupNorm(groups).init_with_output(KEY, x)[0]
@@ -89,7 +121,7 @@ def test_attention_equals_its_formula():
     p = jax.tree.map(np.asarray, params["params"])
     h = np.asarray(x[0], np.float64).reshape(6, 8)
     for name in ("self", "cross"):
-        norm = p[f"{name}_norm"]["GroupNorm_0"]
+        norm = p[f"{name}_norm"]
         groups = h.reshape(6, 2, 4)
         normed = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(
             groups.var((0, 2), keepdims=True) + 1e-5
