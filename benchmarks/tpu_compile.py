@@ -2,6 +2,7 @@
 
     pip install "jax[tpu]"                                        # in a virtual environment of its own
     TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py         # about an hour on two cores: --smoke for the small ones
+    TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py --keep FILE     # goes on where it was stopped
 
 For every case: FLOPs and bytes a chip and step as XLA counts them, their ratio (arithmetic intensity), the roofline bound
 on the share of peak FLOP/s that the step can reach, `min(1, intensity / (peak FLOP/s / bandwidth))`, the memory a chip
@@ -15,6 +16,7 @@ import json
 import math
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -329,6 +331,20 @@ def line(r: Read) -> list[str]:
     ]
 
 
+def compiled_row(case: Case) -> list[str]:
+    """A row of the table; of a program that is too large for the chip, what the compiler says."""
+    try:
+        return line(read(case))
+    except jax.errors.JaxRuntimeError as error:
+        return [case.family, case.topology, str(case.per_chip), str(error).splitlines()[0][:200]]
+
+
+def commit() -> str:
+    """Of this tree."""
+    git = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     """Compile everything and write the page."""
     parser = argparse.ArgumentParser(
@@ -336,26 +352,27 @@ def main() -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="the small ones, and no page")
     parser.add_argument("--only", help="those whose row has this in it, and no page")
-    args, rows = parser.parse_args(), []
+    parser.add_argument("--keep", type=Path, help="where rows of this commit are kept, to go on from")
+    args, rows, at = parser.parse_args(), [], commit()
     row = lambda cells: "| " + " | ".join(cells) + " |"
+    kept = json.loads(args.keep.read_text()) if args.keep and args.keep.exists() else {}
     for case in SMALL if args.smoke else CASES:
-        if args.only and args.only not in json.dumps(case._asdict()):
+        name = f"{at} {json.dumps(case._asdict())}"
+        if args.only and args.only not in name:
             continue
-        try:
-            rows.append(line(read(case)))
-        except jax.errors.JaxRuntimeError as error:  # too large for the chip: that is a result
-            rows.append([case.family, case.topology, str(case.per_chip), str(error).splitlines()[0][:200]])
+        rows.append(kept.get(name) or compiled_row(case))
         print(row(rows[-1]), flush=True)
+        if args.keep:
+            kept[name] = rows[-1]
+            args.keep.write_text(json.dumps(kept))
     if args.smoke or args.only:
         return
     import importlib.metadata
-    import subprocess
 
-    git = ["git", "describe", "--always", "--dirty"]
     table = "\n".join([row(HEAD), row(["---"] * len(HEAD)), *map(row, rows)])
     page = PAGE.format(
         date=datetime.date.today(),
-        commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        commit=at,
         jax=jax.__version__,
         libtpu=importlib.metadata.version("libtpu"),
         table=table,
