@@ -1,5 +1,7 @@
 """The convolution against `lax`'s own, in value and in every kind of derivative, and the trap it avoids."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,8 @@ SHAPES = {  # image, kernel, channels in and out, stride, batch
     "1x1": ((6, 7), 1, (3, 2), 1, 2),
     "5x5": ((10, 9), 5, (2, 2), 1, 17),
     "even kernel": ((9, 8), 2, (2, 3), 1, 2),
+    "chunks": ((40, 40), 3, (2, 3), 1, 4),
+    "oblong kernel": ((8, 9), (3, 1), (3, 2), 1, 2),
     "stride 2": ((10, 10), 3, (2, 3), 2, 4),
     "stride 2, odd": ((9, 7), 3, (2, 3), 2, 3),
 }
@@ -56,7 +60,8 @@ SHAPES = {  # image, kernel, channels in and out, stride, batch
 def test_conv_equals_lax_in_every_derivative(shape):
     size, kernel, (channels, features), stride, batch = SHAPES[shape]
     x = jax.random.normal(jax.random.key(0), (batch, *size, channels))
-    w = jax.random.normal(jax.random.key(1), (kernel, kernel, channels, features)) / kernel
+    sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    w = jax.random.normal(jax.random.key(1), (*sides, channels, features)) / sides[0]
     every = lambda c: {name: derivative(c, x, w, stride) for name, derivative in DERIVATIVES.items()}
     ours, theirs = jax.jit(lambda: every(conv))(), jax.jit(lambda: every(reference))()
     for name in DERIVATIVES:
@@ -83,6 +88,44 @@ def test_conv_weight_gradient_stays_fast_inside_a_scan(size):
 
     assert slow_convolutions(reference), "XLA has changed: see whether the trap is still there"
     assert not slow_convolutions(conv)
+
+
+THREE = {
+    "y": lambda c, x, w, g: c(x, w, 1),
+    "x": lambda c, x, w, g: jax.vjp(lambda x: c(x, w, 1), x)[1](g)[0],
+    "w": lambda c, x, w, g: jax.vjp(lambda w: c(x, w, 1), w)[1](g)[0],
+}
+
+
+@pytest.mark.parametrize("out", THREE)
+@pytest.mark.parametrize(("batch", "size"), [(4, 14), (7, 5), (2, 40)])
+def test_conv_in_bfloat16_is_made_of_products_that_accumulate_in_float32(out, batch, size):
+    """Within the rounding of what goes in and comes out; no product reads float32, which is three times slower."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (batch, size, size, 16), (3, 3, 16, 32), (batch, size, size, 32)
+    x, w, g = (jax.random.normal(k, s).astype(jnp.bfloat16) for k, s in zip(keys, shapes, strict=True))
+    run = jax.jit(lambda *args: THREE[out](conv, *args))
+    exact = THREE[out](reference, *(v.astype(jnp.float32) for v in (x, w, g)))
+    ours = run(x, w, g)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float32), exact, rtol=2**-8, atol=2**-8 * float(jnp.abs(exact).max())
+    )
+    program = run.lower(x, w, g).as_text()
+    dots = [line for line in program.splitlines() if "dot_general" in line]
+    assert dots
+    assert "stablehlo.convolution" not in program
+    for line in dots:
+        assert re.search(r": \(tensor<[^>]*bf16>, tensor<[^>]*bf16>\) -> tensor<[^>]*f32>", line), line
+
+
+def test_conv_on_other_platforms_is_that_of_lax():
+    x, w = jnp.zeros((4, 14, 14, 16), jnp.bfloat16), jnp.zeros((3, 3, 16, 16), jnp.bfloat16)
+    gradient = jax.jit(jax.grad(lambda w, x: conv(conv(x, w), w).astype(jnp.float32).sum(), (0, 1)))
+    for platform, products in (("tpu", 0), ("cuda", 0), ("cpu", 1)):
+        program = gradient.trace(w, x).lower(lowering_platforms=(platform,)).as_text()
+        assert ("dot_general" in program) == bool(products), platform
+        assert ("stablehlo.convolution" in program) != bool(products), platform
 
 
 def test_conv_in_bfloat16_accumulates_in_float32():
