@@ -546,7 +546,8 @@ def result(nfe: int, smoke: bool = False) -> Result:
 
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    began, lines, found, rows = time.monotonic(), [], {}, {}
+    began, spent = time.monotonic(), time.process_time()
+    lines, found, rows = [], {}, {}
     problems = problems_of(smoke)
     for kind in problems:
         p = kind.problem
@@ -566,7 +567,7 @@ def result(nfe: int, smoke: bool = False) -> Result:
     levels = levels_of(best, nfe)
     nodes = [*(round(float(t), 1) for t in at_ratio(np.array(levels))), 0.0]
     ran = counted(groups_of(smoke), nfe)
-    return Result(nfe, rows, row, nodes, levels, ran, "\n".join(lines), time.monotonic() - began)
+    return Result(nfe, rows, row, nodes, levels, ran, "\n".join(lines), time.process_time() - spent)
 
 
 def kept_result(nfe: int, folder: Path | None) -> Result:
