@@ -23,6 +23,8 @@ from jaxtyping import Array, Float
 
 _PIXELS = 3136
 """How many the products take at a time, so that what is made of them stays in the cache."""
+_LARGE = 4 * _PIXELS
+"""Pixels of a map above which a product for each tap would take too much memory."""
 _FEW = 16
 """Channels below which products are not worth their while."""
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -64,17 +66,17 @@ def _plain(a, b, *, out, image, kernel, stride):
 
 def _on_cpu(a, b, *, out, image, kernel, stride):
     """In the forms that XLA's CPU backend is fast with."""
-    odd = stride == 1 and kernel[0] % 2 == kernel[1] % 2 == 1
+    if out == "w" and stride == 1:
+        return _weight_gradient(a, b, kernel)
     if out == "w":
-        strided = partial(_weight_gradient_of_strides, stride=stride)
-        return (_weight_gradient if stride == 1 else strided)(a, b, kernel)
+        return _weight_gradient_of_strides(a, b, kernel, stride)
+    odd = stride == 1 and kernel[0] % 2 == kernel[1] % 2 == 1
     if out == "x" and odd:
         out, a, b = "y", b, jnp.flip(a, (0, 1)).swapaxes(2, 3)
         image, kernel = a.shape, b.shape
-    cached = (
-        image[1] * image[2] <= 4 * _PIXELS
-    )  # larger maps would take nine times their memory out of the cache
-    if a.dtype == jnp.bfloat16 and odd and kernel[0] * kernel[1] > 1 and min(kernel[2:]) >= _FEW and cached:
+    taps, pixels = kernel[0] * kernel[1], image[1] * image[2]
+    worth = taps > 1 and min(kernel[2:]) >= _FEW and pixels <= _LARGE
+    if a.dtype == jnp.bfloat16 and odd and worth:
         return _products(a, b)
     return _plain(a, b, out=out, image=image, kernel=kernel, stride=stride)
 
