@@ -29,7 +29,6 @@ import functools
 import itertools
 import multiprocessing
 import pickle
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from pages import commit, markdown
 from peer_tables import Table, of_plan
 from solver_settings import DIFFUSERS, PROCESS, Setting, at_ratio, k_diffusion, of_class, ours
 
@@ -461,11 +461,6 @@ Their levels `sigma / alpha`, for any process (`np.append(process.at_log_snr(pro
 """
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
-
-
 HEADS = {
     False: ["evaluations", "ours", "error", "D", "peers", "error", "D", "ratio of errors"],
     True: ["evaluations", "ours", "D", "peers", "D", "difference of D^2"],
@@ -582,12 +577,6 @@ def kept_result(nfe: int, folder: Path | None) -> Result:
     return found
 
 
-def commit() -> str:
-    """Of this tree."""
-    git = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def page(results: list[Result], smoke: bool = False) -> str:
     """All of it."""
     import diffusers
@@ -595,7 +584,7 @@ def page(results: list[Result], smoke: bool = False) -> str:
     names = list(dict.fromkeys(name for name, _ in results[0].rows))
     tables = [
         f"### {name}, {'stochastic' if noisy else 'deterministic'} solvers\n\n"
-        + markdown(HEADS[noisy], [r.rows[name, noisy][0] for r in results])
+        + markdown([HEADS[noisy], *(r.rows[name, noisy][0] for r in results)])
         for name, noisy in results[0].rows
     ]
     good = {noisy: [g for r in results for (_, n), (_, g) in r.rows.items() if n == noisy] for noisy in HEADS}
@@ -610,7 +599,7 @@ def page(results: list[Result], smoke: bool = False) -> str:
         minutes=sum(r.seconds for r in results) / 60,
         diffusers=diffusers.__version__,
         blocks=BLOCKS,
-        defaults=markdown(["evaluations", "solver, grid", *names], [r.default for r in results]),
+        defaults=markdown([["evaluations", "solver, grid", *names], *(r.default for r in results)]),
         nodes="\n".join(f"- {r.nfe}: `{r.nodes}`" for r in results),
         levels="\n".join(f"- {r.nfe}: `{r.levels}`" for r in results),
         settings=next((r.counted for r in results if r.nfe == 10), results[0].counted),

@@ -8,8 +8,7 @@ scipy's solution of the same ordinary differential equation, in float64; stochas
 
 import datetime
 import functools
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -278,13 +277,6 @@ def rows_of_distances(name: str) -> Iterator[list[str]]:
         yield [f"`{solver}`", *("" if np.isnan(d) else f"{d:.4f}" for d in found)]
 
 
-def markdown(rows: Iterable[list[str]]) -> str:
-    """Rows, the first of them the head, as a table."""
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 PAGE = """# Which solver, and how well it is known
 
 Made by `python benchmarks/samplers_table.py` on {date}, from commit {commit}. Data: a mixture of two normals in one
@@ -312,14 +304,14 @@ cannot come below about 0.005, the error of sampling. Empty: not possible with s
 
 def main() -> None:
     """Measures everything and writes the page."""
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    from pages import commit, markdown  # here, because the tests load this file alone
+
     distances = [
         f"### `{name}`, `{grid}`\n\n{markdown(rows_of_distances(name))}" for name, (grid, _) in GRIDS.items()
     ]
     page = PAGE.format(
         date=datetime.date.today(),
-        commit=commit,
+        commit=commit(),
         low=LOW,
         high=HIGH,
         orders=markdown(rows_of_orders()),

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 import tyro
 from judge import REPO, as_input, idx, judge
+from pages import markdown
 from torch import nn
 from torch.nn import functional as F
 
@@ -297,15 +298,14 @@ def main(config: Config) -> None:
 
 def write_page(config: Config, rows: list[tuple[str, float, int, float]], result: dict) -> None:
     """TIME_TO_QUALITY.md."""
-    lines = [f"| {side} | {seconds:.0f} | {step} | {d:.1f} |" for side, seconds, step, d in rows]
+    head = ["side", "seconds since its start", "updates", "Frechet distance"]
+    table = markdown([head, *([side, f"{at:.0f}", f"{step}", f"{d:.1f}"] for side, at, step, d in rows)])
     said = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in result.items())
     path = Path(__file__).with_name("TIME_TO_QUALITY.md")
     path.write_text(
         f"# Time to quality\n\nMade by `python benchmarks/time_to_quality.py --minutes {config.minutes:g}` on "
         f"{datetime.date.today()}, {os.cpu_count()} cores. What is compared: see there.\n\n{said}\n\n"
-        "| side | seconds since its start | updates | Frechet distance |\n| --- | --- | --- | --- |\n"
-        + "\n".join(lines)
-        + "\n"
+        f"{table}\n"
     )
     print(f"wrote {path}")
 

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 import optax
 from jax.experimental import topologies
 from jax.sharding import Mesh
+from pages import commit, markdown, row
 
 from gen_jax import data, gmm, guidance, hvae, keys, likelihoods, samplers, training, vae
 from gen_jax.diffusion import loss, prediction, process
@@ -339,12 +339,6 @@ def compiled_row(case: Case) -> list[str]:
         return [case.family, case.topology, str(case.per_chip), str(error).splitlines()[0][:200]]
 
 
-def commit() -> str:
-    """Of this tree."""
-    git = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def main() -> None:
     """Compile everything and write the page."""
     parser = argparse.ArgumentParser(
@@ -354,7 +348,6 @@ def main() -> None:
     parser.add_argument("--only", help="those whose row has this in it, and no page")
     parser.add_argument("--keep", type=Path, help="where rows of this commit are kept, to go on from")
     args, rows, at = parser.parse_args(), [], commit()
-    row = lambda cells: "| " + " | ".join(cells) + " |"
     kept = json.loads(args.keep.read_text()) if args.keep and args.keep.exists() else {}
     for case in SMALL if args.smoke else CASES:
         name = f"{at} {json.dumps(case._asdict())}"
@@ -369,7 +362,7 @@ def main() -> None:
         return
     import importlib.metadata
 
-    table = "\n".join([row(HEAD), row(["---"] * len(HEAD)), *map(row, rows)])
+    table = markdown([HEAD, *rows])
     page = PAGE.format(
         date=datetime.date.today(),
         commit=at,
