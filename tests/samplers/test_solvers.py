@@ -178,6 +178,14 @@ def test_pseudo_method_is_of_order_two_on_an_uneven_grid(name):
     assert abs(table.order(name, "DDPM", grid=table.graded) - 2) < 0.15
 
 
+@pytest.mark.parametrize(("order", "variant"), [(1, "bh1"), (1, "bh2"), (2, "bh2"), (3, "bh2")])
+def test_unipc_keeps_its_order_with_the_half_of_its_authors(order, variant, monkeypatch):
+    """Zhao et al. 2023: 1/2 for the solution of one equation is right to the order due."""
+    name = f"UniPC({order}, {variant})"
+    monkeypatch.setitem(table.SOLVERS, name, table.Row(samplers.UniPC(order, variant=variant), order + 1))
+    assert abs(table.order(name, "DDPM") - (order + 1)) < 0.15
+
+
 def test_order_is_that_of_a_solver_of_ones_own(monkeypatch):
     """The measurement tells a solver that claims too much."""
     monkeypatch.setitem(table.SOLVERS, "own", table.Row(AdamsBashforth(), 3))
