@@ -75,6 +75,8 @@ class Config:
     """The bound with one sample; with several; the same with doubly reparameterised gradients."""
     num_samples: int = 50
     """Samples of an image in a step, with iwae and dreg."""
+    gradient_samples: int | None = None
+    """How many of them are differentiated, drawn by their weights, with iwae and dreg (default: all)."""
     start_from: Path | None = None
     """Workdir of another run, from whose parameters (their average) to start."""
     beta: float = 1.0
@@ -188,7 +190,13 @@ def make_loss(model: vae.VAE, config: Config) -> training.state.Loss:
     prepare = autoencoding.preparer(config.binarize)
     if config.objective != "elbo":
         dreg = config.objective == "dreg"
-        return vae.iwae_loss(model, config.num_samples, doubly_reparameterised=dreg, prepare=prepare)
+        return vae.iwae_loss(
+            model,
+            config.num_samples,
+            doubly_reparameterised=dreg,
+            gradient_samples=config.gradient_samples,
+            prepare=prepare,
+        )
     beta = optax.linear_schedule(0.0, config.beta, config.kl_warmup) if config.kl_warmup else config.beta
     elbo = vae.loss(model, beta=beta, free_bits=config.free_bits, prepare=prepare)
 

@@ -230,6 +230,45 @@ def test_dreg_is_unbiased():
     jax.tree.map(close, *(g.decoder for g in grads))
 
 
+def test_systematic_draws_each_as_often_as_it_is_due():
+    """The mean number of times over `u` is `m v`, and never off by one or more."""
+    v = jnp.asarray(np.random.default_rng(0).dirichlet(0.3 * np.ones(7), 1)[0], jnp.float32)
+    u = (jnp.arange(4000) + 0.5) / 4000
+    for m in (1, 3, 20):
+        drawn = jax.vmap(lambda u, m=m: vae.systematic(u, v, m))(u)
+        times = np.asarray(jax.nn.one_hot(drawn, 7).sum(1))
+        np.testing.assert_allclose(times.mean(0), m * np.asarray(v), atol=1e-3)
+        assert np.abs(times - m * np.asarray(v)).max() < 1
+    np.testing.assert_array_equal(vae.systematic(jnp.float32(0.999), jnp.float32([0, 1, 0]), 2), [1, 1])
+
+
+@pytest.mark.parametrize("dreg", [False, True])
+def test_gradient_of_a_few_samples_is_unbiased(dreg):
+    """At the same noise the bound is the same number, and the gradient that of all samples, in the mean over draws."""
+    model, params = network()
+    x, n = {"image": images(2)}, 20_000
+    losses = [
+        vae.iwae_loss(model, 5, doubly_reparameterised=dreg, gradient_samples=m) for m in (None, 1, 2, 5)
+    ]
+    values = [jax.jit(lambda p, loss=loss: loss(p, KEY, x)[0])(params) for loss in losses]
+    np.testing.assert_allclose(values, values[0], rtol=1e-6)
+    both = jax.vmap(lambda key: [jax.grad(lambda p: loss(p, key, x)[0])(params) for loss in losses[:3]])
+    flat = lambda g: np.concatenate([np.float64(a).reshape(n, -1) for a in jax.tree.leaves(g)], 1)
+    whole, one, two = map(flat, jax.jit(both)(jax.random.split(KEY, n)))
+    for few in (one, two):
+        error = ((whole - few).var(0) / n) ** 0.5
+        assert (np.abs(whole.mean(0) - few.mean(0)) <= 5 * error + 1e-7).all()
+    assert np.abs(whole.mean(0)).max() > 20 * error.max(), "there is something to compare"
+    assert (one - whole).var() > (two - whole).var() > 0
+
+
+def test_gradient_samples_are_some_of_the_samples():
+    model, _ = network()
+    for m in (0, 4):
+        with pytest.raises(ValueError, match=f"from 1 to num_samples = 3, got {m}"):
+            vae.iwae_loss(model, 3, gradient_samples=m)
+
+
 def test_beta_and_free_bits_have_their_limits():
     """`beta = 0` leaves the reconstruction, no free bits the ELBO; more of them than are spent stop the KL's gradient."""
     model, params = network()
@@ -393,6 +432,7 @@ def test_labels_reach_every_bound():
         vae.loss(model),
         vae.iwae_loss(model, 2),
         vae.iwae_loss(model, 2, doubly_reparameterised=True),
+        vae.iwae_loss(model, 2, gradient_samples=1),
     ):
         jax.eval_shape(loss, params, KEY, batch)
     line = jax.eval_shape(lambda: model.interpolate(params, x[:2], x[2:], 3, label))

@@ -16,7 +16,7 @@ Each number says which bound it is; noise for example `i` comes from `fold_in(ke
 chunks or on devices.
 """
 
-from gen_jax.vae.loss import Prepare, Schedule, iwae_loss, loss, spent_bits, weight_at
+from gen_jax.vae.loss import Prepare, Schedule, iwae_loss, loss, spent_bits, systematic, weight_at
 from gen_jax.vae.model import VAE, Elbo, Params, Posterior, kl_to_prior
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "kl_to_prior",
     "loss",
     "spent_bits",
+    "systematic",
     "weight_at",
 ]
