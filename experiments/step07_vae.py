@@ -11,6 +11,7 @@ samples from the checkpoint. Any other TFDS image set: `--dataset NAME`, with a 
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -220,7 +221,10 @@ def train(config: Config) -> dict[str, Any]:
     shape = arrays["image"].shape[1:]
     model = build(config, shape, num_classes)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
-    make_optimizer = {"adam": training.adam, "muon": training.muon}[config.optimizer]
+    muon = functools.partial(
+        training.muon, iterations=4
+    )  # the gradients of small networks cost less than five
+    make_optimizer = {"adam": training.adam, "muon": muon}[config.optimizer]
     optimizer, schedule = make_optimizer(
         config.learning_rate,
         num_steps=config.steps,
