@@ -105,7 +105,11 @@ def flat_vae(case: Case) -> Any:
 
 def ladder_vae(case: Case) -> Any:
     """Step 8's preset `best`."""
-    stages = (ladder.Stage(64, (4, 4), 1, 0, 32), ladder.Stage(128, (16, 16, 16), 1, 3, 64))
+    stages = (
+        ladder.Stage(64, (4, 4), 1, 0, 32),
+        ladder.Stage(96, (8, 8), 1, 1, 48),
+        ladder.Stage(128, (16,), 1, 2, 64),
+    )
     model = hvae.Ladder(ladder.Ladder((28, 28, 1), 1, stages, patch=4), likelihoods.Bernoulli(), "residual")
     found = hvae.loss(model, prepare=data.binarize)
     return found, shapes(model.init, jnp.zeros((1, 28, 28, 1))), {"image": IMAGE}

@@ -543,8 +543,8 @@ def test_step08_leaves_everything_it_promises(step08, tmp_path):
 def test_step08_trains_a_ladder_on_colour_images_of_odd_size_and_ends_on_iwae(step08, tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (40, 11, 9, 3), np.uint8)
     monkeypatch.setattr(data, "load", lambda name, **_: {"image": images})
-    flags = "--preset best --dataset odd --widths 8 8 --latents 2 2 3 3 3 --halvings 0 1 --likelihood logistic_mixture"
-    flags += " --binarize none --kl-warmup 2 --warmup 1 --balance"
+    flags = "--preset best --dataset odd --widths 8 8 8 --latents 2 2 3 3 3 --halvings 0 1 1 --binarize none"
+    flags += " --likelihood logistic_mixture --kl-warmup 2 --warmup 1 --balance"
     summary = step08.main(step08.parse(step08_arguments(tmp_path / "a", *flags.split())))
     assert summary["steps_skipped"] == 0
     assert np.isfinite(summary["test_log_prob"])
