@@ -13,9 +13,7 @@ single step, a sampler a single evaluation of its network.
 import argparse
 import datetime
 import json
-import math
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from hlo import collectives, memory
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from pages import commit, markdown, row
@@ -220,23 +219,6 @@ PROGRAMS = {"em": em_step, "sampler": sampler_step}
 
 # --- what the compiler made of them ---
 
-SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
-COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
-)
-
-
-def collectives(text: str) -> dict[str, tuple[int, float]]:
-    """Of each kind how many, and the bytes of their results; where a start has its operands beside, half of it."""
-    found: dict[str, tuple[int, float]] = {}
-    for result, kind, start in COLLECTIVE.findall(text):
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
-        total = sum(SIZES.get(t, 4) * math.prod(int(n) for n in dims.split(",") if n) for t, dims in arrays)
-        both = bool(start) and kind != "all-reduce"
-        count, size = found.get(kind, (0, 0.0))
-        found[kind] = count + 1, size + total / (2 if both else 1)
-    return found
-
 
 class Read(NamedTuple):
     """What a compiled program says of itself, a chip."""
@@ -265,15 +247,14 @@ def read(case: Case) -> Read:
     """Compile a case."""
     mesh, began = mesh_of(case.topology), time.monotonic()
     compiled = PROGRAMS.get(case.family, train_step)(case, mesh).compile()
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    cost = compiled.cost_analysis()
     return Read(
         case,
         mesh.size,
         cost["flops"] / 1e9,
         cost["bytes accessed"] / 1e9,
-        (used - memory.alias_size_in_bytes) / 1e9,
-        memory.argument_size_in_bytes / 1e9,
+        memory(compiled) / 1e9,
+        compiled.memory_analysis().argument_size_in_bytes / 1e9,
         collectives(compiled.as_text()),
         time.monotonic() - began,
     )
