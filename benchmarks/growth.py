@@ -21,7 +21,6 @@ import datetime
 import functools
 import io
 import json
-import math
 import multiprocessing
 import os
 import time
@@ -40,6 +39,7 @@ import tyro
 from hlo import collectives, memory
 from jax.interpreters import mlir
 from jax.sharding import Mesh
+from matplotlib.ticker import LogLocator
 from pages import commit, machine, markdown, versions
 
 from gen_jax import em, gmm, keys, plots, runs, samplers, training
@@ -265,9 +265,8 @@ def table(axis: Axis) -> str:
     rows, fits = [[axis.label, *(f"{x:g}" for x in axis.at), "exponent"]], axis.exponents()
     for name, values in axis.costs.items():
         unit, scale = UNITS.get(name, ("MB", 1e6))
-        rows.append(
-            [f"{name}, {unit}", *(f"{v / scale:.4g}" for v in values), f"{fits.get(name, math.nan):.2f}"]
-        )
+        exponent = f"{fits[name]:z.2f}" if name in fits else "none"
+        rows.append([f"{name}, {unit}", *(f"{value / scale:.4g}" for value in values), exponent])
     return f"### {axis.title}\n\n{markdown(rows)}"
 
 
@@ -278,12 +277,14 @@ def draw_figure(path: Any, found: list[Axis]) -> None:
             x, fits = np.array(axis.at, float), axis.exponents()
             for i, (name, exponent) in enumerate(fits.items()):
                 y = np.array(axis.costs[name])
-                y = np.where(y > 0, y / y[y > 0][0], np.nan)
-                offset = np.nanmean(np.log(y) - exponent * np.log(x))
-                panel.plot(x, y, "os^Dv"[i % 5], color=f"C{i}", label=f"{name}: {exponent:.2f}")
-                panel.plot(x, np.exp(offset) * x**exponent, "-", color=f"C{i}", linewidth=1)
+                at, y = x[y > 0], y[y > 0] / y[y > 0][0]
+                line = np.exp(np.mean(np.log(y) - exponent * np.log(at))) * at**exponent
+                panel.plot(at, y, "os^Dv"[i % 5], color=f"C{i}", label=f"{name}: {exponent:z.2f}")
+                panel.plot(at, line, "-", color=f"C{i}", linewidth=1)
             panel.set(xscale="log", yscale="log", title=axis.title, xlabel=axis.label, ylabel="relative cost")
             panel.set_xticks(x, [f"{v:g}" for v in x])
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
             panel.minorticks_off()
             panel.grid(alpha=0.3)
             if fits:
