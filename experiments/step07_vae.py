@@ -163,7 +163,7 @@ PRESETS = {
         kl_warmup=0,
         steps=24_000,
         batch_size=200,
-        learning_rate=4e-3,
+        learning_rate=6e-4,
     ),
 }
 
