@@ -15,7 +15,7 @@ samples from the checkpoint, here with the top level alone drawn and the other a
 trains a ladder of five levels on bits (seed 0): on the 10,000 test images an ELBO of -83.15 and, by 100 samples, a
 log-likelihood of at least -80.84 nats (standard errors 0.22 and 0.20; Sonderby et al. 2016 have -81.74 by 5,000 samples),
 after 69 minutes of training and 13 of testing on one core of a CPU. `--test-samples 5000` takes fifty times as long to
-test, and can only raise it. Any other TFDS image set: `--dataset NAME`, with a `--workdir` of its own.
+test, and raises it in the mean. Any other TFDS image set: `--dataset NAME`, with a `--workdir` of its own.
 """
 
 import dataclasses

@@ -159,8 +159,7 @@ def _resampled(
 def systematic(u: Float[Array, ""], v: Float[Array, "k"], m: int) -> Int[Array, "m"]:
     """`m` of `k` things with probabilities `v`, the `i`-th one `m v_i` times in the mean over `u` uniform on [0, 1).
 
-    It is drawn `floor(m v_i)` or `ceil(m v_i)` times, so there is no other way that adds less noise. Source: systematic
-    resampling, Kitagawa 1996, Appendix.
+    It is drawn `floor(m v_i)` or `ceil(m v_i)` times. Source: systematic resampling, Kitagawa 1996, Appendix.
     """
     ends = jnp.cumsum(v)
     return jnp.searchsorted(ends / ends[-1], (u + jnp.arange(m)) / m, side="right").clip(0, len(v) - 1)
