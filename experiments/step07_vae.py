@@ -161,9 +161,9 @@ PRESETS = {
         objective="dreg",
         gradient_samples=2,
         kl_warmup=0,
-        steps=24_000,
-        batch_size=200,
-        learning_rate=6e-4,
+        steps=45_000,
+        batch_size=250,
+        learning_rate=3e-3,
     ),
 }
 

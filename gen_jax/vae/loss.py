@@ -75,11 +75,12 @@ def iwae_loss(
 
     Both are unbiased. The plain encoder gradient drowns in noise as samples are added (Rainforth et al. 2018); DReG has
     less noise with more of them, and none at all where `q` is exact. `model`, `prepare` and the batch are as of `loss`;
-    the metric is `iwae`. `chunk` is that of `VAE.iwae`, and of the plain gradient over all samples only.
+    the metric is `iwae`. `chunk` is that of `VAE.iwae`, and of the plain gradient over all samples.
 
     With `gradient_samples = m` the sum is estimated, without a bias, by the mean over `m` samples that are drawn with
     the probabilities `v` (Burda et al. 2016, Section 3; systematic resampling, Kitagawa 1996): only they are
-    differentiated, so that a step of 50 samples costs little more than decoding them.
+    differentiated, so that a step of 50 samples costs little more than decoding them: `chunk` at once, by default as
+    many as make the decoder's output 4 MiB, which stays in a cache.
 
     Raises ValueError unless `1 <= gradient_samples <= num_samples`.
     """
@@ -94,8 +95,8 @@ def iwae_loss(
     ) -> tuple[Array, dict[str, Array]]:
         key, x, label = _inputs(key, batch, prepare)
         if gradient_samples is not None:
-            draws = (num_samples, gradient_samples)
-            bound = _resampled(model, params, key, x, draws, label, doubly_reparameterised).mean()
+            draws, size = (num_samples, gradient_samples), chunk or model.at_once(params, label, 2**20)
+            bound = _resampled(model, params, key, x, draws, label, doubly_reparameterised, size).mean()
         elif doubly_reparameterised:
             bound = _dreg(model, params, key, x, num_samples, label).mean()
         else:
@@ -136,12 +137,14 @@ def _resampled(
     draws: tuple[int, int],
     label: Array | None,
     doubly_reparameterised: bool,
+    chunk: int,
 ) -> Float[Array, "B"]:
     """The IWAE bound of `draws[0]` samples, with the gradient of `draws[1]` of them."""
     posterior = model.encode(params, x, label)
     z = model.latents(posterior, model.noise(key, len(x), jnp.arange(draws[0]), None))
-    log_weights = lambda z, posterior: model.log_weights(params.decoder, z, posterior, x, label)
-    log_w = jax.lax.stop_gradient(log_weights(z, posterior))
+    decoder, of, drawn = jax.lax.stop_gradient((params.decoder, posterior, z.swapaxes(0, 1)))
+    weigh = lambda z_s: model.log_weights(decoder, z_s[:, None], of, x, label)[:, 0]
+    log_w = jax.lax.map(weigh, drawn, batch_size=max(1, chunk // len(x))).T
     v = jax.nn.softmax(log_w, axis=1)
     each = keys.per_example(key, len(x))  # whose first draws[0] children are of the noise
     u = jax.vmap(lambda key_i: jax.random.uniform(jax.random.fold_in(key_i, draws[0])))(each)
@@ -152,7 +155,7 @@ def _resampled(
         fixed = jax.lax.stop_gradient(z)
         z = fixed + pick(v, chosen).reshape(*chosen.shape, *[1] * len(model.latent_shape)) * (z - fixed)
         posterior = jax.lax.stop_gradient(posterior)
-    gain = log_weights(z, posterior).mean(1)
+    gain = model.log_weights(params.decoder, z, posterior, x, label).mean(1)
     return jax.nn.logsumexp(log_w, axis=1) - math.log(draws[0]) + gain - jax.lax.stop_gradient(gain)
 
 

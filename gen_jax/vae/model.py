@@ -148,7 +148,7 @@ class VAE:
                 for the gradient, which takes a third more time and no more memory.
         """
         posterior = self.encode(params, x, label)
-        groups = _groups(num_samples, max(1, (chunk or self._chunk(params, label, 2**26)) // len(x)))
+        groups = _groups(num_samples, max(1, (chunk or self.at_once(params, label, 2**26)) // len(x)))
         size = -(-num_samples // groups)
 
         def part(start: Int[Array, ""] | int) -> Float[Array, "B"]:
@@ -181,7 +181,7 @@ class VAE:
         where `x` is sharded over devices along its first axis so is the work, and the numbers stay the same.
         """
         count = len(x)
-        chunk = chunk or self._chunk(params, label, 2**23)
+        chunk = chunk or self.at_once(params, label, 2**23)
         size = min(count, chunk, 128)
         turns = -(-count // size)
         index = keys.example_index(count)[0] if index is None else index
@@ -268,8 +268,8 @@ class VAE:
         ratio = (jnp.square((z - mean) * jnp.exp(-log_std)) - jnp.square(z)) / 2 + log_std
         return log_lik + ratio.reshape(count, k, -1).sum(2)
 
-    def _chunk(self, params: Params, label: Array | None, floats: int) -> int:
-        """How many images may be decoded at once."""
+    def at_once(self, params: Params, label: Array | None, floats: int) -> int:
+        """How many images are decoded at once where the decoder's output may be so many floats."""
         z = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32)
         out = jax.eval_shape(self.out, params, z, None if label is None else label[:1])
         return max(1, floats // out.size)
