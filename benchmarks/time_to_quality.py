@@ -1,7 +1,7 @@
 """How long to digits as good as those of the book's program after 20 minutes: wall time, start-up included.
 
-    python benchmarks/time_to_quality.py            # two hours on two idle cores, most of them drawing for the distances
-    python benchmarks/time_to_quality.py --minutes 5
+    python benchmarks/time_to_quality.py            # on two idle cores; most of its time is drawing for the distances
+    python benchmarks/time_to_quality.py --minutes 5 --marks 1
 
 The peer is the network and the loop of "Deep Learning from Scratch 5", written here in PyTorch: a U-Net of two levels
 with batch norm, max pooling and bilinear upsampling, Adam at 1e-3, batches of 128, 1,000 linear steps of noise; data in
@@ -10,9 +10,9 @@ memory, channels-last, in the faster of float32 and bfloat16 (autocast) on this 
 
 The distance is Frechet's, between 2,000 samples and the MNIST test set, in the 128 features of `judge.py`'s classifier,
 which neither side has seen. For it both sides sample with the same deterministic DDIM of 50 steps, ours with its averaged
-parameters. Each side is a process of its own, and its clock starts when that does; drawing for the distance happens
-afterwards, from checkpoints. Apart from that: the wall time of drawing 64 images each side's own way, the book's with
-1,000 steps of DDPM, ours with the recommended solver (UniPC, 12 evaluations), compiled.
+parameters and without guidance. Each side is a process of its own, and its clock starts when that does; drawing for the
+distance happens afterwards, from checkpoints. Apart from that: the wall time of drawing 64 images each side's own way,
+the book's with 1,000 steps of DDPM, ours with the recommended solver (UniPC, 12 evaluations), compiled.
 
 Printed and written to `benchmarks/TIME_TO_QUALITY.md`: distance against time of both sides, and the ratio of the times.
 Needs the extra `bench`.
@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,20 +192,18 @@ def train_ours(config: Config, started: float) -> None:
     )
 
 
-def draw_ours(workdir: Path) -> list[tuple[float, int, np.ndarray]]:
-    """When each checkpoint was complete, its step, and samples of it by DDIM."""
+def draw_ours(workdir: Path) -> Iterator[tuple[float, int, np.ndarray]]:
+    """When each checkpoint was complete, its step, and samples of it by DDIM, without guidance."""
     import jax
 
     from gen_jax import runs
 
-    drawn = []
     for checkpoint in sorted((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name)):
         alone = workdir.with_name(f"ours_{checkpoint.name}")
         shutil.copytree(checkpoint, alone / "checkpoints" / checkpoint.name)
         run = runs.load(alone)
         images, _ = runs.sample(run, jax.random.key(1), NUM, solver="ddim", nfe=50)
-        drawn.append((checkpoint.stat().st_ctime, run.step, images))
-    return drawn
+        yield checkpoint.stat().st_ctime, run.step, images
 
 
 def seconds_of_64(workdir: Path) -> float:

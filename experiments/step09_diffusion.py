@@ -101,10 +101,11 @@ class Config:
     """How many samples."""
     solver: runs.SolverName = "ddpm"
     """Ancestral, deterministic (ddim, or euler on Karras et al.'s grid), or one of high order for few evaluations."""
-    nfe: int = 100
+    nfe: int = 50
     """Evaluations of the denoiser for a sample; a solver of several a step takes as many whole steps as fit."""
-    guidance: float = 1.5
-    """Weight of classifier-free guidance where labels were learned: 1 is none, larger is clearer and less varied."""
+    guidance: float = 2.0
+    """Weight of guidance, by the labels where they were learned (classifier-free), else by the network's own younger
+    parameters, of a fifth of the run (autoguidance): 1 is none, larger is clearer and less varied."""
     label: int | None = None
     """The label of all samples, where labels were learned (default: each its own, at random)."""
 
@@ -120,10 +121,17 @@ PRESETS = {
         times_mean=0.5,
         times_std=1.4,
         solver="ddim",
-        nfe=50,
+        guidance=1.5,
     ),
     "mnist": Config(
-        "mnist", steps=20_000, batch_size=128, optimizer="adam", learning_rate=1e-3, ema_decay=0.999
+        preset="mnist",
+        steps=20_000,
+        batch_size=128,
+        optimizer="adam",
+        learning_rate=1e-3,
+        ema_decay=0.999,
+        nfe=100,
+        guidance=1.0,
     ),
     "cifar10": Config(
         preset="cifar10",
@@ -139,6 +147,8 @@ PRESETS = {
         times="uniform",
         optimizer="adam",
         checkpoint_every=5000,
+        nfe=100,
+        guidance=1.0,
     ),
 }
 """`cifar10` is the network and the training of Ho et al. 2020."""
@@ -215,7 +225,7 @@ def save_denoising(path: Path, run: runs.Run, plan: samplers.Plan, config: Confi
     """denoising.png: four samples on their way from noise to data, and what the network takes them for meanwhile."""
     label = runs.choose_labels(config.label, run.num_classes, jax.random.key(config.seed), np.arange(4))
     weight = None if config.guidance == 1 else config.guidance
-    denoise = runs.denoiser(run.net, run.process, run.predicts, run.params, label, weight)
+    denoise = runs.denoiser(run.net, run.process, run.predicts, run.params, label, weight, run.younger)
     x_T = run.process.prior(jax.random.key(0), (4, *run.shape))
     keep = lambda x, x0_hat: (x, x0_hat)
     _, (path_x, path_x0) = jax.jit(
@@ -290,6 +300,7 @@ def train(config: Config) -> dict[str, Any]:
             k: getattr(config, k)
             for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
         },
+        milestone=None if config.labels else max(config.steps // 5, 1),
         sample_every=config.sample_every or max(config.steps // 5, 1),
         on_sample=on_sample,
     )

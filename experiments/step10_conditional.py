@@ -31,6 +31,7 @@ OURS: dict[str, Any] = {
     "workdir": step09.ROOT / "checkpoints" / "step10_conditional",
     "solver": "unipc",
     "nfe": 12,
+    "guidance": 1.5,
 }
 PRESETS = {name: dataclasses.replace(preset, **OURS) for name, preset in step09.PRESETS.items()}
 Config = step09.Config

@@ -31,7 +31,7 @@ def sample(
         label: Of all images, where the model learned from labels (default: each its own, at random).
         num: How many images.
         out: Where to; .png is one picture of all, .npy is uint8 [N, H, W, C].
-        guidance: Weight of classifier-free guidance, where the model learned from labels; 1 is none.
+        guidance: Its weight, by the labels or by the model's own younger parameters; 1 is none.
         solver: One of those that the experiments offer.
         nfe: Evaluations of the network for an image.
         seed: Of the images.

@@ -92,6 +92,8 @@ class Run(NamedTuple):
     config: dict[str, Any]
     """All that its config.json says."""
     step: int
+    younger: PyTree | None = None
+    """Parameters that an unconditional run had earlier, if it still has them: a weaker model of the same faults."""
 
 
 def build(config: Mapping[str, Any], num_classes: int | None = None) -> tuple[unet.UNet, process.Process]:
@@ -130,7 +132,9 @@ def load(workdir: str | Path) -> Run:
             f"{workdir} holds a network that is not the {config['preset']} of this version of gen_jax: train it anew, or "
             "use the version that trained it."
         )
-    return Run(net, proc, config["predicts"], params, shape, num_classes, config, step)
+    oldest = None if num_classes else training.load(workdir, oldest=True)
+    younger = oldest.params if oldest and oldest.step < step else None
+    return Run(net, proc, config["predicts"], params, shape, num_classes, config, step, younger)
 
 
 def denoiser(
@@ -140,16 +144,24 @@ def denoiser(
     params: PyTree,
     label: Int[Array, "B"] | None = None,
     weight: guidance.Weight | None = None,
+    younger: PyTree | None = None,
     *,
     rescale: ArrayLike = 0.0,
 ) -> prediction.Denoiser:
-    """`denoise(x_t, t)`, its estimates kept in the range of images; with a `weight` guided, as `guidance` has it."""
+    """`denoise(x_t, t)`, its estimates kept in the range of images; with a `weight` guided.
 
-    def denoise(x_t: Any, t: Any, label: Any) -> Any:
+    A network with labels is guided away from what it says without the label (classifier-free), one without away from
+    what it said with the `younger` parameters (autoguidance; Karras et al. 2024, Section 4).
+    """
+
+    def denoise(x_t: Any, t: Any, label: Any = None, params: PyTree = params) -> Any:
         apply = lambda x_t, t: net.apply(params, x_t, t, label)
         return prediction.as_denoiser(apply, proc, predicts=predicts)(x_t, t)
 
     null = net.config.num_classes
+    if null is None and weight is not None and younger is not None:
+        weaker = lambda x_t, t: denoise(x_t, t, params=younger)
+        return prediction.clipped(guidance.classifier_free(denoise, weaker, weight, rescale=rescale))
     if label is None or null is None or weight is None:
         return prediction.clipped(lambda x_t, t: denoise(x_t, t, label))
     nothing = jnp.full_like(label, null)
@@ -178,16 +190,25 @@ def first_time(proc: process.Process, least_log_snr: float = LEAST_LOG_SNR) -> f
 def sampler(
     net: unet.UNet, proc: process.Process, predicts: prediction.Predicts, shape: tuple[int, ...]
 ) -> Callable[..., UInt8[Array, "n H W C"]]:
-    """`draw(params, key, plan, index, label=None, weight=None)`, compiled: image `i` depends on `key` and `i` alone.
+    """`draw(params, key, plan, index, label=None, weight=None, younger=None)`, compiled.
 
-    One compilation serves all plans of a shape, all labels and all weights.
+    Image `i` depends on `key` and `i` alone; the last three are as of `denoiser`. One compilation serves all plans of a
+    shape, all labels and all weights.
     """
 
     @jax.jit
-    def draw(params: PyTree, key: Any, plan: Any, index: Any, label: Any = None, weight: Any = None) -> Any:
+    def draw(
+        params: PyTree,
+        key: Any,
+        plan: Any,
+        index: Any,
+        label: Any = None,
+        weight: Any = None,
+        younger: PyTree | None = None,
+    ) -> Any:
         key_prior, key_noise, _ = jax.random.split(key, 3)
         x_T = proc.prior(key_prior, (len(index), *shape), index=index)
-        denoise = denoiser(net, proc, predicts, params, label, weight)
+        denoise = denoiser(net, proc, predicts, params, label, weight, younger)
         return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index))
 
     return draw
@@ -218,7 +239,7 @@ def sample(
         key: image `i` depends on it and on `i` alone.
         num: how many.
         label: of all of them; by default each its own, at random.
-        guidance: weight of classifier-free guidance; 1 is none, and costs half.
+        guidance: its weight, by the labels or by the run's younger parameters (see `denoiser`); 1 is none, costs half.
         solver, nfe: as of `plan`.
         chunk: how many at once.
 
@@ -228,10 +249,12 @@ def sample(
     if num < 1:
         raise ValueError(f"num must be at least 1 image, got {num}.")
     draw, table = sampler(run.net, run.process, run.predicts, run.shape), plan(run.process, solver, nfe)
-    weight = None if guidance == 1 or run.num_classes is None else jnp.float32(guidance)
+    weight = None if guidance == 1 else jnp.float32(guidance)
     size, parts = min(chunk, num), []
     for start in range(0, num, size):
         index = jnp.arange(start, start + size)
         chosen = choose_labels(label, run.num_classes, key, index)
-        parts.append(jax.device_get((draw(run.params, key, table, index, chosen, weight), chosen)))
+        parts.append(
+            jax.device_get((draw(run.params, key, table, index, chosen, weight, run.younger), chosen))
+        )
     return jax.tree.map(lambda *part: np.concatenate(part)[:num], *parts)

@@ -29,8 +29,8 @@ def small_network():
     runs.NETWORKS["mnist_small"] = before
 
 
-def new_run(workdir, num_classes, leave_out=()):
-    """A run whose network has learned nothing."""
+def new_run(workdir, num_classes, leave_out=(), steps=(0,)):
+    """A run whose network has learned nothing, with other parameters at each of its checkpoints."""
     config = dataclasses.asdict(step09_diffusion.Config()) | {
         "image_shape": SHAPE,
         "num_classes": num_classes,
@@ -40,7 +40,10 @@ def new_run(workdir, num_classes, leave_out=()):
     params = parameters(net, jnp.zeros((1, *SHAPE)), jnp.zeros(1), scale=0.02)
     state = training.TrainState.create(params, optax.sgd(0.1), jax.random.key(0), ema=False)
     with training.Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(state, {"config": {k: v for k, v in config.items() if k not in leave_out}})
+        for step in steps:
+            scaled = jax.tree.map(lambda p: p * (1 + step / 10), params)
+            state = state._replace(params=scaled, step=jnp.int32(step))
+            checkpoints.save(state, {"config": {k: v for k, v in config.items() if k not in leave_out}})
     return workdir
 
 
@@ -80,6 +83,27 @@ def test_samples_of_a_run_belong_to_key_index_label_and_weight(conditional):
         draw(1, label=10)
     with pytest.raises(ValueError, match="at least 1 image"):
         draw(0)
+
+
+def test_unconditional_runs_are_guided_by_their_younger_parameters(unconditional, conditional, tmp_path):
+    run = runs.load(new_run(tmp_path, None, steps=(1, 2, 3)))
+    weaker = jax.tree.map(lambda p: p * (1.1 / 1.3), run.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), run.younger, weaker)
+    assert runs.load(unconditional).younger is None  # it has a single checkpoint
+    assert runs.load(conditional).younger is None
+    x, t = jax.random.normal(jax.random.key(0), (2, *SHAPE)) / 10, jnp.float32(100)
+    denoise = lambda weight, run=run: runs.denoiser(
+        run.net, run.process, run.predicts, run.params, None, weight, run.younger
+    )(x, t)
+    old = denoise(None, run._replace(params=weaker, younger=None))
+    new = denoise(None, run._replace(younger=None))
+    assert 0.05 < np.abs(new).max() < 0.9  # nowhere clipped
+    assert np.abs(new - old).max() > 1e-3
+    np.testing.assert_allclose(denoise(1.0), new, atol=1e-6)
+    np.testing.assert_allclose(denoise(0.0), old, atol=1e-6)
+    np.testing.assert_allclose(denoise(2.0), 2 * new - old, atol=1e-5)
+    draw = lambda weight: runs.sample(run, jax.random.key(0), 2, nfe=4, guidance=weight)[0]
+    assert not np.array_equal(draw(3.0), draw(1.0))
 
 
 def test_runs_of_other_experiments_are_refused(tmp_path):

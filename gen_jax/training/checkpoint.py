@@ -4,7 +4,8 @@ import json
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,27 +53,44 @@ def join(items: dict[str, PyTree], key_impl: Any) -> TrainState:
     return TrainState(rest["step"], items["params"], rest["opt_state"], items.get("ema_params"), key)
 
 
+@dataclass(frozen=True)
+class FirstFrom:
+    """Orbax's policy to preserve the first checkpoint at or after a step."""
+
+    step: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """One True at most; `checkpoints` are those that are there, oldest first."""
+        first = next((info.step for info in checkpoints if info.step >= self.step), None)
+        return [info.step == first for info in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` of them, in `directory/<step>`.
 
-    Each holds the state, the step, the caller's `meta` (config, data position; JSON) and checksums. Writing
-    goes on in the background; a directory appears under its name only when it is complete. Use as a context
-    manager, or `close`.
+    With a `milestone` the first one at or after that step stays as well. Each holds the state, the step, the caller's
+    `meta` (config, data position; JSON) and checksums. Writing goes on in the background; a directory appears under its
+    name only when it is complete. Use as a context manager, or `close`.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3, create: bool = True):
+    def __init__(
+        self, directory: str | Path, *, keep: int = 3, milestone: int | None = None, create: bool = True
+    ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
         if keep < 1:
             raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
         self.directory = Path(directory).absolute()
+        stays: list[Any] = [policies.LatestN(keep), *([] if milestone is None else [FirstFrom(milestone)])]
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS}
             | {"meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=create, create=create
+                preservation_policy=policies.AnyPreservationPolicy(stays),
+                cleanup_tmp_directories=create,
+                create=create,
             ),
         )
 
@@ -128,21 +146,23 @@ class Checkpoints:
             check(meta)
             check_arrays(meta["arrays"], describe(target))
 
-        found = self.newest(lambda step: target, fits)
+        found = self.find(lambda step: target, fits)
         if found is None:
             return None
         items, meta, damaged = found
         self._set_aside(damaged, meta["step"])
         return join(items, jax.random.key_impl(like.key)), meta
 
-    def newest(
+    def find(
         self,
         target: Callable[[int], dict[str, PyTree]],
         check: Callable[[dict[str, Any]], None] = lambda meta: None,
+        *,
+        oldest: bool = False,
     ) -> tuple[dict[str, PyTree], dict[str, Any], dict[int, Exception]] | None:
-        """`(items, meta, damaged)` of the newest whole checkpoint; items as in `target(step)`."""
+        """`(items, meta, damaged)` of the newest (or oldest) whole checkpoint; items as in `target(step)`."""
         damaged: dict[int, Exception] = {}
-        for step in reversed(self.steps()):
+        for step in sorted(self.steps(), reverse=not oldest):
             try:
                 meta = self._meta(step)
             except Exception as error:  # the storage layers raise all sorts on damaged files
@@ -220,13 +240,15 @@ def verify(items: dict[str, PyTree], sums: dict[str, int]) -> None:
             raise CheckpointError(f"the arrays of {name!r} do not match their checksum")
 
 
-def load(workdir: str | Path, *, like: PyTree | None = None, ema: bool = True) -> Loaded:
+def load(
+    workdir: str | Path, *, like: PyTree | None = None, ema: bool = True, oldest: bool = False
+) -> Loaded:
     """The averaged parameters (the last ones without an average or with `ema=False`), config and step of a run.
 
-    Reads the newest whole checkpoint of `workdir` onto one device. Trees of dicts come back as they were;
-    give `like` (any tree of arrays, or of ShapeDtypeStructs, of that structure) for parameters that are
-    NamedTuples or other classes. Raises CheckpointError when there is none, ValueError when its arrays do not
-    fit `like`.
+    Reads the newest whole checkpoint of `workdir` (or the `oldest` that is left) onto one device. Trees of dicts come
+    back as they were; give `like` (any tree of arrays, or of ShapeDtypeStructs, of that structure) for parameters that
+    are NamedTuples or other classes. Raises CheckpointError when there is none, ValueError when its arrays do not fit
+    `like`.
     """
     directory = Path(workdir) / DIRECTORY
     missing = CheckpointError(
@@ -248,7 +270,7 @@ def load(workdir: str | Path, *, like: PyTree | None = None, ema: bool = True) -
             item = "ema_params" if ema and checkpoints.saved(step, "ema_params") is not None else "params"
             return {item: _on_one_device(checkpoints.saved(step, item) if like is None else like)}
 
-        found = checkpoints.newest(target, fits)
+        found = checkpoints.find(target, fits, oldest=oldest)
     if found is None:
         raise missing
     items, meta, damaged = found

@@ -70,6 +70,7 @@ def fit(
     log_every: int = 100,
     checkpoint_every: int = 1000,
     keep: int = 3,
+    milestone: int | None = None,
     sample_every: int | None = None,
     on_sample: Callable[[int, TrainState], None] | None = None,
     resume: bool = True,
@@ -78,6 +79,7 @@ def fit(
     """Train to `num_steps` steps, or go on where an earlier run in `workdir` stopped; returns the last state.
 
     Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` (the newest `keep`) in `workdir`.
+    The checkpoint of `milestone` stays as well, from whose younger parameters a run may be guided (`gen_jax.runs`).
     `*_every` count steps and fire at the end of the call in which a multiple of them lies; a checkpoint is
     always written at the end. `steps_per_call` is lowered to a divisor of `num_steps`, so that there is one
     compilation. `schedule` is only logged. `on_sample(step, state)` runs in every process and must not keep
@@ -92,12 +94,12 @@ def fit(
     be written or lacks room; TrainingDiverged, leaving all checkpoints as they are, when the loss, the
     gradient norm or the parameters to be saved are not finite (of steps that `skip_exploding` leaves out: 100 in a row).
     """
-    path = run_directory.prepare(workdir, state, keep=keep)
+    path = run_directory.prepare(workdir, state, keep=keep + (milestone is not None))
     layout = Layout(parallel, fsdp=fsdp) if mesh is None else Layout(parallel, mesh, fsdp)
     options = run_directory.plain(config)
     identity = _identity(batches)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(path / DIRECTORY, keep=keep))
+        checkpoints = stack.enter_context(Checkpoints(path / DIRECTORY, keep=keep, milestone=milestone))
         state = layout.put_state(state)
         restored = _restore(checkpoints, state, options, identity, may_change, resume)
         state = state if restored is None else restored
@@ -144,7 +146,10 @@ def fit(
             data = next(feed, None)  # while the devices work
             run.collect(end, metrics)
             requested = _read_signal(asked if jax.process_count() == 1 else answer)
-            if requested or end == num_steps or crossed(end, size, checkpoint_every):
+            due = crossed(end, size, checkpoint_every) or (
+                milestone is not None and end - size < milestone <= end
+            )
+            if requested or end == num_steps or due:
                 run.save(state)
             if on_sample is not None and sample_every and crossed(end, size, sample_every):
                 run.drain()

@@ -76,6 +76,21 @@ def test_save_keeps_the_newest(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
 
 
+@pytest.mark.parametrize(
+    ("saved", "left"), [((1, 2, 3, 4), [2, 4]), ((1, 3, 5, 6), [3, 6]), ((3, 4), [3, 4]), ((1,), [1])]
+)
+def test_save_keeps_the_first_from_a_milestone(tmp_path, saved, left):
+    with Checkpoints(tmp_path / "checkpoints", keep=1, milestone=2) as checkpoints:
+        for step in saved:
+            checkpoints.save(state_at(step, seed=step), {})
+        assert checkpoints.steps() == left
+    oldest = training.load(tmp_path, oldest=True)
+    assert oldest.step == left[0]
+    jax.tree.map(
+        np.testing.assert_array_equal, oldest.params, state_at(left[0], seed=left[0])._asdict()["ema_params"]
+    )
+
+
 def test_save_has_copied_the_state_when_it_returns(tmp_path):
     """Asynchronous: the very next step may overwrite the donated memory while the files are written."""
     state = training.Layout().put_state(state_at(1))

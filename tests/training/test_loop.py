@@ -99,6 +99,14 @@ def test_fit_leaves_config_tensorboard_and_checkpoints(whole):
     assert loaded.config["width"] == toy.WIDTH
 
 
+def test_fit_keeps_the_checkpoint_of_the_milestone_even_when_resumed(whole, tmp_path):
+    with pytest.raises(training.Preempted):
+        fit(tmp_path, keep=1, milestone=12, sample_every=5, on_sample=stop_at(15))
+    assert steps(tmp_path) == [15, 20]  # calls are of 5 steps
+    toy.assert_same_bits(fit(tmp_path, keep=1, milestone=12), whole[1])
+    assert steps(tmp_path) == [15, 40]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_fit_stopped_by_sigterm_and_resumed_is_the_same_to_the_bit(whole, tmp_path, stream):
     before = signal.getsignal(signal.SIGTERM)
