@@ -36,7 +36,7 @@ class Config:
     """Train a diffusion model, or sample from one. The defaults shown are those of the preset."""
 
     preset: Literal["mnist_small", "mnist_best", "mnist", "cifar10"] = "mnist_small"
-    """Network and training length: 8 minutes on two cores; half an hour; the book's size; the size of Ho et al. 2020."""
+    """Network and training length: 5 minutes on two cores; half an hour; the book's size; the size of Ho et al. 2020."""
     dataset: str = "mnist"
     """mnist (embedded) or the name of any TFDS image set, such as kmnist or cifar10."""
     data_dir: Path | None = None
@@ -46,7 +46,7 @@ class Config:
     seed: int = 0
     """Of parameters, data order and noise; with --sample-only, of the samples."""
 
-    steps: int = 1300
+    steps: int = 1000
     """Updates in the whole run."""
     batch_size: int = 64
     """Images a step, over all devices."""
@@ -215,8 +215,10 @@ def draw_samples(config: Config) -> np.ndarray:
             np.save(config.workdir / "labels.npy", drawn_for)
         plots.save_grid(config.workdir / "samples.png", images[:64])
         save_denoising(config.workdir / "denoising.png", run, plan, config)
+    guided = config.guidance != 1 and (drawn_for is not None or run.younger is not None)
     print(
-        f"{config.num} samples at step {run.step} with {config.solver}, {plan.nfe} evaluations of the denoiser each"
+        f"{config.num} samples at step {run.step} with {config.solver}, {plan.nfe} evaluations of the denoiser each, "
+        + (f"guided with a weight of {config.guidance:g}" if guided else "without guidance")
     )
     return images
 

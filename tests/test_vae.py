@@ -262,6 +262,20 @@ def test_gradient_of_a_few_samples_is_unbiased(dreg):
     assert (one - whole).var() > (two - whole).var() > 0
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 6])
+def test_gradient_of_a_few_samples_is_the_same_in_chunks(chunk):
+    """Two images, so that 5 samples are scored one, two or three at a time."""
+    model, params = network()
+    options = {"gradient_samples": 2, "doubly_reparameterised": True}
+    grads = [
+        jax.jit(jax.value_and_grad(vae.iwae_loss(model, 5, chunk=size, **options), has_aux=True))(
+            params, KEY, {"image": images(2)}
+        )
+        for size in (None, chunk)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *grads)
+
+
 def test_gradient_samples_are_some_of_the_samples():
     model, _ = network()
     for m in (0, 4):
