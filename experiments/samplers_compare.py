@@ -16,10 +16,10 @@ Every solver starts from the same noise, on the same kind of grid, at several nu
 Leaves in checkpoints/samplers_compare/: compare.png (both against NFE), grid_SOLVER.png (the same digits by every NFE),
 config.json and summary.json. It takes 9 minutes of processor time, half of it for 1,000-step DDPM, so less on two cores.
 
-On a run of 1,300 steps of step09_diffusion the distance of 1,000-step DDPM is 6.2 +- 1.8 (of real images: 4.5). DPM-Solver++,
-UniPC, DEIS and iPNDM are equal from 8 evaluations on, in a 200th of the time; DDIM from 10, in a 145th; DDPM itself from
-50, in a 34th. Closest to the exact ODE is iPNDM at 8 and 10 evaluations (errors 0.13 and 0.09), PNDM at 20 (0.03), UniPC
-at 50 (0.007).
+On a run of 1,300 steps of step09_diffusion the distance of 1,000-step DDPM is 6.2 +- 1.8 (of real images: 4.5).
+DPM-Solver++, UniPC, DEIS and iPNDM are equal from 8 evaluations on, in a 200th of the time; DDIM from 10, in a 145th;
+DDPM itself from 50, in a 34th. Closest to the exact ODE is iPNDM at 8 and 10 evaluations (errors 0.13 and 0.09), PNDM at
+20 (0.03), UniPC at 50 (0.007).
 """
 
 import functools
