@@ -11,8 +11,9 @@ memory, channels-last, in the faster of float32 and bfloat16 (autocast) on this 
 The distance is Frechet's, between 2,000 samples and the MNIST test set, in the 128 features of `judge.py`'s classifier,
 which neither side has seen. For it both sides sample with the same deterministic DDIM of 50 steps, ours with its averaged
 parameters and without guidance. Each side is a process of its own, and its clock starts when that does; drawing for the
-distance happens afterwards, from checkpoints. Apart from that: the wall time of drawing 64 images each side's own way,
-the book's with 1,000 steps of DDPM, ours with the recommended solver (UniPC, 12 evaluations), compiled.
+happens afterwards, from checkpoints. What is done is kept, and a second run of a command that was stopped goes on from
+there. Apart from that: the wall time of drawing 64 images each side's own way, the book's with 1,000 steps of DDPM, ours
+with the recommended solver (UniPC, 12 evaluations), compiled.
 
 Printed and written to `benchmarks/TIME_TO_QUALITY.md`: distance against time of both sides, and the ratio of the times.
 Needs the extra `bench`.
@@ -28,10 +29,12 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +46,8 @@ from torch.nn import functional as F
 
 STEPS = 1000
 NUM = 2000
+DTYPES = {"float32": False, "bfloat16": True}
+"""By which autocast is on."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,10 @@ def train_book(config: Config, bfloat16: bool, started: float) -> None:
 
 
 @torch.no_grad()
-def draw_book(net: nn.Module, num: int, nfe: int, ancestral: bool = False, batch: int = 250) -> np.ndarray:
+def draw_book(state: Path, num: int, nfe: int, ancestral: bool = False, batch: int = 250) -> np.ndarray:
     """Samples by DDIM, or as the book draws them, by DDPM; bytes `[num, 28, 28]`."""
+    net, _ = book_parts()
+    net.load_state_dict(torch.load(state))
     net.eval()
     torch.manual_seed(1)
     parts = []
@@ -194,18 +201,15 @@ def train_ours(config: Config, started: float) -> None:
     )
 
 
-def draw_ours(workdir: Path) -> Iterator[tuple[float, int, np.ndarray]]:
-    """When each checkpoint was complete, its step, and samples of it by DDIM, without guidance."""
+def draw_ours(checkpoint: Path) -> np.ndarray:
+    """Samples of a checkpoint by DDIM, without guidance."""
     import jax
 
     from gen_jax import runs
 
-    for checkpoint in sorted((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name)):
-        alone = workdir.with_name(f"ours_{checkpoint.name}")
-        shutil.copytree(checkpoint, alone / "checkpoints" / checkpoint.name)
-        run = runs.load(alone)
-        images, _ = runs.sample(run, jax.random.key(1), NUM, solver="ddim", nfe=50)
-        yield checkpoint.stat().st_ctime, run.step, images
+    with tempfile.TemporaryDirectory() as alone:
+        shutil.copytree(checkpoint, Path(alone, "checkpoints", checkpoint.name))
+        return runs.sample(runs.load(alone), jax.random.key(1), NUM, solver="ddim", nfe=50)[0]
 
 
 def seconds_of_64(workdir: Path) -> float:
@@ -250,55 +254,78 @@ def spawned(target, *args) -> float:
     return started
 
 
+@dataclass
+class Kept:
+    """What is known so far, kept in the workdir: a second run of the command goes on from there."""
+
+    path: Path
+
+    def __call__(self, name: str, find: Callable[[], Any]) -> Any:
+        """The value of `name`, found now if it was not before."""
+        known = json.loads(self.path.read_text()) if self.path.exists() else {}
+        if name not in known:
+            known[name] = find()
+            self.path.write_text(json.dumps(known, indent=1))
+        return known[name]
+
+
+def seconds_of_book(state: Path) -> float:
+    """Wall time of drawing 64 images as the book does."""
+    start = time.perf_counter()
+    draw_book(state, 64, STEPS, ancestral=True)
+    return time.perf_counter() - start
+
+
 def main(config: Config) -> None:
     """Trains both sides, and says how far each was and when."""
     from gen_jax import metrics
 
     config.workdir.mkdir(parents=True, exist_ok=True)
-    if list(config.workdir.glob("book_*")) or (config.workdir / "ours").exists():
-        raise ValueError(f"{config.workdir} holds an earlier run: remove it, or give another --workdir.")
+    kept, ours = Kept(config.workdir / "kept.json"), config.workdir / "ours"
     classifier = judge(REPO / "checkpoints" / "judge.pt")
     real = metrics.moments(features(classifier, idx("t10k-images-idx3-ubyte")))
-    distance = lambda images: metrics.frechet_distance(real, metrics.moments(features(classifier, images)))
-    rows: list[tuple[str, float, int, float]] = []
+    distance = lambda images: float(
+        metrics.frechet_distance(real, metrics.moments(features(classifier, images)))
+    )
 
-    speeds = {bfloat16: seconds_a_step(bfloat16) for bfloat16 in (False, True)}
-    bfloat16 = speeds[True] < speeds[False]
-    spawned(train_book, config, bfloat16)
-    started = spawned(train_ours, config)
-    net, _ = book_parts()
+    floats, bfloats = (kept(f"book, {dtype}", lambda b=b: seconds_a_step(b)) for dtype, b in DTYPES.items())
+    kept("book began", lambda: spawned(train_book, config, bfloats < floats))
+    began = kept("ours began", lambda: spawned(train_ours, config))
     states = sorted(config.workdir.glob("book_*.pt"), key=lambda path: int(path.stem.split("_")[1]))
-    net.load_state_dict(torch.load(states[-1]))
-    start = time.perf_counter()
-    draw_book(net, 64, STEPS, ancestral=True)
-    seconds = {"book": time.perf_counter() - start, "ours": seconds_of_64(config.workdir / "ours")}
+    seconds = {
+        "book": kept("64 of the book's", lambda: seconds_of_book(states[-1])),
+        "ours": kept("64 of ours", lambda: seconds_of_64(ours)),
+    }
 
+    rows: list[tuple[str, float, int, float]] = []
     for path in states:
         _, at, step = path.stem.split("_")
-        net.load_state_dict(torch.load(path))
-        rows.append(("book", float(at), int(step), distance(draw_book(net, NUM, 50))))
+        rows.append(
+            ("book", float(at), int(step), kept(path.stem, lambda p=path: distance(draw_book(p, NUM, 50))))
+        )
         print(*rows[-1], flush=True)
     goal = rows[-1][3]
-    for when, updates, images in draw_ours(config.workdir / "ours"):
-        rows.append(("ours", when - started, updates, distance(images)))
+    for path in sorted((ours / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name)):
+        found = kept(f"ours_{path.name}", lambda p=path: distance(draw_ours(p)))
+        rows.append(("ours", path.stat().st_ctime - began, int(path.name), found))
         print(*rows[-1], flush=True)
-        if rows[-1][3] <= goal and not config.to_the_end:
+        if found <= goal and not config.to_the_end:
             break
-    reached = next((seconds for side, seconds, _, d in rows if side == "ours" and d <= goal), None)
+    reached = next((at for side, at, _, d in rows if side == "ours" and d <= goal), None)
     result = {
-        "book_dtype": "bfloat16" if bfloat16 else "float32",
-        "book_seconds_a_step": {"float32": round(speeds[False], 3), "bfloat16": round(speeds[True], 3)},
+        "book_dtype": "bfloat16" if bfloats < floats else "float32",
+        "book_seconds_a_step": {"float32": round(floats, 3), "bfloat16": round(bfloats, 3)},
         "goal": round(goal, 2),
         "of_real_data": round(distance(idx("train-images-idx3-ubyte")[:NUM]), 2),
         "ours_reached_it_after_seconds": reached and round(reached),
-        "times_faster": reached and round(rows[len(config.marks) - 1][1] / reached, 1),
+        "times_faster": reached and round(rows[len(states) - 1][1] / reached, 1),
         "seconds_of_64_images": {side: round(wall, 2) for side, wall in seconds.items()},
     }
     print(json.dumps(result))
-    write_page(config, rows, result)
+    write_page(rows, result)
 
 
-def write_page(config: Config, rows: list[tuple[str, float, int, float]], result: dict) -> None:
+def write_page(rows: list[tuple[str, float, int, float]], result: dict) -> None:
     """TIME_TO_QUALITY.md."""
     head = ["side", "seconds since its start", "updates", "Frechet distance"]
     table = markdown([head, *([side, f"{at:.0f}", f"{step}", f"{d:.1f}"] for side, at, step, d in rows)])
