@@ -1,0 +1,197 @@
+"""Which network and training for a CPU: distance from real digits against minutes of training: makes PARETO.md.
+
+    python benchmarks/pareto.py                               # on two cores, idle; ten minutes a variant
+    python benchmarks/pareto.py --only-rates                  # the part that wants those cores, a minute a variant
+    python benchmarks/pareto.py --processes 12                # the rest, there or on any machine with a GPU
+
+Every variant changes step 9's default preset in one thing. How many steps a second it makes is measured first; then it
+is trained for the steps of so many minutes, a whole run of its own, for its learning rate falls to zero. As steps are
+what counts, they may be made by a faster machine: `checkpoints/pareto/kept.json` holds the rates, and what is found. Then
+2,000 samples are drawn as the experiment draws them (DDPM, 50 steps), without guidance and with it, and compared with the
+MNIST test set in the 128 features of `judge.py`'s classifier (Frechet distance); said is also how many samples it is sure
+of. On the front are those that no other beats, guided, in less time. Needs the extra `bench`.
+"""
+
+import dataclasses
+import datetime
+import json
+import multiprocessing
+import shlex
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from judge import REPO, idx, judge, probabilities
+from pages import commit, machine, markdown, versions
+from time_to_quality import features
+
+NUM = 2000
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}),
+    "channels 24, 64": ({}, {"channels": (24, 64)}),
+    "channels 48, 128": ({}, {"channels": (48, 128)}),
+    "three levels": ({}, {"channels": (32, 64, 128)}),
+    "attention": ({}, {"middle_attention": True}),
+    "patches of 4": ({}, {"channels": (96,), "patch": 4}),
+    "two blocks": ({}, {"blocks": 2}),
+    "batch 32": ({"batch_size": 32}, {}),
+    "batch 128": ({"batch_size": 128}, {}),
+    "Adam, 2e-3": ({"optimizer": "adam", "learning_rate": 2e-3}, {}),
+    "rate 4e-3": ({"learning_rate": 4e-3}, {}),
+    "rate 1.6e-2": ({"learning_rate": 1.6e-2}, {}),
+    "average 0.99": ({"ema_decay": 0.99}, {}),
+    "average 0.998": ({"ema_decay": 0.998}, {}),
+    "times 0.5, 1.4": ({"times_mean": 0.5, "times_std": 1.4}, {}),
+    "times uniform": ({"times": "uniform"}, {}),
+    "predicts eps": ({"predicts": "eps"}, {}),
+    "predicts x0": ({"predicts": "x0"}, {}),
+    "linear schedule": ({"process": "ddpm_linear"}, {}),
+    "bfloat16": ({"dtype": "bfloat16"}, {}),
+}
+"""What is changed in the experiment's `Config`, and in the preset's `UNetConfig`."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train."""
+
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    minutes: tuple[float, ...] = (4.0, 2.0)
+    """Of training, compilation left out."""
+    weight: float = 2.0
+    """Of guidance by younger parameters."""
+    only_rates: bool = False
+    """Measure the steps a second, and stop."""
+    processes: int = 1
+    """How many runs to train beside each other; on a CPU one."""
+    workdir: Path = REPO / "checkpoints" / "pareto"
+
+
+def run(name: str, steps: int, log_every: int, workdir: Path) -> None:
+    """A variant, as `experiments/step09_diffusion.py` trains it, without pictures."""
+    sys.path.insert(0, str(REPO / "experiments"))
+    import step09_diffusion as step09
+
+    from gen_jax import runs
+
+    changes, network = VARIANTS[name]
+    runs.NETWORKS["mnist_small"] = dataclasses.replace(runs.NETWORKS["mnist_small"], **network)
+    step09.draw_samples = lambda config: np.zeros(0)
+    often = {"log_every": log_every, "checkpoint_every": 10**9, "sample_every": 10**9}
+    step09.train(dataclasses.replace(step09.Config(), steps=steps, workdir=workdir, **often, **changes))
+
+
+def rate(name: str, workdir: Path) -> float:
+    """Median number of steps a second, when they run."""
+    run(name, 60, 10, workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return float(np.median([line["steps_per_second"] for line in lines[2:]]))
+
+
+def costs(name: str) -> str:
+    """What of a variant decides its rate: two with the same need it measured once."""
+    changes, network = VARIANTS[name]
+    return json.dumps({k: changes[k] for k in ("batch_size", "optimizer", "dtype") if k in changes} | network)
+
+
+def measure(name: str, minutes: float, steps: int, weight: float, workdir: Path) -> dict[str, Any]:
+    """Trains a variant and judges what it draws."""
+    import jax
+
+    from gen_jax import metrics, runs
+
+    run(name, steps, 50, workdir)
+    trained, classifier = runs.load(workdir), judge(REPO / "checkpoints" / "judge.pt")
+    real = metrics.moments(features(classifier, idx("t10k-images-idx3-ubyte")))
+    found = {
+        "variant": name,
+        "minutes": minutes,
+        "parameters": sum(x.size for x in jax.tree.leaves(trained.params)),
+        "steps": trained.step,
+        "images": trained.step * trained.config["batch_size"],
+        "trained_on": jax.devices()[0].device_kind,
+    }
+    for kind, chosen in (("plain", 1.0), ("guided", weight)):
+        images, _ = runs.sample(trained, jax.random.key(1), NUM, solver="ddpm", nfe=50, guidance=chosen)
+        p = probabilities(classifier, images)
+        drawn = metrics.moments(features(classifier, images))
+        found[f"distance {kind}"] = float(metrics.frechet_distance(real, drawn))
+        found[f"sure {kind}"] = float(np.mean(p.max(1) >= 0.9))
+    return found
+
+
+def front(rows: list[dict[str, Any]]) -> list[bool]:
+    """Whether no other row has a smaller distance, guided, in no more time."""
+    pair = [(row["minutes"], row["distance guided"]) for row in rows]
+    return [not any(m <= minutes and d < distance for m, d in pair) for minutes, distance in pair]
+
+
+def write_page(kept: dict[str, Any], rows: list[dict[str, Any]], weight: float) -> None:
+    """PARETO.md."""
+    head = [
+        *("variant", "minutes", "parameters", "steps", "images"),
+        *("distance", "distance, guided", "sure of", "sure of, guided", "on the front"),
+    ]
+    table = [
+        [
+            *(row["variant"], f"{row['minutes']:g}", f"{row['parameters'] / 1e6:.2f} M", f"{row['steps']}"),
+            *(f"{row['images']}", f"{row['distance plain']:.1f}", f"{row['distance guided']:.1f}"),
+            *(f"{row['sure plain']:.1%}", f"{row['sure guided']:.1%}", "yes" if on else ""),
+        ]
+        for row, on in zip(rows, front(rows), strict=True)
+    ]
+    on = ", ".join(sorted({row["trained_on"] for row in rows}))
+    Path(__file__).with_name("PARETO.md").write_text(
+        f"# Distance against minutes\n\nMade by `{shlex.join(['python', *sys.argv])}` on {datetime.date.today()}. "
+        f"Steps a second are of {kept['machine']}, with {kept['versions']}, from commit {kept['commit']}; that many "
+        f"minutes of them were made on: {on}. The weight of guidance is {weight:g}; what the columns are: see there.\n\n"
+        f"{markdown([head, *table])}\n"
+    )
+
+
+def main(config: Config) -> None:
+    """Measure the rates, train and judge everything, and write the page."""
+    if unknown := set(config.variants) - set(VARIANTS):
+        raise ValueError(f"--variants are some of {', '.join(VARIANTS)}; got {', '.join(sorted(unknown))}.")
+    judge(REPO / "checkpoints" / "judge.pt")
+    config.workdir.mkdir(parents=True, exist_ok=True)
+    path = config.workdir / "kept.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if not kept:
+        kept = {"commit": commit(), "machine": machine(), "versions": versions("jax", "flax", "optax")}
+        kept |= {"rates": {}, "rows": {}}
+
+    def keep(part: str, name: str, found: Any) -> None:
+        kept[part][name] = found
+        path.write_text(json.dumps(kept, indent=1))
+        print(name, json.dumps(found), flush=True)
+
+    spawn: Any = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
+    with ProcessPoolExecutor(1, **spawn) as pool:
+        for i, name in enumerate(config.variants):
+            if costs(name) not in kept["rates"]:
+                keep("rates", costs(name), pool.submit(rate, name, config.workdir / f"rate_{i}").result())
+    if config.only_rates:
+        return
+    with ProcessPoolExecutor(config.processes, **spawn) as pool:
+        futures = {}
+        for minutes in config.minutes:
+            for i, name in enumerate(config.variants):
+                if (title := f"{name}: {minutes:g} minutes") not in kept["rows"]:
+                    steps = max(50, round(60 * minutes * kept["rates"][costs(name)] / 50) * 50)
+                    workdir = config.workdir / f"run_{i}_{minutes:g}"
+                    futures[pool.submit(measure, name, minutes, steps, config.weight, workdir)] = title
+        for future in as_completed(futures):
+            keep("rows", futures[future], future.result())
+    rows = [
+        kept["rows"][f"{name}: {m:g} minutes"] for m in sorted(config.minutes) for name in config.variants
+    ]
+    write_page(kept, rows, config.weight)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
