@@ -157,7 +157,6 @@ def main(config: Config) -> None:
     """Measure the rates, train and judge everything, and write the page."""
     if unknown := set(config.variants) - set(VARIANTS):
         raise ValueError(f"--variants are some of {', '.join(VARIANTS)}; got {', '.join(sorted(unknown))}.")
-    judge(REPO / "checkpoints" / "judge.pt")
     config.workdir.mkdir(parents=True, exist_ok=True)
     path = config.workdir / "kept.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
@@ -177,6 +176,7 @@ def main(config: Config) -> None:
                 keep("rates", costs(name), pool.submit(rate, name, config.workdir / f"rate_{i}").result())
     if config.only_rates:
         return
+    judge(REPO / "checkpoints" / "judge.pt")
     with ProcessPoolExecutor(config.processes, **spawn) as pool:
         futures = {}
         for minutes in config.minutes:
