@@ -46,7 +46,7 @@ class Config:
     seed: int = 0
     """Of parameters, data order and noise; with --sample-only, of the samples."""
 
-    steps: int = 1000
+    steps: int = 1600
     """Updates in the whole run."""
     batch_size: int = 64
     """Images a step, over all devices."""

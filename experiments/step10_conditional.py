@@ -34,7 +34,6 @@ OURS: dict[str, Any] = {
     "guidance": 1.5,
 }
 PRESETS = {name: dataclasses.replace(preset, **OURS) for name, preset in step09.PRESETS.items()}
-PRESETS["mnist_small"] = dataclasses.replace(PRESETS["mnist_small"], steps=1300)
 Config = step09.Config
 
 

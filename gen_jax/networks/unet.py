@@ -71,7 +71,7 @@ class UNetConfig:
 
 
 mnist_small = UNetConfig(
-    channels=(32, 96), patch=2, dense_skips=False, resample_conv=False, embedding=128, groups=8
+    channels=(24, 64), patch=2, dense_skips=False, resample_conv=False, embedding=128, groups=8
 )
 """The default on a CPU: 14 x 14 and 7 x 7 behind a space-to-depth stem."""
 
