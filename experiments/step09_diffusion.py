@@ -302,7 +302,7 @@ def train(config: Config) -> dict[str, Any]:
             k: getattr(config, k)
             for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
         },
-        milestone=None if config.labels else max(config.steps // 5, 1),
+        milestone=None if config.labels else runs.milestone(config.steps),
         sample_every=config.sample_every or max(config.steps // 5, 1),
         on_sample=on_sample,
     )

@@ -96,6 +96,11 @@ class Run(NamedTuple):
     """Parameters that an unconditional run had earlier, if it still has them: a weaker model of the same faults."""
 
 
+def milestone(steps: int) -> int:
+    """The step of a run of so many whose parameters, or the next that were kept, guide it when it has no labels."""
+    return max(steps // 5, 1)
+
+
 def build(config: Mapping[str, Any], num_classes: int | None = None) -> tuple[unet.UNet, process.Process]:
     """The network and the process of a configuration: its `preset`, `process`, `dropout`, `dtype` and `remat`."""
     proc = PROCESSES[config["process"]]()
@@ -117,7 +122,7 @@ def load(workdir: str | Path) -> Run:
     sizes than that preset has.
     """
     params, config, step = training.load(workdir)
-    if missing := {"preset", "process", "predicts", "image_shape"} - set(config):
+    if missing := {"preset", "process", "predicts", "image_shape", "steps"} - set(config):
         raise ValueError(
             f"{workdir} is not a run of a diffusion experiment: its config.json has no {', '.join(sorted(missing))}. "
             "For runs of other experiments: the same command with --sample-only."
@@ -132,8 +137,8 @@ def load(workdir: str | Path) -> Run:
             f"{workdir} holds a network that is not the {config['preset']} of this version of gen_jax: train it anew, or "
             "use the version that trained it."
         )
-    oldest = None if num_classes else training.load(workdir, oldest=True)
-    younger = oldest.params if oldest and oldest.step < step else None
+    first = None if num_classes else training.load(workdir, first_from=min(milestone(config["steps"]), step))
+    younger = first.params if first and first.step < step else None
     return Run(net, proc, config["predicts"], params, shape, num_classes, config, step, younger)
 
 

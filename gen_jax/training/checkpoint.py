@@ -158,11 +158,15 @@ class Checkpoints:
         target: Callable[[int], dict[str, PyTree]],
         check: Callable[[dict[str, Any]], None] = lambda meta: None,
         *,
-        oldest: bool = False,
+        first_from: int | None = None,
     ) -> tuple[dict[str, PyTree], dict[str, Any], dict[int, Exception]] | None:
-        """`(items, meta, damaged)` of the newest (or oldest) whole checkpoint; items as in `target(step)`."""
+        """`(items, meta, damaged)` of the newest whole checkpoint, or of the first one at or after a step.
+
+        Items are as in `target(step)`.
+        """
         damaged: dict[int, Exception] = {}
-        for step in sorted(self.steps(), reverse=not oldest):
+        steps = [step for step in self.steps() if first_from is None or step >= first_from]
+        for step in sorted(steps, reverse=first_from is None):
             try:
                 meta = self._meta(step)
             except Exception as error:  # the storage layers raise all sorts on damaged files
@@ -241,14 +245,14 @@ def verify(items: dict[str, PyTree], sums: dict[str, int]) -> None:
 
 
 def load(
-    workdir: str | Path, *, like: PyTree | None = None, ema: bool = True, oldest: bool = False
+    workdir: str | Path, *, like: PyTree | None = None, ema: bool = True, first_from: int | None = None
 ) -> Loaded:
     """The averaged parameters (the last ones without an average or with `ema=False`), config and step of a run.
 
-    Reads the newest whole checkpoint of `workdir` (or the `oldest` that is left) onto one device. Trees of dicts come
-    back as they were; give `like` (any tree of arrays, or of ShapeDtypeStructs, of that structure) for parameters that
-    are NamedTuples or other classes. Raises CheckpointError when there is none, ValueError when its arrays do not fit
-    `like`.
+    Reads the newest whole checkpoint of `workdir`, or the first one at or after step `first_from`, onto one device.
+    Trees of dicts come back as they were; give `like` (any tree of arrays, or of ShapeDtypeStructs, of that structure)
+    for parameters that are NamedTuples or other classes. Raises CheckpointError when there is none, ValueError when its
+    arrays do not fit `like`.
     """
     directory = Path(workdir) / DIRECTORY
     missing = CheckpointError(
@@ -270,7 +274,7 @@ def load(
             item = "ema_params" if ema and checkpoints.saved(step, "ema_params") is not None else "params"
             return {item: _on_one_device(checkpoints.saved(step, item) if like is None else like)}
 
-        found = checkpoints.find(target, fits, oldest=oldest)
+        found = checkpoints.find(target, fits, first_from=first_from)
     if found is None:
         raise missing
     items, meta, damaged = found

@@ -84,11 +84,19 @@ def test_save_keeps_the_first_from_a_milestone(tmp_path, saved, left):
         for step in saved:
             checkpoints.save(state_at(step, seed=step), {})
         assert checkpoints.steps() == left
-    oldest = training.load(tmp_path, oldest=True)
-    assert oldest.step == left[0]
-    jax.tree.map(
-        np.testing.assert_array_equal, oldest.params, state_at(left[0], seed=left[0])._asdict()["ema_params"]
-    )
+
+
+@pytest.mark.parametrize(("first_from", "step"), [(None, 6), (1, 2), (2, 2), (3, 4), (6, 6)])
+def test_load_reads_the_newest_or_the_first_from_a_step(tmp_path, first_from, step):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for saved in (2, 4, 6):
+            checkpoints.save(state_at(saved, seed=saved), {})
+    loaded = training.load(tmp_path, first_from=first_from)
+    assert loaded.step == step
+    wanted = state_at(step, seed=step)._asdict()["ema_params"]
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, wanted)
+    with pytest.raises(training.CheckpointError, match="no checkpoint"):
+        training.load(tmp_path, first_from=7)
 
 
 def test_save_has_copied_the_state_when_it_returns(tmp_path):
