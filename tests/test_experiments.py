@@ -358,7 +358,7 @@ def start(script, *flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "minutes", "confident"), [("mnist_small", 10, 0.75), ("mnist_best", 60, 0.95)]
+    ("preset", "minutes", "confident"), [("mnist_small", 6, 0.85), ("mnist_best", 60, 0.95)]
 )
 def test_step09_draws_digits_that_a_judge_can_read(tmp_path, preset, minutes, confident):
     """In time on two cores; the judge is a classifier in PyTorch, the real digits' share of confidence is 0.98."""
