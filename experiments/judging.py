@@ -45,7 +45,9 @@ def train(
         return wrong.mean(), {"accuracy": (logits.argmax(1) == batch["label"]).mean(dtype=jnp.float32)}
 
     optimizer, schedule = training.muon(5e-3, num_steps=steps, warmup_steps=min(100, steps // 10))
-    params = jax.jit(net.init)(jax.random.key(0), data.to_unit(train_set["image"][:1]), jnp.zeros(1))
+    params = training.call_once(
+        net.init, jax.random.key(0), data.to_unit(train_set["image"][:1]), jnp.zeros(1)
+    )
     training.fit(
         training.make_step(loss, optimizer, ema_decay=0.99),
         training.TrainState.create(params, optimizer, jax.random.key(1)),

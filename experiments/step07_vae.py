@@ -272,7 +272,7 @@ def train(config: Config) -> dict[str, Any]:
 def init(model: vae.VAE, key: jax.Array, shape: tuple[int, ...], num_classes: int | None) -> vae.Params:
     """Parameters to start from."""
     label = None if num_classes is None else jnp.zeros(1, jnp.int32)
-    return jax.jit(model.init)(key, jnp.zeros((1, *shape)), label)
+    return training.call_once(model.init, key, jnp.zeros((1, *shape)), label)
 
 
 def restore(params: Any) -> vae.Params:

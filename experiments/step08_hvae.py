@@ -303,7 +303,7 @@ def train(config: Config) -> dict[str, Any]:
     model = build(config, shape)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     optimizer, schedule = make_optimizer(config)
-    params = jax.jit(model.init)(key_params, jnp.zeros((1, *shape)))
+    params = training.call_once(model.init, key_params, jnp.zeros((1, *shape)))
     if config.start_from is not None:
         params = autoencoding.parameters_of(config.start_from, params, restore)
     state = training.fit(

@@ -266,7 +266,7 @@ def train(config: Config) -> dict[str, Any]:
         labels.check(arrays["label"], num_classes)
     images, (net, proc) = arrays["image"], runs.build(dataclasses.asdict(config), num_classes)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
-    params = jax.jit(net.init)(key_params, jnp.zeros((1, *images.shape[1:])), jnp.zeros(1))
+    params = training.call_once(net.init, key_params, jnp.zeros((1, *images.shape[1:])), jnp.zeros(1))
     make_optimizer = {"adam": training.adam, "muon": training.muon}[config.optimizer]
     optimizer, schedule = make_optimizer(
         config.learning_rate,

@@ -96,7 +96,7 @@ def train(config: Config, run: runs.Run) -> None:
     optimizer, schedule = training.muon(
         config.learning_rate, num_steps=config.steps, warmup_steps=min(100, config.steps // 10)
     )
-    params = jax.jit(net.init)(key_params, jnp.zeros((1, *run.shape)), jnp.zeros(1))
+    params = training.call_once(net.init, key_params, jnp.zeros((1, *run.shape)), jnp.zeros(1))
     classify: Any = net.apply
     prepare = lambda key, image: data.to_unit(image)
     training.fit(

@@ -7,7 +7,7 @@
 """
 
 from gen_jax.training.checkpoint import CheckpointError, Checkpoints, Loaded, load
-from gen_jax.training.compile import Compiled, compile_step
+from gen_jax.training.compile import Compiled, call_once, compile_step
 from gen_jax.training.distributed import initialize_distributed
 from gen_jax.training.layout import Layout
 from gen_jax.training.loop import InMemory, Stream, fit
@@ -30,6 +30,7 @@ __all__ = [
     "TrainState",
     "TrainingDiverged",
     "adam",
+    "call_once",
     "compile_step",
     "fit",
     "initialize_distributed",

@@ -17,6 +17,15 @@ Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
 """`select(step, K)`: the rows of the batches of the `K` steps from `step`, a pure function of the step."""
 
 
+def call_once(f: Callable[..., Any], *args: Any) -> Any:
+    """`f(*args)` as one program, optimised little on CPUs: what runs once should not compile for longer than that saves.
+
+    For `init` of a network, which a CPU compiles in seconds and runs in milliseconds.
+    """
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(f, compiler_options=options)(*args)
+
+
 def compile_step(
     step: Step,
     *,

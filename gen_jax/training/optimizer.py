@@ -8,6 +8,9 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+"""`X <- a X + b (X X^T) X + c (X X^T)^2 X` (Jordan et al. 2024)."""
+
 Schedule = Callable[[Any], Any]
 """`step -> learning rate`."""
 
@@ -51,6 +54,7 @@ def muon(
     rule = partial(
         optax.contrib.muon,
         ns_steps=iterations,
+        ns_coeffs=[NEWTON_SCHULZ] * iterations,  # as many rows: a loop, where one row would be unrolled
         preconditioning="aol",
         beta=momentum,
         adam_b2=b2,

@@ -7,6 +7,7 @@ import toy
 from jax.sharding import AxisType, Mesh
 
 from gen_jax import training
+from gen_jax.networks import unet
 from gen_jax.training import compile_step
 
 
@@ -176,3 +177,14 @@ def test_lower_has_no_program_for_pmap():
     step, state, _ = toy.setup(20)
     with pytest.raises(ValueError, match='lower needs parallel="jit"'):
         compile_step(step, parallel="pmap").lower(state, toy.InMemory().arrays)
+
+
+def test_call_once_is_the_function(monkeypatch):
+    """With fewer optimisations on CPUs; elsewhere compiled as always."""
+    net = unet.UNet(unet.UNetConfig(channels=(8, 16), embedding=16, groups=8))
+    args = jax.random.key(0), jnp.zeros((1, 9, 7, 2)), jnp.zeros(1)
+    wanted = net.init(*args)
+    for backend in ("cpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        jax.tree.map(close, wanted, training.call_once(net.init, *args))
