@@ -29,9 +29,9 @@ def small_network():
     runs.NETWORKS["mnist_small"] = before
 
 
-def new_run(workdir, num_classes, leave_out=(), steps=(0,)):
+def new_run(workdir, num_classes, leave_out=(), saved=(0,), steps=1000):
     """A run whose network has learned nothing, with other parameters at each of its checkpoints."""
-    config = dataclasses.asdict(step09_diffusion.Config()) | {
+    config = dataclasses.asdict(step09_diffusion.Config(steps=steps)) | {
         "image_shape": SHAPE,
         "num_classes": num_classes,
     }
@@ -40,7 +40,7 @@ def new_run(workdir, num_classes, leave_out=(), steps=(0,)):
     params = parameters(net, jnp.zeros((1, *SHAPE)), jnp.zeros(1), scale=0.02)
     state = training.TrainState.create(params, optax.sgd(0.1), jax.random.key(0), ema=False)
     with training.Checkpoints(workdir / "checkpoints") as checkpoints:
-        for step in steps:
+        for step in saved:
             scaled = jax.tree.map(lambda p: p * (1 + step / 10), params)
             state = state._replace(params=scaled, step=jnp.int32(step))
             checkpoints.save(state, {"config": {k: v for k, v in config.items() if k not in leave_out}})
@@ -86,8 +86,12 @@ def test_samples_of_a_run_belong_to_key_index_label_and_weight(conditional):
 
 
 def test_unconditional_runs_are_guided_by_their_younger_parameters(unconditional, conditional, tmp_path):
-    run = runs.load(new_run(tmp_path, None, steps=(1, 2, 3)))
-    weaker = jax.tree.map(lambda p: p * (1.1 / 1.3), run.params)
+    saved = (1, 2, 3)
+    assert runs.load(new_run(tmp_path / "interrupted", None, saved=saved)).younger is None  # at 3 of 1,000
+    run = runs.load(new_run(tmp_path / "whole", None, saved=saved, steps=10))
+    weaker = jax.tree.map(
+        lambda p: p * (1.2 / 1.3), run.params
+    )  # those of the first from a fifth of 10 steps
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), run.younger, weaker)
     assert runs.load(unconditional).younger is None  # it has a single checkpoint
     assert runs.load(conditional).younger is None
