@@ -60,6 +60,13 @@ def probabilities(net: nn.Module, images: np.ndarray) -> np.ndarray:
     return torch.cat([net(part).softmax(1) for part in as_input(images).split(500)]).numpy()
 
 
+@torch.no_grad()
+def features(net: nn.Module, images: np.ndarray) -> np.ndarray:
+    """What the last layer sees `[N, 128]`."""
+    net.eval()
+    return torch.cat([net[:-1](part) for part in as_input(images).split(500)]).numpy()
+
+
 def judge(weights: Path) -> nn.Module:
     """The trained judge, from its file where there is one."""
     net = network()

@@ -1,11 +1,36 @@
 """What the pages that benchmarks make have in common. It needs the standard library alone: any environment will do."""
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+
+class Kept:
+    """What has been found, by name, in a JSON file: a second run of a command that was stopped goes on from there.
+
+    Without a path it is kept in memory alone. Of what the findings are is kept with them (`of`, JSON): a file of
+    something else is refused with a ValueError.
+    """
+
+    def __init__(self, path: Path | None, of: Any = None):
+        self.path, of = path, json.loads(json.dumps(of))
+        known = json.loads(path.read_text()) if path and path.exists() else {"of": of, "found": {}}
+        if known["of"] != of:
+            raise ValueError(f"{path} is of {known['of']}, not of {of}: remove it, or give another place.")
+        self.of, self.found = of, known["found"]
+
+    def __call__(self, name: str, find: Callable[[], Any]) -> Any:
+        """The finding of that name, found now if it was not before."""
+        if name not in self.found:
+            self.found[name] = find()
+            if self.path:
+                self.path.write_text(json.dumps({"of": self.of, "found": self.found}, indent=1))
+        return self.found[name]
 
 
 def commit() -> str:

@@ -1,21 +1,23 @@
 """Which network and training for a CPU: distance from real digits against minutes of training: makes PARETO.md.
 
-    python benchmarks/pareto.py                               # on two cores, idle; ten minutes a variant
+    python benchmarks/pareto.py                               # on two idle cores; six minutes of training a variant
     python benchmarks/pareto.py --only-rates                  # the part that wants those cores, a minute a variant
     python benchmarks/pareto.py --processes 12                # the rest, there or on any machine with a GPU
 
-Every variant changes step 9's default preset in one thing. How many steps a second it makes is measured first; then it
-is trained for the steps of so many minutes, a whole run of its own, for its learning rate falls to zero. As steps are
-what counts, they may be made by a faster machine: `checkpoints/pareto/kept.json` holds the rates, and what is found. Then
-2,000 samples are drawn as the experiment draws them (DDPM, 50 steps), without guidance and with it, and compared with the
-MNIST test set in the 128 features of `judge.py`'s classifier (Frechet distance); said is also how many samples it is sure
-of. On the front are those that no other beats, guided, in less time. Needs the extra `bench`.
+Every variant changes step 9's default preset in a thing or two. How many steps a second it makes is measured first; then
+it is trained for the steps of so many minutes, a whole run of its own, for its learning rate falls to zero. As steps are
+what counts, they may be made by a faster machine: `checkpoints/pareto/kept.json` holds the rates and what is found, from
+which a second run goes on (remove it when the code has changed). Then 2,000 samples are drawn as the experiment draws
+them (DDPM, 50 steps), without guidance and with it, and compared with the MNIST test set in the 128 features of
+`judge.py`'s classifier (Frechet distance); said is also how many samples it is sure of. On the front are those that no
+other beats, guided, in less time. Needs the extra `bench`.
 """
 
 import dataclasses
 import datetime
 import json
 import multiprocessing
+import re
 import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,9 +27,8 @@ from typing import Any
 
 import numpy as np
 import tyro
-from judge import REPO, idx, judge, probabilities
-from pages import commit, machine, markdown, versions
-from time_to_quality import features
+from judge import REPO, features, idx, judge, probabilities
+from pages import Kept, commit, machine, markdown, versions
 
 NUM = 2000
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -95,6 +96,11 @@ def rate(name: str, workdir: Path) -> float:
     return float(np.median([line["steps_per_second"] for line in lines[2:]]))
 
 
+def slug(name: str) -> str:
+    """A variant's name as a file's."""
+    return re.sub(r"\W+", "_", name)
+
+
 def costs(name: str) -> str:
     """What of a variant decides its rate: two with the same need it measured once."""
     changes, network = VARIANTS[name]
@@ -133,7 +139,7 @@ def front(rows: list[dict[str, Any]]) -> list[bool]:
     return [not any(m <= minutes and d < distance for m, d in pair) for minutes, distance in pair]
 
 
-def write_page(kept: dict[str, Any], rows: list[dict[str, Any]], weight: float) -> None:
+def write_page(rates_of: dict[str, str], rows: list[dict[str, Any]], weight: float) -> None:
     """PARETO.md."""
     head = [
         *("variant", "minutes", "parameters", "steps", "images"),
@@ -150,8 +156,9 @@ def write_page(kept: dict[str, Any], rows: list[dict[str, Any]], weight: float) 
     on = ", ".join(sorted({row["trained_on"] for row in rows}))
     Path(__file__).with_name("PARETO.md").write_text(
         f"# Distance against minutes\n\nMade by `{shlex.join(['python', *sys.argv])}` on {datetime.date.today()}. "
-        f"Steps a second are of {kept['machine']}, with {kept['versions']}, from commit {kept['commit']}; that many "
-        f"minutes of them were made on: {on}. The weight of guidance is {weight:g}; what the columns are: see there.\n\n"
+        f"Steps a second are of {rates_of['machine']}, with {rates_of['versions']}, from commit {rates_of['commit']}; "
+        f"that many minutes of them were made on: {on}. The weight of guidance is {weight:g}; what the columns are: see "
+        f"there.\n\n"
         f"{markdown([head, *table])}\n"
     )
 
@@ -161,39 +168,32 @@ def main(config: Config) -> None:
     if unknown := set(config.variants) - set(VARIANTS):
         raise ValueError(f"--variants are some of {', '.join(VARIANTS)}; got {', '.join(sorted(unknown))}.")
     config.workdir.mkdir(parents=True, exist_ok=True)
-    path = config.workdir / "kept.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    if not kept:
-        kept = {"commit": commit(), "machine": machine(), "versions": versions("jax", "flax", "optax")}
-        kept |= {"rates": {}, "rows": {}}
-
-    def keep(part: str, name: str, found: Any) -> None:
-        kept[part][name] = found
-        path.write_text(json.dumps(kept, indent=1))
-        print(name, json.dumps(found), flush=True)
-
+    kept = Kept(config.workdir / "kept.json", {"weight": config.weight})
+    rates_of = kept(
+        "rates of",
+        lambda: {"commit": commit(), "machine": machine(), "versions": versions("jax", "flax", "optax")},
+    )
     spawn: Any = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
+    rates = {}
     with ProcessPoolExecutor(1, **spawn) as pool:
-        for i, name in enumerate(config.variants):
-            if costs(name) not in kept["rates"]:
-                keep("rates", costs(name), pool.submit(rate, name, config.workdir / f"rate_{i}").result())
+        for name in config.variants:
+            find = lambda name=name: pool.submit(rate, name, config.workdir / f"rate_{slug(name)}").result()
+            rates[name] = kept(f"rate {costs(name)}", find)
+            print(name, f"{rates[name]:.2f} steps a second", flush=True)
     if config.only_rates:
         return
     judge(REPO / "checkpoints" / "judge.pt")
+    runs = {f"{name}: {m:g} minutes": (name, m) for m in sorted(config.minutes) for name in config.variants}
     with ProcessPoolExecutor(config.processes, **spawn) as pool:
         futures = {}
-        for minutes in config.minutes:
-            for i, name in enumerate(config.variants):
-                if (title := f"{name}: {minutes:g} minutes") not in kept["rows"]:
-                    steps = max(50, round(60 * minutes * kept["rates"][costs(name)] / 50) * 50)
-                    workdir = config.workdir / f"run_{i}_{minutes:g}"
-                    futures[pool.submit(measure, name, minutes, steps, config.weight, workdir)] = title
+        for title, (name, minutes) in runs.items():
+            if title not in kept.found:
+                steps = max(50, round(60 * minutes * rates[name] / 50) * 50)
+                workdir = config.workdir / f"run_{slug(name)}_{minutes:g}"
+                futures[pool.submit(measure, name, minutes, steps, config.weight, workdir)] = title
         for future in as_completed(futures):
-            keep("rows", futures[future], future.result())
-    rows = [
-        kept["rows"][f"{name}: {m:g} minutes"] for m in sorted(config.minutes) for name in config.variants
-    ]
-    write_page(kept, rows, config.weight)
+            print(json.dumps(kept(futures[future], future.result)), flush=True)
+    write_page(rates_of, [kept.found[title] for title in runs], config.weight)
 
 
 if __name__ == "__main__":

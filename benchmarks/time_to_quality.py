@@ -11,9 +11,10 @@ memory, channels-last, in the faster of float32 and bfloat16 (autocast) on this 
 The distance is Frechet's, between 2,000 samples and the MNIST test set, in the 128 features of `judge.py`'s classifier,
 which neither side has seen. For it both sides sample with the same deterministic DDIM of 50 steps, ours with its averaged
 parameters and without guidance. Each side is a process of its own, and its clock starts when that does; drawing for the
-happens afterwards, from checkpoints. What is done is kept, and a second run of a command that was stopped goes on from
-there. Apart from that: the wall time of drawing 64 images each side's own way, the book's with 1,000 steps of DDPM, ours
-with the recommended solver (UniPC, 12 evaluations), compiled.
+distance happens afterwards, from checkpoints. What is done is kept in the workdir, and a second run of a command that was
+stopped goes on from there; a side whose training was stopped starts anew. Apart from that: the wall time of drawing 64
+images each side's own way, the book's with 1,000 steps of DDPM, ours with the recommended solver (UniPC, 12 evaluations),
+compiled.
 
 Printed and written to `benchmarks/TIME_TO_QUALITY.md`: distance against time of both sides, and the ratio of the times.
 Needs the extra `bench`.
@@ -31,16 +32,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import tyro
-from judge import REPO, as_input, idx, judge
-from pages import commit, machine, markdown, versions
+from judge import REPO, as_input, features, idx, judge
+from pages import Kept, commit, machine, markdown, versions
 from torch import nn
 from torch.nn import functional as F
 
@@ -236,15 +236,10 @@ def seconds_of_64(workdir: Path) -> float:
 # --- the comparison ---
 
 
-@torch.no_grad()
-def features(net: nn.Module, images: np.ndarray) -> np.ndarray:
-    """What the judge's last layer sees, `[N, 128]`."""
-    net.eval()
-    return torch.cat([net[:-1](part) for part in as_input(images).split(500)]).numpy()
-
-
-def spawned(target, *args) -> float:
-    """Runs a side in a process of its own; when it was started."""
+def spawned(target, *args, over: Iterable[Path]) -> float:
+    """Runs a side in a process of its own, over what a stopped run of it left; when it was started."""
+    for path in over:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     started = time.time()
     process = multiprocessing.get_context("spawn").Process(target=target, args=(*args, started))
     process.start()
@@ -252,21 +247,6 @@ def spawned(target, *args) -> float:
     if process.exitcode:
         raise RuntimeError(f"{target.__name__} failed: its last lines are above.")
     return started
-
-
-@dataclass
-class Kept:
-    """What is known so far, kept in the workdir: a second run of the command goes on from there."""
-
-    path: Path
-
-    def __call__(self, name: str, find: Callable[[], Any]) -> Any:
-        """The value of `name`, found now if it was not before."""
-        known = json.loads(self.path.read_text()) if self.path.exists() else {}
-        if name not in known:
-            known[name] = find()
-            self.path.write_text(json.dumps(known, indent=1))
-        return known[name]
 
 
 def seconds_of_book(state: Path) -> float:
@@ -281,7 +261,8 @@ def main(config: Config) -> None:
     from gen_jax import metrics
 
     config.workdir.mkdir(parents=True, exist_ok=True)
-    kept, ours = Kept(config.workdir / "kept.json"), config.workdir / "ours"
+    of = {"commit": commit(), "minutes": config.minutes, "marks": config.marks, "ours": config.ours}
+    kept, ours = Kept(config.workdir / "kept.json", of), config.workdir / "ours"
     classifier = judge(REPO / "checkpoints" / "judge.pt")
     real = metrics.moments(features(classifier, idx("t10k-images-idx3-ubyte")))
     distance = lambda images: float(
@@ -289,9 +270,10 @@ def main(config: Config) -> None:
     )
 
     floats, bfloats = (kept(f"book, {dtype}", lambda b=b: seconds_a_step(b)) for dtype, b in DTYPES.items())
-    kept("book began", lambda: spawned(train_book, config, bfloats < floats))
-    began = kept("ours began", lambda: spawned(train_ours, config))
-    states = sorted(config.workdir.glob("book_*.pt"), key=lambda path: int(path.stem.split("_")[1]))
+    books = lambda: config.workdir.glob("book_*.pt")
+    kept("book began", lambda: spawned(train_book, config, bfloats < floats, over=books()))
+    began = kept("ours began", lambda: spawned(train_ours, config, over=config.workdir.glob("ours")))
+    states = sorted(books(), key=lambda path: int(path.stem.split("_")[1]))
     seconds = {
         "book": kept("64 of the book's", lambda: seconds_of_book(states[-1])),
         "ours": kept("64 of ours", lambda: seconds_of_64(ours)),

@@ -12,6 +12,7 @@ single step, a sampler a single evaluation of its network.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import time
@@ -28,7 +29,7 @@ import optax
 from hlo import collectives, memory
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from pages import commit, markdown, row
+from pages import Kept, commit, markdown, row
 
 from gen_jax import data, gmm, guidance, hvae, keys, likelihoods, samplers, training, vae
 from gen_jax.diffusion import loss, prediction, process
@@ -333,16 +334,13 @@ def main() -> None:
     parser.add_argument("--only", help="those whose row has this in it, and no page")
     parser.add_argument("--keep", type=Path, help="where rows of this commit are kept, to go on from")
     args, rows, at = parser.parse_args(), [], commit()
-    kept = json.loads(args.keep.read_text()) if args.keep and args.keep.exists() else {}
+    kept = Kept(args.keep)
     for case in SMALL if args.smoke else CASES:
         name = f"{at} {json.dumps(case._asdict())}"
         if args.only and args.only not in name:
             continue
-        rows.append(kept.get(name) or compiled_row(case))
+        rows.append(kept(name, functools.partial(compiled_row, case)))
         print(row(rows[-1]), flush=True)
-        if args.keep:
-            kept[name] = rows[-1]
-            args.keep.write_text(json.dumps(kept))
     if args.smoke or args.only:
         return
     import importlib.metadata

@@ -18,7 +18,7 @@ core of a CPU. The bound of 50 samples goes on from a shorter such run,
     python experiments/step07_vae.py --preset best --steps 30000 --kl-warmup 4000 --workdir checkpoints/step07_start
     python experiments/step07_vae.py --preset iwae --start-from checkpoints/step07_start --workdir checkpoints/step07_iwae
 
-to -84.53 nats (0.22) after 20 and 55 minutes on one core (seed 0).
+to -84.53 nats (0.22) after 20 and 56 minutes of training on one core (seed 0).
 """
 
 import dataclasses

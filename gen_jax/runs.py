@@ -137,8 +137,10 @@ def load(workdir: str | Path) -> Run:
             f"{workdir} holds a network that is not the {config['preset']} of this version of gen_jax: train it anew, or "
             "use the version that trained it."
         )
-    first = None if num_classes else training.load(workdir, first_from=min(milestone(config["steps"]), step))
-    younger = first.params if first and first.step < step else None
+    younger, early = None, milestone(config["steps"])
+    if num_classes is None and early < step:
+        first = training.load(workdir, first_from=early)
+        younger = first.params if first.step < step else None
     return Run(net, proc, config["predicts"], params, shape, num_classes, config, step, younger)
 
 

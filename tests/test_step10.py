@@ -89,9 +89,7 @@ def test_unconditional_runs_are_guided_by_their_younger_parameters(unconditional
     saved = (1, 2, 3)
     assert runs.load(new_run(tmp_path / "interrupted", None, saved=saved)).younger is None  # at 3 of 1,000
     run = runs.load(new_run(tmp_path / "whole", None, saved=saved, steps=10))
-    weaker = jax.tree.map(
-        lambda p: p * (1.2 / 1.3), run.params
-    )  # those of the first from a fifth of 10 steps
+    weaker = jax.tree.map(lambda p: p * (1.2 / 1.3), run.params)  # from step 2, a fifth of 10
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), run.younger, weaker)
     assert runs.load(unconditional).younger is None  # it has a single checkpoint
     assert runs.load(conditional).younger is None
