@@ -88,6 +88,8 @@ def test_samples_of_a_run_belong_to_key_index_label_and_weight(conditional):
 def test_unconditional_runs_are_guided_by_their_younger_parameters(unconditional, conditional, tmp_path):
     saved = (1, 2, 3)
     assert runs.load(new_run(tmp_path / "interrupted", None, saved=saved)).younger is None  # at 3 of 1,000
+    lost = new_run(tmp_path / "lost", None, saved=(1, 3), steps=10)  # nothing left from 2 on but the last
+    assert runs.load(lost).younger is None
     run = runs.load(new_run(tmp_path / "whole", None, saved=saved, steps=10))
     weaker = jax.tree.map(lambda p: p * (1.2 / 1.3), run.params)  # from step 2, a fifth of 10
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), run.younger, weaker)

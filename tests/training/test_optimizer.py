@@ -71,6 +71,23 @@ def test_muon_moves_a_kernel_along_the_polar_factor_of_its_momentum(shape):
         )  # the least for such singular values (Kantorovich)
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 4, 5])
+def test_muon_iterates_as_often_as_asked(iterations):
+    """As optax does without coefficients of ours; small singular values tell one number of iterations from another."""
+    u, _, v = np.linalg.svd(np.random.default_rng(0).normal(size=(6, 4)), full_matrices=False)
+    grads = {"kernel": jnp.asarray(u * np.geomspace(1e-3, 1, 4) @ v, jnp.float32)[None]}
+    params, options = {"kernel": jnp.zeros((6, 4))}, {"preconditioning": "aol", "consistent_rms": 0.2}
+    ours = lambda k: updates(
+        training.muon(0.1, num_steps=12, clip_norm=None, schedule="constant", iterations=k)[0], grads, params
+    )["kernel"]
+    peer = updates(optax.contrib.muon(0.1, ns_steps=iterations, **options), grads, params)["kernel"]
+    rounding = (
+        4 * 0.02 * 1.2e-7 * 3.4445**iterations
+    )  # each iteration multiplies small singular values, errors too
+    np.testing.assert_allclose(ours(iterations), peer, rtol=0, atol=rounding)
+    assert np.abs(ours(iterations) - ours(iterations + 1)).max() > 1e-3
+
+
 def test_muon_moves_vectors_by_adam():
     muon, _ = training.muon(0.1, num_steps=12, b2=0.9, warmup_steps=3)
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.nadam(WARM, b2=0.9))
