@@ -22,6 +22,60 @@ def collectives(text: str) -> dict[str, tuple[int, float]]:
     return found
 
 
+def arrays(shape: str) -> list[tuple[int, bool]]:
+    """Of the arrays in a shape, as HLO writes it, the bytes, and whether they are in the main memory.
+
+    `S(1)` in a layout is a TPU's on-chip memory, other numbers are those of its smaller ones.
+    """
+    found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", shape)
+    size = lambda kind, dims: SIZES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
+    return [(size(kind, dims), "S(" not in layout) for kind, dims, layout in found]
+
+
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
+"""Operations that move nothing themselves."""
+CALLED = re.compile(r"(?:body|condition|to_apply|\w+_computation|branch_computations)=(\{.*?\}|%?[\w.\-]+)")
+
+
+def traffic(text: str) -> int:
+    """Bytes that a compiled program moves from and to the main memory: each operand and result of each operation once.
+
+    XLA's own count, `cost_analysis()["bytes accessed"]`, has what a TPU keeps on the chip in it as well. As there, the
+    body of a loop counts once; of a condition, here, every branch. That an operation reads something more than once, for
+    it does not fit the chip, is not known.
+    """
+    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
+    left, seen, total = [entry.group(1)] if entry else [], set(), 0
+    while left:
+        name = left.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        shapes: dict[str, str] = {}
+        for line in bodies[name].splitlines():
+            if not (found := INSTRUCTION.match(line)):
+                continue
+            result, shape, kind, rest = found.groups()
+            shapes[result] = shape
+            if kind in ("while", "conditional", "call"):
+                left += [n.strip("%{} ") for called in CALLED.findall(rest) for n in called.split(",")]
+            if kind in FREE or kind.endswith("-done"):
+                continue
+            moved = arrays(shape)
+            operands = [shapes.get(n, "") for n in re.findall(r"%([\w.\-]+)", rest.split("), ")[0])]
+            if kind in (
+                "copy-start",
+                "slice-start",
+            ):  # operands and results in a tuple; as much is read as written
+                size = min(size for size, _ in moved[:2])
+                total += size * sum(main for _, main in moved[:2])
+                continue
+            total += sum(size for size, main in moved + [a for o in operands for a in arrays(o)] if main)
+    return total
+
+
 def memory(compiled: Any) -> int:
     """Bytes a device: arguments, results that share no memory with them, and temporaries."""
     m = compiled.memory_analysis()

@@ -8,8 +8,8 @@
 Every variant changes step 9's default preset in a thing or two. How many steps a second it makes is measured first; then
 it is trained for the steps of so many minutes, a whole run of its own, for its learning rate falls to zero. As steps are
 what counts, they may be made by a faster or a busier machine: `checkpoints/pareto/kept.json` holds the rates and what is
-found, to which a second run adds (remove it when the code has changed). Then 2,000 samples are drawn as the experiment draws
-them (DDPM, 50 steps), without guidance and with it, and compared with the MNIST test set in the 128 features of
+found, to which a second run adds (remove it when the code has changed). Then 2,000 samples are drawn as the experiment
+draws them (DDPM, 50 steps), without guidance and with it, and compared with the MNIST test set in the 128 features of
 `judge.py`'s classifier (Frechet distance); said is also how many samples it is sure of. On the front are those that no
 other beats, guided, in less time. Needs the extra `bench`.
 """

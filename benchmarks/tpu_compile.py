@@ -4,10 +4,11 @@
     TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py         # about an hour on two cores: --smoke for the small ones
     TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py --keep FILE     # goes on where it was stopped
 
-For every case: FLOPs and bytes a chip and step as XLA counts them, their ratio (arithmetic intensity), the roofline bound
-on the share of peak FLOP/s that the step can reach, `min(1, intensity / (peak FLOP/s / bandwidth))`, the memory a chip
-needs, and the collectives with their bytes. XLA does not know how often a loop runs and counts its body once: a case is a
-single step, a sampler a single evaluation of its network.
+For every case: FLOPs and bytes a chip and step as XLA counts them; the bytes that go to and come from the chip's main
+memory (XLA's count has those in it that stay on the chip, 128 MiB on a v5e: see `hlo.traffic`); FLOPs a byte of that
+memory (arithmetic intensity), and the roofline bound on the share of peak FLOP/s that the step can reach,
+`min(1, intensity / (peak FLOP/s / bandwidth))`; the memory a chip needs; the collectives with their bytes. How often a
+loop runs is not known, and its body counts once: a case is a single step, a sampler a single evaluation of its network.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from hlo import collectives, memory
+from hlo import collectives, memory, traffic
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from pages import Kept, commit, markdown, row
@@ -227,7 +228,10 @@ class Read(NamedTuple):
     case: Case
     chips: int
     gflops: float
+    counted: float
+    """GB, by XLA: with those that stay on the chip."""
     gbytes: float
+    """To and from the main memory."""
     memory: float
     """GB: arguments, results that share no memory with them, and temporaries."""
     parameters: float
@@ -248,15 +252,16 @@ def read(case: Case) -> Read:
     """Compile a case."""
     mesh, began = mesh_of(case.topology), time.monotonic()
     compiled = PROGRAMS.get(case.family, train_step)(case, mesh).compile()
-    cost = compiled.cost_analysis()
+    cost, text = compiled.cost_analysis(), compiled.as_text()
     return Read(
         case,
         mesh.size,
         cost["flops"] / 1e9,
         cost["bytes accessed"] / 1e9,
+        traffic(text) / 1e9,
         memory(compiled) / 1e9,
         compiled.memory_analysis().argument_size_in_bytes / 1e9,
-        collectives(compiled.as_text()),
+        collectives(text),
         time.monotonic() - began,
     )
 
@@ -291,15 +296,16 @@ CASES = [
 
 PAGE = """# Programs for TPUs, compiled without one
 
-Made by `python benchmarks/tpu_compile.py` on {date}, from commit {commit}, with jax {jax} and libtpu {libtpu}. FLOPs,
-bytes and memory are a chip's, of one step, as XLA counts them; the bound is the share of the chip's peak in bfloat16 that
-its memory's bandwidth leaves (v5e: 197 TFLOP/s, 819 GB/s, 16 GB; v5p: 459 TFLOP/s, 2765 GB/s, 95 GB). Nothing was run.
+Made by `python benchmarks/tpu_compile.py` on {date}, from commit {commit}, with jax {jax} and libtpu {libtpu}. All is a
+chip's, of one step. XLA's count of bytes has those in it that stay on the chip; FLOPs are a byte of its main memory. The
+bound is the share of the chip's peak in bfloat16 that the main memory's bandwidth leaves (v5e: 197 TFLOP/s, 819 GB/s,
+16 GB; v5p: 459 TFLOP/s, 2765 GB/s, 95 GB). Nothing was run.
 
 {table}
 """
 HEAD = [
-    *("program", "slice", "examples a chip", "GFLOP", "GB", "FLOP a byte", "bound on MFU", "memory, GB"),
-    *("state and batch, GB", "collectives (number, MB)", "compiled in, s"),
+    *("program", "slice", "examples a chip", "GFLOP", "GB, XLA's count", "GB, main memory", "FLOP a byte"),
+    *("bound on MFU", "memory, GB", "state and batch, GB", "collectives (number, MB)", "compiled in, s"),
 ]
 
 
@@ -310,7 +316,8 @@ def line(r: Read) -> list[str]:
     return [
         ", ".join([r.case.family, r.case.dtype, *marks]),
         f"{r.case.topology} ({r.chips})",
-        *(f"{r.case.per_chip}", f"{r.gflops:.4g}", f"{r.gbytes:.3g}", f"{r.gflops / r.gbytes:.0f}"),
+        *(f"{r.case.per_chip}", f"{r.gflops:.4g}", f"{r.counted:.3g}", f"{r.gbytes:.3g}"),
+        f"{r.gflops / r.gbytes:.0f}",
         *(f"{r.bound:.2f}", f"{r.memory:.3g}", f"{r.parameters:.3g}"),
         "; ".join(said) or "none",
         f"{r.seconds:.0f}",

@@ -1,0 +1,97 @@
+"""What the benchmarks share: the store of their findings, and how they read programs."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+
+def module(name: str) -> Any:
+    """Of benchmarks/, which is not a package."""
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+pages, hlo = module("pages"), module("hlo")
+
+
+def test_what_is_kept_is_found_once(tmp_path):
+    path, calls = tmp_path / "kept.json", []
+
+    def find():
+        calls.append(None)
+        return {"distance": 1.5}
+
+    of = {"minutes": 4.0, "marks": (0.5, 1.0)}
+    for _ in range(2):  # the second time from the file
+        kept = pages.Kept(path, of)
+        assert [kept("one", find), kept("one", find)] == [{"distance": 1.5}] * 2
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match=r"not of .*5.0.*remove it"):
+        pages.Kept(path, of | {"minutes": 5.0})
+
+
+def test_nothing_is_written_without_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pages.Kept(None)("one", lambda: 1) == 1
+    assert not list(tmp_path.iterdir())
+
+
+X, W = jnp.ones((64, 128)), jnp.ones((128, 128))
+
+
+def looped(x, w):
+    """The product in a loop's body."""
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h @ w), None), x, None, 5)[0]
+
+
+@pytest.mark.parametrize(
+    ("f", "args", "rtol"),
+    [
+        pytest.param(lambda x: x + 1, (X,), 0, id="elementwise"),
+        pytest.param(lambda x, w: jnp.tanh(x @ w).sum(0), (X, W), 0, id="product"),
+        pytest.param(looped, (X, W), 1e-3, id="loop"),  # XLA counts some scalars of the loop besides
+    ],
+)
+def test_traffic_without_memory_on_the_chip_is_what_xla_counts(f, args, rtol):
+    compiled = jax.jit(f).lower(*args).compile()
+    wanted = compiled.cost_analysis()["bytes accessed"]
+    assert hlo.traffic(compiled.as_text()) == pytest.approx(wanted, rel=rtol)
+
+
+PROGRAM = """HloModule jit_f, is_scheduled=true
+
+%fused_computation (p: bf16[8,128]) -> bf16[8,128] {
+  %p = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  ROOT %tanh = bf16[8,128]{1,0:T(8,128)(2,1)} tanh(%p)
+}
+
+ENTRY %main (x: bf16[8,128], w: f32[4,128]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0), sharding={replicated}
+  %w = f32[4,128]{1,0:T(4,128)} parameter(1)
+  %copy-start = (bf16[8,128]{1,0:T(8,128)S(1)}, bf16[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  %copy-done = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
+  %slice-start = ((f32[4,128]{1,0}), f32[1,128]{1,0:T(1,128)S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:1], [0:128]}
+  %slice-done = f32[1,128]{1,0:T(1,128)S(1)} slice-done(%slice-start)
+  %f.1 = (bf16[8,128]{1,0:S(1)}, f32[128]{0:T(128)}) fusion(%copy-done, %slice-done), calls=%fused_computation
+  %part = f32[128]{0:T(128)} get-tuple-element(%f.1), index=1
+  %sums = f32[128]{0:T(128)} all-reduce(%part), to_apply=%add
+  ROOT %f.2 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%copy-done, %sums), kind=kLoop, calls=%fused_computation
+}
+"""
+"""As XLA writes it for a TPU, whose S(1) is on the chip."""
+
+
+def test_what_stays_on_the_chip_is_no_traffic():
+    x, row, sums = 2 * 8 * 128, 4 * 128, 4 * 128
+    copied, reduced = x + row, 2 * sums
+    assert hlo.traffic(PROGRAM) == copied + sums + reduced + (sums + x)
+    assert hlo.collectives(PROGRAM) == {"all-reduce": (1, sums)}
