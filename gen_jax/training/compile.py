@@ -47,7 +47,7 @@ def compile_step(
       rows `select(step, K)` are gathered inside the program.
     - `parallel="jit"`: one program sees the whole batch, split over `"data"`; parameters are replicated, or
       with `fsdp=True` split along the largest dimension of each array that the mesh divides (small arrays are
-      replicated).
+      replicated), the state of the optimizer and the averages too; a step gathers the parameters once.
     - `parallel="pmap"`: one program a device sees a slice of the batch and averages gradients and metrics
       explicitly.
 
@@ -110,8 +110,12 @@ class Compiled:
         constrain: Callable[[Any], Any],
         axis_name: str | None = None,
     ) -> tuple[TrainState, Metrics]:
+        # parameters whole, and so their gradients, or the compiler would sooner move activations
+        gather = lambda params: jax.lax.with_sharding_constraint(params, self.layout.sharding())
+        fsdp: dict[str, Any] = {"gather": gather} if self.layout.fsdp else {}
+
         def body(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-            state, metrics = self._step(state, batch, axis_name=axis_name)
+            state, metrics = self._step(state, batch, axis_name=axis_name, **fsdp)
             return constrain(state), metrics
 
         if self.steps_per_call > 1:

@@ -51,9 +51,18 @@ class Step(Protocol):
     """`(state, batch) -> (state, metrics)`, pure."""
 
     def __call__(
-        self, state: TrainState, batch: Any, *, axis_name: str | None = None
+        self,
+        state: TrainState,
+        batch: Any,
+        *,
+        axis_name: str | None = None,
+        gather: Callable[[PyTree], PyTree] = lambda params: params,
     ) -> tuple[TrainState, Metrics]:
-        """Gradients and metrics are averaged over `axis_name`, where one is bound."""
+        """Gradients and metrics are averaged over `axis_name`, where one is bound; the loss is of `gather(params)`.
+
+        `gather` is the identity, said where to compute it: under FSDP it makes whole what is split over devices. Only
+        there it is given.
+        """
 
 
 def make_step(
@@ -82,7 +91,13 @@ def make_step(
     if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
         raise ValueError(f"ema_decay must lie in [0, 1) or be None (no average), got {ema_decay}")
 
-    def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState,
+        batch: Any,
+        *,
+        axis_name: str | None = None,
+        gather: Callable[[PyTree], PyTree] = lambda params: params,
+    ) -> tuple[TrainState, Metrics]:
         if (ema_decay is None) != (state.ema_params is None):
             raise ValueError(
                 f"ema_decay is {ema_decay}, so the state must have {'no' if ema_decay is None else 'an'} average: "
@@ -90,7 +105,8 @@ def make_step(
             )
         key = jax.random.fold_in(state.key, state.step)
         args = (key, batch, state.step) if step_in_loss else (key, batch)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *args)
+        gathered = lambda params, *args: loss(gather(params), *args)
+        (value, metrics), grads = jax.value_and_grad(gathered, has_aux=True)(state.params, *args)
         if taken := {"loss", "grad_norm", "skipped"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
         if axis_name is not None:

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +173,25 @@ def test_lower_makes_the_program_of_shapes_alone(fsdp):
     placed = compiled.layout.put_state(state), compiled.put(batch)
     found, expected = program(*placed), compiled(*placed)
     jax.tree.map(np.testing.assert_array_equal, found[0].params, expected[0].params)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_only_parameters_and_gradients_move_between_devices(fsdp):
+    """What the collectives of a step have for results, whatever the number of examples is."""
+    step, state, _ = toy.setup(20)
+    found = []
+    for size in (64, 512):
+        batch = {
+            "x": jax.ShapeDtypeStruct((size, toy.DIM), jnp.uint8),
+            "index": jax.ShapeDtypeStruct((size,), jnp.int32),
+        }
+        program = compile_step(step, fsdp=fsdp).lower(jax.eval_shape(lambda: state), batch).compile()
+        kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+        moved = re.findall(rf"= (\S+|\(.*?\)) ({kinds})(?:-start)?\(", program.as_text())
+        assert moved
+        found.append(sorted(re.sub(r"\{.*?\}", "", shape) + kind for shape, kind in moved))
+    assert found[0] == found[1]
+    assert not [x for x in found[0] if "all-to-all" in x or "permute" in x]
 
 
 def test_lower_has_no_program_for_pmap():
