@@ -136,8 +136,10 @@ def front(rows: list[dict[str, Any]]) -> list[bool]:
     return [not any(m <= minutes and d < distance for m, d in pair) for minutes, distance in pair]
 
 
-def write_page(rates_of: dict[str, str], rows: list[dict[str, Any]], weight: float) -> None:
-    """PARETO.md."""
+def write_page(rates_of: dict[str, str], kept: Kept, weight: float) -> None:
+    """PARETO.md, of all that is kept."""
+    rows = [found for title, found in kept.found.items() if title.startswith("run ")]
+    rows.sort(key=lambda row: (row["minutes"], row["distance guided"]))
     head = [
         *("variant", "minutes", "parameters", "steps", "images"),
         *("distance", "distance, guided", "sure of", "sure of, guided", "on the front"),
@@ -190,8 +192,8 @@ def main(config: Config) -> None:
                 futures[pool.submit(measure, name, minutes, steps, config.weight, workdir)] = title
         for future in as_completed(futures):
             print(json.dumps(kept(futures[future], future.result)), flush=True)
-    rows = [found for title, found in kept.found.items() if title.startswith("run ")]
-    write_page(rates_of, sorted(rows, key=lambda r: (r["minutes"], r["distance guided"])), config.weight)
+            write_page(rates_of, kept, config.weight)
+    write_page(rates_of, kept, config.weight)
 
 
 if __name__ == "__main__":

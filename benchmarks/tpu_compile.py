@@ -1,8 +1,8 @@
 """Compile train steps and samplers for a TPU slice that is not here, and read the programs: makes TPU.md.
 
     pip install "jax[tpu]"                                        # in a virtual environment of its own
-    TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py         # about an hour on two cores: --smoke for the small ones
-    TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py --keep FILE     # goes on where it was stopped
+    TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py         # two hours of a core: --smoke for the small ones
+    TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py --keep FILE     # goes on where it was stopped; of one commit
 
 For every case: FLOPs and bytes a chip and step as XLA counts them; the bytes that go to and come from the chip's main
 memory (XLA's count has those in it that stay on the chip, 128 MiB on a v5e: see `hlo.traffic`); FLOPs a byte of that
@@ -30,7 +30,7 @@ import optax
 from hlo import collectives, memory, traffic
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from pages import Kept, commit, markdown, row
+from pages import Kept, commit, markdown, row, versions
 
 from gen_jax import data, gmm, guidance, hvae, keys, likelihoods, samplers, training, vae
 from gen_jax.diffusion import loss, prediction, process
@@ -277,26 +277,26 @@ SMALL = [
     Case("mnist_small", 256),
     Case("mnist_small, labels", 256),
     Case("mnist", 128),
+    Case("mnist", 128, fsdp=True),
 ]
-LARGE = [
+V5P = "v5p:2x2x1"
+CASES = [
     Case("cifar10", 128),
     Case("cifar10", 128, fsdp=True),
-    Case("cifar10", 512),
-    Case("cifar10", 512, remat=True),
-    Case("cifar10", 1024, remat=True),
-    Case("sampler", 128),
-]
-CASES = [
     *SMALL,
-    *LARGE,
-    *(case._replace(topology="v5p:2x2x1") for case in (*SMALL, *LARGE[:2])),
-    *(Case("cifar10", 128, topology=topology) for topology in ("v5e:2x2", "v5e:8x8")),
+    Case("sampler", 128),
+    *(Case("mnist", 128, topology=topology) for topology in ("v5e:2x2", "v5e:8x8")),
+    Case("cifar10", 512),
+    *(case._replace(topology=V5P) for case in SMALL),
+    Case("cifar10", 1024, remat=True),
+    Case("cifar10", 128, topology=V5P),
+    Case("sampler", 128, topology=V5P),
 ]
-"""The last two beside `v5e:4x4`: what a step costs a chip, however many there are."""
+"""`mnist` is on slices of 4, 16 and 64 chips: what a step costs a chip, however many there are."""
 
 PAGE = """# Programs for TPUs, compiled without one
 
-Made by `python benchmarks/tpu_compile.py` on {date}, from commit {commit}, with jax {jax} and libtpu {libtpu}. All is a
+Made by `python benchmarks/tpu_compile.py` on {date}, from commit {commit}, with {versions}. All is a
 chip's, of one step. XLA's count of bytes has those in it that stay on the chip; FLOPs are a byte of its main memory. The
 bound is the share of the chip's peak in bfloat16 that the main memory's bandwidth leaves (v5e: 197 TFLOP/s, 819 GB/s,
 16 GB; v5p: 459 TFLOP/s, 2765 GB/s, 95 GB). Nothing was run.
@@ -307,6 +307,11 @@ HEAD = [
     *("program", "slice", "examples a chip", "GFLOP", "GB, XLA's count", "GB, main memory", "FLOP a byte"),
     *("bound on MFU", "memory, GB", "state and batch, GB", "collectives (number, MB)", "compiled in, s"),
 ]
+
+
+def write_page(about: dict[str, str], rows: list[list[str]]) -> None:
+    """TPU.md."""
+    (ROOT / "benchmarks" / "TPU.md").write_text(PAGE.format(**about, table=markdown([HEAD, *rows])))
 
 
 def line(r: Read) -> list[str]:
@@ -339,28 +344,19 @@ def main() -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="the small ones, and no page")
     parser.add_argument("--only", help="those whose row has this in it, and no page")
-    parser.add_argument("--keep", type=Path, help="where rows of this commit are kept, to go on from")
-    args, rows, at = parser.parse_args(), [], commit()
+    parser.add_argument("--keep", type=Path, help="where rows are kept, to go on from")
+    args, rows = parser.parse_args(), []
     kept = Kept(args.keep)
+    about = {"date": f"{datetime.date.today()}", "commit": commit(), "versions": versions("jax", "libtpu")}
+    about = kept("about", lambda: about)
     for case in SMALL if args.smoke else CASES:
-        name = f"{at} {json.dumps(case._asdict())}"
+        name = json.dumps(case._asdict())
         if args.only and args.only not in name:
             continue
         rows.append(kept(name, functools.partial(compiled_row, case)))
         print(row(rows[-1]), flush=True)
-    if args.smoke or args.only:
-        return
-    import importlib.metadata
-
-    table = markdown([HEAD, *rows])
-    page = PAGE.format(
-        date=datetime.date.today(),
-        commit=at,
-        jax=jax.__version__,
-        libtpu=importlib.metadata.version("libtpu"),
-        table=table,
-    )
-    (ROOT / "benchmarks" / "TPU.md").write_text(page)
+        if not (args.smoke or args.only):
+            write_page(about, rows)
 
 
 if __name__ == "__main__":
