@@ -45,12 +45,12 @@ def train(
         return wrong.mean(), {"accuracy": (logits.argmax(1) == batch["label"]).mean(dtype=jnp.float32)}
 
     optimizer, schedule = training.muon(5e-3, num_steps=steps, warmup_steps=min(100, steps // 10))
-    params = training.call_once(
-        net.init, jax.random.key(0), data.to_unit(train_set["image"][:1]), jnp.zeros(1)
-    )
+    examples = data.to_unit(train_set["image"][:1]), jnp.zeros(1)
     training.fit(
         training.make_step(loss, optimizer, ema_decay=0.99),
-        training.TrainState.create(params, optimizer, jax.random.key(1)),
+        lambda: training.TrainState.create(
+            net.init(jax.random.key(0), *examples), optimizer, jax.random.key(1)
+        ),
         data.batches(train_set, 128, key=jax.random.key(2)),
         num_steps=steps,
         workdir=workdir,

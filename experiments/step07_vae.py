@@ -252,14 +252,16 @@ def train(config: Config) -> dict[str, Any]:
         schedule=config.schedule,
         clip_norm=config.clip_norm,
     )
-    params = init(model, key_params, shape, num_classes)
+    label = None if num_classes is None else jnp.zeros(1, jnp.int32)
+    init = lambda: model.init(key_params, jnp.zeros((1, *shape)), label)
     if config.start_from is not None:
-        params = autoencoding.parameters_of(config.start_from, params, restore)
+        given = autoencoding.parameters_of(config.start_from, jax.eval_shape(init), restore)
+        init = lambda: given
     state = training.fit(
         training.make_step(
             make_loss(model, config), optimizer, ema_decay=config.ema_decay, step_in_loss=True
         ),
-        training.TrainState.create(params, optimizer, key_steps, ema=config.ema_decay is not None),
+        lambda: training.TrainState.create(init(), optimizer, key_steps, ema=config.ema_decay is not None),
         data.batches(arrays, config.batch_size, key=key_data),
         num_steps=config.steps,
         workdir=config.workdir,
@@ -272,12 +274,6 @@ def train(config: Config) -> dict[str, Any]:
         },
     )
     return finish(config, model, state, test, note)
-
-
-def init(model: vae.VAE, key: jax.Array, shape: tuple[int, ...], num_classes: int | None) -> vae.Params:
-    """Parameters to start from."""
-    label = None if num_classes is None else jnp.zeros(1, jnp.int32)
-    return training.call_once(model.init, key, jnp.zeros((1, *shape)), label)
 
 
 def restore(params: Any) -> vae.Params:

@@ -303,14 +303,15 @@ def train(config: Config) -> dict[str, Any]:
     model = build(config, shape)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     optimizer, schedule = make_optimizer(config)
-    params = training.call_once(model.init, key_params, jnp.zeros((1, *shape)))
+    init = lambda: model.init(key_params, jnp.zeros((1, *shape)))
     if config.start_from is not None:
-        params = autoencoding.parameters_of(config.start_from, params, restore)
+        given = autoencoding.parameters_of(config.start_from, jax.eval_shape(init), restore)
+        init = lambda: given
     state = training.fit(
         training.make_step(
             make_loss(model, config), optimizer, ema_decay=config.ema_decay, step_in_loss=True
         ),
-        training.TrainState.create(params, optimizer, key_steps, ema=config.ema_decay is not None),
+        lambda: training.TrainState.create(init(), optimizer, key_steps, ema=config.ema_decay is not None),
         data.batches(arrays, config.batch_size, key=key_data),
         num_steps=config.steps,
         workdir=config.workdir,

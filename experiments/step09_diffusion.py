@@ -266,7 +266,7 @@ def train(config: Config) -> dict[str, Any]:
         labels.check(arrays["label"], num_classes)
     images, (net, proc) = arrays["image"], runs.build(dataclasses.asdict(config), num_classes)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
-    params = training.call_once(net.init, key_params, jnp.zeros((1, *images.shape[1:])), jnp.zeros(1))
+    examples = jnp.zeros((1, *images.shape[1:])), jnp.zeros(1)
     make_optimizer = {"adam": training.adam, "muon": training.muon}[config.optimizer]
     optimizer, schedule = make_optimizer(
         config.learning_rate,
@@ -291,7 +291,7 @@ def train(config: Config) -> dict[str, Any]:
 
     state = training.fit(
         training.make_step(make_loss(net, proc, config), optimizer, ema_decay=config.ema_decay),
-        training.TrainState.create(params, optimizer, key_steps),
+        lambda: training.TrainState.create(net.init(key_params, *examples), optimizer, key_steps),
         data.batches(arrays, config.batch_size, key=key_data),
         num_steps=config.steps,
         workdir=config.workdir,

@@ -96,14 +96,14 @@ def train(config: Config, run: runs.Run) -> None:
     optimizer, schedule = training.muon(
         config.learning_rate, num_steps=config.steps, warmup_steps=min(100, config.steps // 10)
     )
-    params = training.call_once(net.init, key_params, jnp.zeros((1, *run.shape)), jnp.zeros(1))
+    examples = jnp.zeros((1, *run.shape)), jnp.zeros(1)
     classify: Any = net.apply
     prepare = lambda key, image: data.to_unit(image)
     training.fit(
         training.make_step(
             guidance.classifier_loss(classify, run.process, prepare=prepare), optimizer, ema_decay=0.99
         ),
-        training.TrainState.create(params, optimizer, key_steps),
+        lambda: training.TrainState.create(net.init(key_params, *examples), optimizer, key_steps),
         data.batches(arrays, config.batch_size, key=key_data),
         num_steps=config.steps,
         workdir=config.workdir,

@@ -1,13 +1,13 @@
 """Training: a pure step, a compiler for many devices, one loop, checkpoints that survive.
 
 >>> optimizer, schedule = training.adam(3e-4, num_steps=10_000, warmup_steps=500)
->>> state = training.TrainState.create(params, optimizer, jax.random.key(0))
+>>> state = lambda: training.TrainState.create(net.init(key, x), optimizer, jax.random.key(0))
 >>> step = training.make_step(loss, optimizer)  # loss(params, key, batch) -> (scalar, metrics)
 >>> state = training.fit(step, state, batches, num_steps=10_000, workdir="checkpoints/run", schedule=schedule)
 """
 
 from gen_jax.training.checkpoint import CheckpointError, Checkpoints, Loaded, load
-from gen_jax.training.compile import Compiled, call_once, compile_step
+from gen_jax.training.compile import Compiled, compile_step
 from gen_jax.training.distributed import initialize_distributed
 from gen_jax.training.layout import Layout
 from gen_jax.training.loop import InMemory, Stream, fit
@@ -30,7 +30,6 @@ __all__ = [
     "TrainState",
     "TrainingDiverged",
     "adam",
-    "call_once",
     "compile_step",
     "fit",
     "initialize_distributed",

@@ -17,13 +17,13 @@ Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
 """`select(step, K)`: the rows of the batches of the `K` steps from `step`, a pure function of the step."""
 
 
-def call_once(f: Callable[..., Any], *args: Any) -> Any:
+def lower_once(f: Callable[..., Any], *args: Any, out_shardings: Any = None) -> jax.stages.Lowered:
     """`f(*args)` as one program, optimised little on CPUs: what runs once should not compile for longer than that saves.
 
     For `init` of a network, which a CPU compiles in seconds and runs in milliseconds.
     """
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(f, compiler_options=options)(*args)
+    return jax.jit(f, out_shardings=out_shardings, compiler_options=options).lower(*args)
 
 
 def compile_step(
@@ -89,6 +89,12 @@ class Compiled:
         if self.layout.parallel == "pmap":
             raise ValueError('lower needs parallel="jit": pmap makes its program of arrays on devices')
         return self._jit(state).lower(state, data)
+
+    def prepare(self, state: TrainState, data: PyTree) -> None:
+        """Compile for these arguments or their shapes, that the first call need not (pmap, of arrays alone: it must)."""
+        if self.layout.parallel == "jit":
+            self._program = self._jit(state)
+            self._program.lower(state, data).compile()
 
     def put(self, data: PyTree) -> PyTree:
         """Place a batch, or with `select` the data set, on the devices, unless it is there already."""

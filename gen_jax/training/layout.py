@@ -74,6 +74,11 @@ class Layout:
 
         return jax.tree.map(leaf, state)
 
+    def shapes(self, state: PyTree) -> PyTree:
+        """What `put_state` would make of a state, or of its shapes alone, as `jax.ShapeDtypeStruct`."""
+        shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.tree.map(shape, state, self.state_sharding(state))
+
     def put_state(self, state: PyTree) -> PyTree:
         """Copy a state that every process holds in full to the mesh; the argument stays valid."""
         return jax.tree.map(_put, state, self.state_sharding(state))

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh
 from gen_jax import training
 from gen_jax.networks import unet
 from gen_jax.training import compile_step
+from gen_jax.training.compile import lower_once
 
 
 def mesh(n, *axes):
@@ -200,7 +201,7 @@ def test_lower_has_no_program_for_pmap():
         compile_step(step, parallel="pmap").lower(state, toy.InMemory().arrays)
 
 
-def test_call_once_is_the_function(monkeypatch):
+def test_lower_once_is_the_function(monkeypatch):
     """With fewer optimisations on CPUs; elsewhere compiled as always."""
     net = unet.UNet(unet.UNetConfig(channels=(8, 16), embedding=16, groups=8))
     args = jax.random.key(0), jnp.zeros((1, 9, 7, 2)), jnp.zeros(1)
@@ -208,4 +209,4 @@ def test_call_once_is_the_function(monkeypatch):
     for backend in ("cpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
-        jax.tree.map(close, wanted, training.call_once(net.init, *args))
+        jax.tree.map(close, wanted, lower_once(net.init, *args).compile()(*args))

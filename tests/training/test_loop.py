@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from gen_jax import training
-from gen_jax.training import run
+from gen_jax.training import loop, run
 from gen_jax.training.loop import call_size
 
 
@@ -335,3 +335,43 @@ def test_call_size_is_the_same_for_the_rest_of_a_run():
         for asked in (1, 7, 10):
             size = call_size(asked, 0, num_steps)
             assert all(call_size(asked, start, num_steps) == size for start in range(size, num_steps, size))
+
+
+EIGHT = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+
+
+@pytest.mark.parametrize(
+    "layout", [{}, {"mesh": EIGHT}, {"mesh": EIGHT, "fsdp": True}, {"mesh": EIGHT, "parallel": "pmap"}]
+)
+def test_a_function_that_makes_the_state_is_as_good_as_the_state(tmp_path, layout):
+    step, state, schedule = toy.setup(20)
+    leaves = lambda state: jax.tree.leaves((state.params, state.ema_params, state.opt_state))
+    made = fit(tmp_path / "made", 20, problem=(step, lambda: state, schedule), **layout)
+    given = fit(tmp_path / "given", 20, problem=(step, state, schedule), **layout)
+    for a, b in zip(leaves(made), leaves(given), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+        np.testing.assert_array_equal(a, b)
+    assert int(made.step) == 20
+
+
+def test_a_state_is_not_made_where_there_is_a_checkpoint(tmp_path, monkeypatch):
+    step, state, schedule = toy.setup(40)
+    whole = fit(tmp_path / "whole", problem=(step, state, schedule))
+    problem = step, lambda: state, schedule
+    fit(tmp_path / "parts", 20, problem=problem)
+    monkeypatch.setattr(loop, "_begin", None)
+    again = fit(tmp_path / "parts", problem=problem)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+    assert fit(tmp_path / "parts", problem=problem).step == 40
+
+
+def test_the_step_is_compiled_once_where_the_state_is_made(tmp_path):
+    step, state, schedule = toy.setup(20)
+    traced = []
+
+    def counted(*args, **options):
+        traced.append(None)
+        return step(*args, **options)
+
+    fit(tmp_path, 20, problem=(counted, lambda: state, schedule))
+    assert len(traced) == 1
