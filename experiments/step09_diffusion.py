@@ -275,7 +275,7 @@ def train(config: Config) -> dict[str, Any]:
         accumulate=config.accumulate,
         b2=0.99,
     )
-    draw = runs.sampler(net, proc, config.predicts, images.shape[1:])
+    draw = runs.sampler(net, proc, config.predicts, images.shape[1:], training.Layout().mesh)
     plan, key, index = (
         runs.plan(proc, config.solver, min(config.nfe, 25)),
         jax.random.key(config.seed),

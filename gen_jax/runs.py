@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Int, Key, PyTree, UInt8
 
-from gen_jax import data, guidance, labels, samplers, training
+from gen_jax import data, guidance, keys, labels, samplers, training
 from gen_jax.diffusion import prediction, process
 from gen_jax.networks import unet
 
@@ -195,28 +196,51 @@ def first_time(proc: process.Process, least_log_snr: float = LEAST_LOG_SNR) -> f
 
 
 def sampler(
-    net: unet.UNet, proc: process.Process, predicts: prediction.Predicts, shape: tuple[int, ...]
+    net: unet.UNet,
+    proc: process.Process,
+    predicts: prediction.Predicts,
+    shape: tuple[int, ...],
+    mesh: Mesh | None = None,
 ) -> Callable[..., UInt8[Array, "n H W C"]]:
     """`draw(params, key, plan, index, label=None, weight=None, younger=None)`, compiled.
 
-    Image `i` depends on `key` and `i` alone; the last three are as of `denoiser`. One compilation serves all plans of a
-    shape, all labels and all weights.
+    Image `i` depends on `key` and `i` alone; the last three are as of `denoiser`. The images are split over the devices
+    of `mesh`, by default all of this process, and end on each. One compilation serves all plans of a shape, all labels
+    and all weights.
     """
+    mesh = Mesh(np.array(jax.local_devices()), (keys.AXIS,)) if mesh is None else mesh
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
-    @jax.jit
-    def draw(
-        params: PyTree,
-        key: Any,
-        plan: Any,
-        index: Any,
-        label: Any = None,
-        weight: Any = None,
-        younger: PyTree | None = None,
-    ) -> Any:
+    def each(params, key, plan, index, label, weight, younger):
         key_prior, key_noise, _ = jax.random.split(key, 3)
         x_T = proc.prior(key_prior, (len(index), *shape), index=index)
         denoise = denoiser(net, proc, predicts, params, label, weight, younger)
         return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index))
+
+    @jax.jit
+    def program(params, key, plan, index, label, weight, younger):
+        whole, split = PartitionSpec(), PartitionSpec(keys.AXIS)
+        specs = (whole, whole, whole, split, split, whole, whole)
+        run = jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+        extend = lambda v: jnp.pad(v, (0, -len(v) % mesh.size), mode="edge")
+        index, label, num = extend(index), None if label is None else extend(label), len(index)
+        images = run(params, key, plan, index, label, weight, younger)
+        return jax.lax.with_sharding_constraint(images[:num], everywhere)
+
+    def place(x: Any) -> Any:
+        there = isinstance(x, jax.Array) and x.sharding.device_set == everywhere.device_set
+        return x if there else jax.device_put(x, everywhere)
+
+    def draw(
+        params: PyTree,
+        key: Key[Array, ""],
+        plan: samplers.Plan,
+        index: Int[Array | np.ndarray, "n"],
+        label: Int[Array | np.ndarray, "n"] | None = None,
+        weight: ArrayLike | None = None,
+        younger: PyTree | None = None,
+    ) -> UInt8[Array, "n H W C"]:
+        return program(*jax.tree.map(place, (params, key, plan, index, label, weight, younger)))
 
     return draw
 

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 import pytest
 import step09_diffusion
+from jax.sharding import Mesh
 from PIL import Image
 
-from gen_jax import cli, runs, training
+from gen_jax import cli, runs, samplers, training
 from gen_jax.networks import unet
 from tests.networks.drawn import parameters
 
@@ -123,8 +124,11 @@ def test_networks_of_other_sizes_are_refused(unconditional, monkeypatch):
         runs.load(unconditional)
 
 
-def test_one_program_draws_all_labels_and_weights(conditional):
-    run = runs.load(conditional)
+def test_one_program_draws_all_labels_and_weights(conditional, monkeypatch):
+    run, traced, sample = runs.load(conditional), [], samplers.sample
+    monkeypatch.setattr(
+        samplers, "sample", lambda *args, **options: traced.append(0) or sample(*args, **options)
+    )
     draw, plan = (
         runs.sampler(run.net, run.process, run.predicts, run.shape),
         runs.plan(run.process, "unipc", 4),
@@ -133,7 +137,27 @@ def test_one_program_draws_all_labels_and_weights(conditional):
         draw(
             run.params, jax.random.key(0), plan, np.arange(2), np.full(2, label, np.int32), np.float32(weight)
         )
-    assert draw._cache_size() == 1
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("num", [3, 8])
+def test_images_are_the_same_on_one_device_and_on_many(conditional, num):
+    """Where they do not divide over the devices as well."""
+    run = runs.load(conditional)
+    table = runs.plan(run.process, "ddpm", 4)
+
+    def draw(*devices):
+        sampler = runs.sampler(
+            run.net, run.process, run.predicts, run.shape, Mesh(np.array(devices), ("data",))
+        )
+        label = np.arange(num, dtype=np.int32)
+        return sampler(run.params, jax.random.key(0), table, np.arange(num) + 5, label, jnp.float32(2.0))
+
+    one, many = draw(jax.devices()[0]), draw(*jax.devices())
+    assert (len(jax.devices()), one.shape) == (8, (num, *run.shape))
+    assert many.sharding.is_fully_replicated
+    np.testing.assert_allclose(np.int32(one), np.int32(many), atol=1)  # bytes
+    assert np.mean(np.asarray(one) == np.asarray(many)) > 0.99
 
 
 @pytest.mark.slow  # a network to compile for training; in CI: step 9's, and its parts here
