@@ -4,16 +4,18 @@
     python benchmarks/sampling.py --smoke    # tiny sizes, and no page
 
 1. A step of DDIM with the U-Net of the preset `mnist` (the book's size): the network once and the solver's arithmetic.
-   Ours is a whole `samplers.sample`, compiled and waited for, over its steps. PyTorch has the same network
+   Ours is a whole sample as `gen-jax sample` draws it, waited for, over its steps. PyTorch has the same network
    (`train_step.py`; the parameter counts are compared) and grid, coefficients made beforehand, eval and inference mode;
    float32 channels-last and contiguous, bfloat16 by autocast, and so with weights that need no cast at every step.
-2. Ours by batch: a sample as `gen-jax sample` draws it, with the recommended solver (UniPC, 12 evaluations).
+2. Ours by batch, with the recommended solver (UniPC, 12 evaluations).
 3. 64 images by the network of 1, in the setting of each side that is fastest there: the book's way, 1,000 steps of DDPM
    in PyTorch, of which 20 are timed and multiplied by 50; ours as in 2. That 12 evaluations of UniPC are as good as
    1,000 steps of DDPM is not measured here but by `experiments/samplers_compare.py`.
 
-Sides alternate; printed are medians and medians of the rounds' ratios, one JSON line a measurement. The networks are not
-trained: what is timed does not depend on the weights. Needs the extra `bench`.
+Both sides have all cores: PyTorch as threads, ours as `--devices` among which the images are split (1: as threads too, of
+which XLA's convolutions of few channels use one). Sides alternate; printed are medians and medians of the rounds' ratios,
+one JSON line a measurement. The networks are not trained: what is timed does not depend on the weights. Needs the extra
+`bench`.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ import datetime
 import functools
 import itertools
 import json
+import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +39,6 @@ from pages import commit, machine, markdown, versions
 from train_step import TorchUNet, seconds
 
 from gen_jax import runs, samplers
-from gen_jax.diffusion import prediction
 from gen_jax.networks import unet
 
 PROCESS = runs.PROCESSES["ddpm_linear"]()
@@ -63,6 +65,8 @@ class Config:
     ddpm_steps: int = 20
     """How many of the book's 1,000 are timed."""
     rounds: int = 7
+    devices: int = os.cpu_count() or 1
+    """That JAX makes of the cores, as with `JAX_NUM_CPU_DEVICES`."""
     smoke: bool = False
     """Tiny sizes, and no page."""
 
@@ -121,25 +125,11 @@ def torch_draw(setting: str, batch: int, grid: np.ndarray, eta: float) -> tuple[
     return draw, sum(p.numel() for p in net.parameters())
 
 
-def jax_draw(dtype: str, batch: int, grid: np.ndarray) -> tuple[Callable[[], Any], int]:
-    """The same of ours, by DDIM."""
-    net, params = network("mnist", dtype)
-    plan, x_T = samplers.DDIM().plan(PROCESS, grid), PROCESS.prior(jax.random.key(1), (batch, *IMAGE))
-
-    @jax.jit
-    def draw(params: Any, plan: Any, x_T: Any) -> Any:
-        denoise = prediction.as_denoiser(lambda x, t: net.apply(params, x, t), PROCESS, predicts="eps")
-        return samplers.sample(jax.random.key(0), denoise, plan, x_T)
-
-    count = sum(p.size for p in jax.tree.leaves(params))
-    return lambda: jax.block_until_ready(draw(params, plan, x_T)), count
-
-
-def recommended(preset: str, dtype: str, batch: int, nfe: int) -> Callable[[], Any]:
-    """Images as `gen-jax sample` draws them."""
+def jax_draw(preset: str, dtype: str, batch: int, plan: samplers.Plan) -> tuple[Callable[[], Any], int]:
+    """The same of ours, as `gen-jax sample` draws images."""
     net, params = network(preset, dtype)
-    draw, plan = runs.sampler(net, PROCESS, "eps", IMAGE), runs.plan(PROCESS, "unipc", nfe)
-    return lambda: jax.block_until_ready(draw(params, jax.random.key(0), plan, jnp.arange(batch)))
+    draw, count = runs.sampler(net, PROCESS, "eps", IMAGE), sum(p.size for p in jax.tree.leaves(params))
+    return lambda: jax.block_until_ready(draw(params, jax.random.key(0), plan, np.arange(batch))), count
 
 
 # --- what is measured ---
@@ -178,7 +168,8 @@ def times_torch(times: Times, dtype: str = "") -> float:
 def a_step(config: Config) -> dict:
     """The first measurement."""
     grid = samplers.times.uniform(PROCESS, config.steps)
-    made = {f"gen_jax {dtype}": jax_draw(dtype, config.batch_size, grid) for dtype in DTYPES}
+    plan = samplers.DDIM().plan(PROCESS, grid)
+    made = {f"gen_jax {dtype}": jax_draw("mnist", dtype, config.batch_size, plan) for dtype in DTYPES}
     made |= {f"torch {setting}": torch_draw(setting, config.batch_size, grid, 0.0) for setting in SETTINGS}
     if len(counts := {count for _, count in made.values()}) > 1:
         raise ValueError(f"the two networks differ: their parameters are {sorted(counts)}")
@@ -195,7 +186,8 @@ def a_step(config: Config) -> dict:
 
 def by_batch(config: Config, preset: str, dtype: str) -> dict:
     """The second measurement."""
-    sides = {f"{batch}": recommended(preset, dtype, batch, config.nfe) for batch in config.batches}
+    plan = runs.plan(PROCESS, "unipc", config.nfe)
+    sides = {f"{batch}": jax_draw(preset, dtype, batch, plan)[0] for batch in config.batches}
     times = {n: [t / int(n) for t in ts] for n, ts in alternating(sides, config.rounds).items()}
     found = {"measurement": "batch", "preset": preset, "dtype": dtype, "nfe": config.nfe}
     return found | {"ms_a_sample": medians(times, 1e3), "fastest": fastest(times, "")}
@@ -205,7 +197,7 @@ def images(config: Config, setting: str, dtype: str) -> dict:
     """The third measurement."""
     grid = samplers.times.uniform(PROCESS, DDPM_STEPS)[: config.ddpm_steps + 1]
     theirs, _ = torch_draw(setting, config.images, grid, 1.0)
-    ours = recommended("mnist", dtype, config.images, config.nfe)
+    ours, _ = jax_draw("mnist", dtype, config.images, runs.plan(PROCESS, "unipc", config.nfe))
     times = alternating({f"torch {setting}": theirs, f"gen_jax {dtype}": ours}, config.rounds)
     times[f"torch {setting}"] = [DDPM_STEPS / config.ddpm_steps * t for t in times[f"torch {setting}"]]
     found = {"measurement": "images", "images": config.images, "steps_timed_of_1000": config.ddpm_steps}
@@ -220,9 +212,9 @@ def images(config: Config, setting: str, dtype: str) -> dict:
 
 PAGE = """# Sampling speed
 
-Made by `python benchmarks/sampling.py` on {date}, from commit {commit}, on {machine}, with
-{versions}. Medians of {rounds} rounds, in which the sides alternate; ratios are medians of the rounds' ratios,
-above 1 where ours is faster. What is compared, and how: see there.
+Made by `python benchmarks/sampling.py` on {date}, from commit {commit}, on {machine}, of
+which JAX makes {devices} devices, with {versions}. Medians of {rounds} rounds, in which the sides
+alternate; ratios are medians of the rounds' ratios, above 1 where ours is faster. What is compared, and how: see there.
 
 ## A sampling step
 
@@ -267,6 +259,7 @@ def page(config: Config, step: dict, batches: list[dict], drawn: dict) -> str:
 
 def main(config: Config) -> list[dict]:
     """Print a JSON line a measurement, and write the page."""
+    jax.config.update("jax_num_cpu_devices", config.devices)
     config = dataclasses.replace(config, **TINY) if config.smoke else config
     said = lambda result: print(json.dumps(result), flush=True) or result
     step = said(a_step(config))

@@ -2,13 +2,15 @@
 
     python benchmarks/train_step.py [--batch-size 128] [--rounds 7]
 
-Both sides: the same architecture (the parameter counts are compared), batch, loss and Adam, data in memory, all cores,
-in float32 and in bfloat16 (PyTorch by autocast); PyTorch channels-last. Printed: seconds a step (median), and how many
+Both sides: the same architecture (the parameter counts are compared), batch, loss and Adam, data in memory, all cores
+(PyTorch's as threads, ours as devices that share the batch, `pmap`; with `--devices 1` as threads), in float32 and in
+bfloat16 (PyTorch by autocast); PyTorch channels-last. Printed: seconds a step (median), and how many
 times PyTorch's speed ours is (median of the pairs' ratios). Needs the extra `bench`.
 """
 
 import dataclasses
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +37,8 @@ class Config:
     rounds: int = 7
     steps: int = 1
     """Steps a round."""
+    devices: int = os.cpu_count() or 1
+    """That JAX makes of the cores, as with `JAX_NUM_CPU_DEVICES`."""
 
 
 class TorchBlock(nn.Module):
@@ -125,9 +129,13 @@ def jax_step(config: Config, dtype: Any) -> tuple[Callable[[], None], int]:
         return loss.denoising(key, lambda x_t, t: net.apply(params, x_t, t), proc, x_0)
 
     step = training.make_step(loss_fn, optimizer, ema_decay=None)
-    compiled = training.compile_step(step, steps_per_call=config.steps)
+    compiled = training.compile_step(
+        step, steps_per_call=config.steps, parallel="jit" if config.devices == 1 else "pmap"
+    )
     shape = (config.batch_size, 28, 28, 1)
-    x_0 = jax.random.normal(jax.random.key(1), shape if config.steps == 1 else (config.steps, *shape))
+    x_0 = compiled.put(
+        jax.random.normal(jax.random.key(1), shape if config.steps == 1 else (config.steps, *shape))
+    )
     state = training.TrainState.create(params, optimizer, jax.random.key(2), ema=False)
 
     def run() -> None:
@@ -147,6 +155,7 @@ def seconds(step: Callable[[], None]) -> float:
 
 def main(config: Config) -> dict:
     """Print the medians as one JSON line."""
+    jax.config.update("jax_num_cpu_devices", config.devices)
     (ours, count), (ours_bfloat16, _) = (jax_step(config, dtype) for dtype in (jnp.float32, jnp.bfloat16))
     (float32, torch_count), (bfloat16, _) = (torch_step(config, autocast) for autocast in (False, True))
     if count != torch_count:
@@ -162,7 +171,7 @@ def main(config: Config) -> dict:
     rounds = [
         {name: seconds(step) / config.steps for name, step in sides.items()} for _ in range(config.rounds)
     ]
-    result: dict = {"parameters": count, "batch_size": config.batch_size}
+    result: dict = {"parameters": count, "batch_size": config.batch_size, "devices": config.devices}
     result["seconds_a_step"] = {name: round(statistics.median(r[name] for r in rounds), 3) for name in sides}
     for dtype in ("float32", "bfloat16"):
         ratios = [r[f"torch {dtype}"] / r[f"gen_jax {dtype}"] for r in rounds]
