@@ -127,9 +127,10 @@ def torch_draw(setting: str, batch: int, grid: np.ndarray, eta: float) -> tuple[
 
 def jax_draw(preset: str, dtype: str, batch: int, plan: samplers.Plan) -> tuple[Callable[[], Any], int]:
     """The same of ours, as `gen-jax sample` draws images."""
-    net, params = network(preset, dtype)
-    draw, count = runs.sampler(net, PROCESS, "eps", IMAGE), sum(p.size for p in jax.tree.leaves(params))
-    return lambda: jax.block_until_ready(draw(params, jax.random.key(0), plan, np.arange(batch))), count
+    (net, params), mesh = network(preset, dtype), runs.local_mesh(batch)
+    draw, placed = runs.sampler(net, PROCESS, "eps", IMAGE, mesh), runs.place(params, mesh)
+    count = sum(p.size for p in jax.tree.leaves(params))
+    return lambda: jax.block_until_ready(draw(placed, jax.random.key(0), plan, np.arange(batch))), count
 
 
 # --- what is measured ---

@@ -205,10 +205,10 @@ def sampler(
     """`draw(params, key, plan, index, label=None, weight=None, younger=None)`, compiled.
 
     Image `i` depends on `key` and `i` alone; the last three are as of `denoiser`. The images are split over the devices
-    of `mesh`, by default all of this process, and end on each. One compilation serves all plans of a shape, all labels
-    and all weights.
+    of `mesh`, by default all of this process, and end on each; what is not there yet is copied there. One compilation
+    serves all plans of a shape, all labels and all weights.
     """
-    mesh = Mesh(np.array(jax.local_devices()), (keys.AXIS,)) if mesh is None else mesh
+    mesh = local_mesh() if mesh is None else mesh
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def each(params, key, plan, index, label, weight, younger):
@@ -223,13 +223,9 @@ def sampler(
         specs = (whole, whole, whole, split, split, whole, whole)
         run = jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
         extend = lambda v: jnp.pad(v, (0, -len(v) % mesh.size), mode="edge")
-        index, label, num = extend(index), None if label is None else extend(label), len(index)
+        num, index, label = len(index), extend(index), None if label is None else extend(label)
         images = run(params, key, plan, index, label, weight, younger)
         return jax.lax.with_sharding_constraint(images[:num], everywhere)
-
-    def place(x: Any) -> Any:
-        there = isinstance(x, jax.Array) and x.sharding.device_set == everywhere.device_set
-        return x if there else jax.device_put(x, everywhere)
 
     def draw(
         params: PyTree,
@@ -240,9 +236,21 @@ def sampler(
         weight: ArrayLike | None = None,
         younger: PyTree | None = None,
     ) -> UInt8[Array, "n H W C"]:
-        return program(*jax.tree.map(place, (params, key, plan, index, label, weight, younger)))
+        return program(*place((params, key, plan, index, label, weight, younger), mesh))
 
     return draw
+
+
+def local_mesh(num: int | None = None) -> Mesh:
+    """The devices of this process, or `num` of them where there are more, on the axis over which images are split."""
+    return Mesh(np.array(jax.local_devices()[:num]), (keys.AXIS,))
+
+
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays on all devices of `mesh`; those that are there, in whatever parts, stay as they are."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    there = lambda x: isinstance(x, jax.Array) and x.sharding.device_set == everywhere.device_set
+    return jax.tree.map(lambda x: x if there(x) else jax.device_put(x, everywhere), tree)
 
 
 def choose_labels(
@@ -279,13 +287,13 @@ def sample(
     """
     if num < 1:
         raise ValueError(f"num must be at least 1 image, got {num}.")
-    draw, table = sampler(run.net, run.process, run.predicts, run.shape), plan(run.process, solver, nfe)
+    mesh = local_mesh(num)
+    draw = sampler(run.net, run.process, run.predicts, run.shape, mesh)
+    (params, younger), table = place((run.params, run.younger), mesh), plan(run.process, solver, nfe)
     weight = None if guidance == 1 else jnp.float32(guidance)
     size, parts = min(chunk, num), []
     for start in range(0, num, size):
         index = jnp.arange(start, start + size)
         chosen = choose_labels(label, run.num_classes, key, index)
-        parts.append(
-            jax.device_get((draw(run.params, key, table, index, chosen, weight, run.younger), chosen))
-        )
+        parts.append(jax.device_get((draw(params, key, table, index, chosen, weight, younger), chosen)))
     return jax.tree.map(lambda *part: np.concatenate(part)[:num], *parts)
