@@ -24,10 +24,10 @@ import jax
 import numpy as np
 import toy
 
-step, state, schedule = toy.setup(options.num_steps)
+step, _, schedule = toy.setup(options.num_steps)
 state = training.fit(
     step,
-    state,
+    lambda: toy.setup(options.num_steps)[1],
     toy.Stream() if options.stream else toy.InMemory(),
     num_steps=options.num_steps,
     workdir=options.workdir,
