@@ -248,9 +248,9 @@ def local_mesh(num: int | None = None) -> Mesh:
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
     """Arrays on all devices of `mesh`; those that are there, in whatever parts, stay as they are."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    there = lambda x: isinstance(x, jax.Array) and x.sharding.device_set == everywhere.device_set
-    return jax.tree.map(lambda x: x if there(x) else jax.device_put(x, everywhere), tree)
+    layout, devices = training.Layout(mesh=mesh), set(mesh.devices.flat)
+    there = lambda x: isinstance(x, jax.Array) and x.sharding.device_set == devices
+    return jax.tree.map(lambda x: x if there(x) else layout.put_data(jnp.asarray(x)), tree)
 
 
 def choose_labels(

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import os
+import socket
 import subprocess
 import sys
 
@@ -158,6 +160,37 @@ def test_images_are_the_same_on_one_device_and_on_many(conditional, num):
     assert many.sharding.is_fully_replicated
     np.testing.assert_allclose(np.int32(one), np.int32(many), atol=1)  # bytes
     assert np.mean(np.asarray(one) == np.asarray(many)) > 0.99
+
+
+DRAW = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from gen_jax import runs, training
+from gen_jax.diffusion import process
+from gen_jax.networks import unet
+
+training.initialize_distributed()
+net, proc = unet.UNet(unet.UNetConfig(channels=(8,), embedding=16, groups=4)), process.DDPM()
+params = net.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), jnp.zeros(1))
+draw = runs.sampler(net, proc, "v", (6, 6, 1), training.Layout().mesh)
+images = draw(params, jax.random.key(1), runs.plan(proc, "ddpm", 3), np.arange(3))
+np.save(f"{sys.argv[1]}/{jax.process_index()}_of_{jax.process_count()}.npy", np.asarray(images))
+"""
+
+
+def test_images_are_drawn_by_all_processes_for_each(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    base = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    environments = [base, *(base | joined | {"JAX_PROCESS_ID": f"{i}"} for i in range(2))]
+    started = [subprocess.Popen([sys.executable, "-c", DRAW, str(tmp_path)], env=e) for e in environments]
+    assert [process.wait(120) for process in started] == [0, 0, 0]
+    alone, first, second = (np.load(tmp_path / f"{name}.npy") for name in ("0_of_1", "0_of_2", "1_of_2"))
+    assert alone.shape == (3, 6, 6, 1)
+    assert np.ptp(alone) > 100
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(np.int32(alone), np.int32(first), atol=1)
 
 
 @pytest.mark.slow  # a network to compile for training; in CI: step 9's, and its parts here
