@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from hlo import collectives, memory, traffic
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from pages import Kept, commit, markdown, row, versions
 
 from gen_jax import data, gmm, guidance, hvae, keys, likelihoods, samplers, training, vae
@@ -190,11 +190,16 @@ def em_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
     layout = training.Layout(mesh=mesh)
     params = gmm.GMM(*(jax.ShapeDtypeStruct(s, np.float32) for s in ((64,), (64, 64), (64, 64, 64))))
     x = jax.ShapeDtypeStruct((case.per_chip * mesh.size, 64), np.float32)
-    step = lambda params, x: em.step(params, x)
-    sharding = layout.sharding()
-    return jax.jit(step, in_shardings=(sharding, layout.batch_sharding(False)), out_shardings=sharding).lower(
-        params, x
+    step = jax.shard_map(  # as `em.fit` does
+        lambda params, x: em.step(params, x, axis_name=keys.AXIS),
+        mesh=layout.mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(keys.AXIS)),
+        out_specs=PartitionSpec(),
+        check_vma=False,
     )
+    sharding = layout.sharding()
+    shardings = {"in_shardings": (sharding, layout.batch_sharding(False)), "out_shardings": sharding}
+    return jax.jit(step, **shardings).lower(params, x)
 
 
 def sampler_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
@@ -334,6 +339,8 @@ def compiled_row(case: Case) -> list[str]:
     try:
         return line(read(case))
     except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
         return [case.family, case.topology, str(case.per_chip), str(error).splitlines()[0][:200]]
 
 
