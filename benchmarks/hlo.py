@@ -14,8 +14,7 @@ def collectives(text: str) -> dict[str, tuple[int, float]]:
     """Of each kind how many, and the bytes of their results; where a start has its operands beside, half of it."""
     found: dict[str, tuple[int, float]] = {}
     for result, kind, start in COLLECTIVE.findall(text):
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
-        total = sum(SIZES.get(t, 4) * math.prod(int(n) for n in dims.split(",") if n) for t, dims in arrays)
+        total = sum(size for size, _ in arrays(result))
         both = bool(start) and kind != "all-reduce"
         count, size = found.get(kind, (0, 0.0))
         found[kind] = count + 1, size + total / (2 if both else 1)
@@ -27,7 +26,7 @@ def arrays(shape: str) -> list[tuple[int, bool]]:
 
     `S(1)` in a layout is a TPU's on-chip memory, other numbers are those of its smaller ones.
     """
-    found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", shape)
+    found = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape)
     size = lambda kind, dims: SIZES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
     return [(size(kind, dims), "S(" not in layout) for kind, dims, layout in found]
 
@@ -64,15 +63,16 @@ def traffic(text: str) -> int:
             if kind in FREE or kind.endswith("-done"):
                 continue
             moved = arrays(shape)
-            operands = [shapes.get(n, "") for n in re.findall(r"%([\w.\-]+)", rest.split("), ")[0])]
             if kind in (
                 "copy-start",
                 "slice-start",
-            ):  # operands and results in a tuple; as much is read as written
+            ):  # its operand is in the result; as much is read as written
                 size = min(size for size, _ in moved[:2])
                 total += size * sum(main for _, main in moved[:2])
-                continue
-            total += sum(size for size, main in moved + [a for o in operands for a in arrays(o)] if main)
+            else:
+                operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+                moved += [a for name in operands for a in arrays(shapes.get(name, ""))]
+                total += sum(size for size, main in moved if main)
     return total
 
 

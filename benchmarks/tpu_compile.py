@@ -354,8 +354,14 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="where rows are kept, to go on from")
     args, rows = parser.parse_args(), []
     kept = Kept(args.keep)
-    about = {"date": f"{datetime.date.today()}", "commit": commit(), "versions": versions("jax", "libtpu")}
-    about = kept("about", lambda: about)
+    about = kept(
+        "about",
+        lambda: {
+            "date": f"{datetime.date.today()}",
+            "commit": commit(),
+            "versions": versions("jax", "libtpu"),
+        },
+    )
     for case in SMALL if args.smoke else CASES:
         name = json.dumps(case._asdict())
         if args.only and args.only not in name:

@@ -178,7 +178,9 @@ def _like(layout: Layout, shapes: TrainState) -> TrainState:
     return layout.shapes(shapes)._replace(key=key)
 
 
-def _begin(make: Callable[[], TrainState], shardings: PyTree, meanwhile: Callable[[], None] = lambda: None):
+def _begin(
+    make: Callable[[], TrainState], shardings: PyTree, meanwhile: Callable[[], None] = lambda: None
+) -> TrainState:
     """The state that `make` makes; what is done meanwhile is done beside its compilation."""
     program = lower_once(make, out_shardings=shardings)
     with ThreadPoolExecutor(1) as pool:
