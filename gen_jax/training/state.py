@@ -71,6 +71,7 @@ def make_step(
     *,
     ema_decay: float | None = 0.9999,
     step_in_loss: bool = False,
+    microbatches: int = 1,
 ) -> Step:
     """One step of stochastic gradient descent, as a pure function that knows nothing of devices.
 
@@ -83,13 +84,19 @@ def make_step(
     `TrainState.create(..., ema=False)`. Under gradient accumulation the average moves at every micro-step. With
     `step_in_loss` the loss is told the step `k`, int32, as its fourth argument: a term may then be warmed up.
 
+    With `microbatches = n` the gradient is the mean of those of `n` parts of the batch, taken one after the other, each
+    as large as all: the activations of one part are in memory at a time, on a CPU in its cache. Part `p` has the rows
+    `p, p + n, p + 2n, ...` and draws from `fold_in(fold_in(key, k), p)`.
+
     The metrics are those of the loss with `loss` and `grad_norm` (global norm, before any clipping), float32
     scalars; with `skip_exploding` also `skipped`, 1 where the step was not taken. Raises ValueError when `ema_decay`
-    is outside [0, 1), the state has an average and there is no decay or the other way round, or the loss reports a
-    metric under one of these names.
+    is outside [0, 1), the state has an average and there is no decay or the other way round, the loss reports a
+    metric under one of these names, or the rows do not divide into `microbatches`.
     """
     if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
         raise ValueError(f"ema_decay must lie in [0, 1) or be None (no average), got {ema_decay}")
+    if microbatches < 1:
+        raise ValueError(f"microbatches must be at least 1 (the whole batch at once), got {microbatches}")
 
     def step(
         state: TrainState,
@@ -104,9 +111,13 @@ def make_step(
                 f"TrainState.create(..., ema={ema_decay is not None})"
             )
         key = jax.random.fold_in(state.key, state.step)
-        args = (key, batch, state.step) if step_in_loss else (key, batch)
-        gathered = lambda params, *args: loss(gather(params), *args)
-        (value, metrics), grads = jax.value_and_grad(gathered, has_aux=True)(state.params, *args)
+        step_k = (state.step,) if step_in_loss else ()
+        differentiate = jax.value_and_grad(lambda params, *args: loss(gather(params), *args), has_aux=True)
+        if microbatches == 1:
+            (value, metrics), grads = differentiate(state.params, key, batch, *step_k)
+        else:
+            part = lambda key_p, rows: differentiate(state.params, key_p, rows, *step_k)
+            (value, metrics), grads = mean_over_parts(part, key, batch, microbatches)
         if taken := {"loss", "grad_norm", "skipped"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
         if axis_name is not None:
@@ -125,6 +136,32 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state, ema_params, state.key), metrics
 
     return step
+
+
+def mean_over_parts(
+    f: Callable[[Key[Array, ""], Any], PyTree], key: Key[Array, ""], batch: Any, n: int
+) -> PyTree:
+    """`1/n sum_p f(fold_in(key, p), batch[p::n])` in a loop, summed in float32 or better.
+
+    With each `n`-th row a part has as many of each device, in their order, so that no row leaves its device. Raises
+    ValueError where the rows do not divide into `n` parts.
+    """
+    rows = {len(x) for x in jax.tree.leaves(batch)}
+    if any(r % n for r in rows):
+        raise ValueError(
+            f"a batch of {max(rows)} rows a device does not divide into {n} microbatches; choose a divisor of it"
+        )
+    parts = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
+    out = jax.eval_shape(f, key, jax.tree.map(lambda x: x[0], parts))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), out)
+
+    def add(total: PyTree, part: tuple[Array, Any]) -> tuple[PyTree, None]:
+        p, rows = part
+        return jax.tree.map(jnp.add, total, f(jax.random.fold_in(key, p), rows)), None
+
+    total, _ = jax.lax.scan(add, start, (jnp.arange(n), parts))
+    keep = lambda x, like: x.astype(like.dtype) if jnp.issubdtype(like.dtype, jnp.inexact) else x
+    return jax.tree.map(lambda x, like: keep(x / n, like), total, out)
 
 
 def ema_update(ema_params: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:

@@ -30,8 +30,8 @@ MODES = {
 }
 
 
-def run(num_steps=20, steps_per_call=1, select=False, **options):
-    step, state, _ = toy.setup(num_steps)
+def run(num_steps=20, steps_per_call=1, select=False, microbatches=1, **options):
+    step, state, _ = toy.setup(num_steps, microbatches=microbatches)
     memory = toy.InMemory()
     compiled = compile_step(
         step, steps_per_call=steps_per_call, select=memory.select if select else None, **options
@@ -79,6 +79,29 @@ def test_compile_step_is_the_same_in_every_mode(reference, mode, steps_per_call,
     assert state.step == 20
     assert state.step.shape == ()
     assert jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key)
+
+
+@pytest.mark.parametrize("mode", ["jit-8", "fsdp-8", "pmap-8", "jit-4x2"])
+def test_compile_step_takes_the_same_microbatches_in_every_mode(mode):
+    expected, metrics, _ = run(steps_per_call=5, select=True, microbatches=4, mesh=mesh(1))
+    state, found, _ = run(steps_per_call=5, select=True, microbatches=4, **MODES[mode]())
+    toy.assert_close(state, expected, 1e-5)
+    for name, metric in metrics.items():
+        np.testing.assert_allclose(found[name], metric, rtol=1e-4, err_msg=name)
+
+
+def test_compile_step_microbatches_need_less_memory():
+    def temporary(microbatches):
+        net = unet.UNet(unet.UNetConfig(channels=(8, 16), embedding=8))
+        images = jnp.zeros((16, 16, 16, 1))
+        params = net.init(jax.random.key(0), images[:1], jnp.zeros(1))
+        loss = lambda params, key, x: (jnp.mean((net.apply(params, x, jnp.zeros(len(x))) - x) ** 2), {})
+        state = training.TrainState.create(params, optax.sgd(0.1), jax.random.key(0))
+        step = training.make_step(loss, optax.sgd(0.1), microbatches=microbatches)
+        lowered = compile_step(step, mesh=mesh(1)).lower(state, images)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(8) < 0.3 * temporary(1)
 
 
 def test_compile_step_fsdp_shards_large_arrays_and_only_those():

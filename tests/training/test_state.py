@@ -5,7 +5,7 @@ import optax
 import pytest
 import toy
 
-from gen_jax import training
+from gen_jax import keys, training
 from gen_jax.training import TrainState, make_step
 from gen_jax.training.state import ema_update
 
@@ -88,6 +88,69 @@ def test_make_step_averages_gradients_and_metrics_over_the_axis():
     np.testing.assert_allclose(split.params["w"], np.full(4, whole.params["w"]), rtol=1e-6)
     for name, metric in metrics.items():
         np.testing.assert_allclose(per_device[name], np.full(4, metric), rtol=1e-6)
+
+
+def noisy(params, key, batch):
+    error = params["w"] - batch["x"] - keys.normal(key, batch["x"].shape)
+    return jnp.mean(error**2), {"error": jnp.mean(error)}
+
+
+@pytest.mark.parametrize("n", [2, 3, 12])
+def test_make_step_microbatches_are_the_mean_of_their_gradients(n):
+    optimizer, batch = optax.sgd(0.1), {"x": jnp.arange(12.0)}
+    state = state_of(optimizer)._replace(step=jnp.int32(5))
+    new, metrics = make_step(noisy, optimizer, microbatches=n)(state, batch)
+    key = jax.random.fold_in(state.key, 5)
+    parts = [
+        jax.value_and_grad(noisy, has_aux=True)(
+            state.params, jax.random.fold_in(key, p), {"x": batch["x"][p::n]}
+        )
+        for p in range(n)
+    ]
+    (loss, error), grads = jax.tree.map(lambda *x: sum(x) / n, *parts)
+    np.testing.assert_allclose(new.params["w"], state.params["w"] - 0.1 * grads["w"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["error"], error["error"], rtol=1e-5)
+
+
+def test_make_step_microbatches_without_noise_are_the_whole_batch():
+    optimizer, batch = optax.adam(0.1), jnp.arange(12.0)
+    whole, expected = make_step(quadratic, optimizer)(state_of(optimizer), batch)
+    parts, metrics = make_step(quadratic, optimizer, microbatches=4)(state_of(optimizer), batch)
+    np.testing.assert_allclose(parts.params["w"], whole.params["w"], rtol=1e-6)
+    assert metrics.keys() == expected.keys()
+    for name, metric in expected.items():
+        np.testing.assert_allclose(metrics[name], metric, rtol=1e-6)
+
+
+def test_make_step_microbatches_of_bfloat16_are_summed_in_float32():
+    """256 gradients of 1 are 256 in bfloat16 as well, where 257 are not: a sum in it would stop there."""
+    loss = lambda params, key, batch: (
+        jnp.mean(params["w"] * batch.astype(jnp.bfloat16)),
+        {"count": len(batch)},
+    )
+    optimizer, batch = optax.sgd(1.0), jnp.ones(1024)
+    state = TrainState.create({"w": jnp.zeros((), jnp.bfloat16)}, optimizer, jax.random.key(0))
+    state, metrics = make_step(loss, optimizer, microbatches=1024)(state, batch)
+    assert state.params["w"].dtype == jnp.bfloat16
+    assert state.params["w"] == -1.0
+    assert metrics["count"] == 1.0
+
+
+def test_make_step_tells_the_step_to_the_loss_of_each_microbatch():
+    loss = lambda params, key, batch, step: (params["w"] * step * jnp.mean(batch), {})
+    optimizer = optax.sgd(1.0)
+    state = state_of(optimizer)._replace(step=jnp.int32(7))
+    state, _ = make_step(loss, optimizer, step_in_loss=True, microbatches=2)(state, jnp.ones(4))
+    np.testing.assert_allclose(state.params["w"], 1.0 - 7.0)
+
+
+def test_make_step_refuses_microbatches_that_do_not_divide():
+    optimizer = optax.sgd(0.1)
+    with pytest.raises(ValueError, match="at least 1"):
+        make_step(quadratic, optimizer, microbatches=0)
+    with pytest.raises(ValueError, match="10 rows a device does not divide into 4"):
+        make_step(quadratic, optimizer, microbatches=4)(state_of(optimizer), jnp.ones(10))
 
 
 def test_make_step_metrics_are_float32_scalars():

@@ -81,11 +81,12 @@ class Stream:
         return {name: x[rows] for name, x in self.memory.arrays.items()}
 
 
-def setup(num_steps=100, *, learning_rate=1e-2, loss=loss, ema_decay=0.99, **options):
+def setup(num_steps=100, *, learning_rate=1e-2, loss=loss, ema_decay=0.99, microbatches=1, **options):
     """`(step, state, schedule)` of the toy problem."""
     optimizer, schedule = training.adam(learning_rate, num_steps=num_steps, warmup_steps=5, **options)
     state = training.TrainState.create(params(), optimizer, jax.random.key(3))
-    return training.make_step(loss, optimizer, ema_decay=ema_decay), state, schedule
+    step = training.make_step(loss, optimizer, ema_decay=ema_decay, microbatches=microbatches)
+    return step, state, schedule
 
 
 def leaves(state):
