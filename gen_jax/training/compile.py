@@ -1,8 +1,8 @@
 """From a pure step to a program for many devices. No other file in the library knows about devices."""
 
 from collections.abc import Callable
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -61,6 +61,13 @@ def compile_step(
     return Compiled(step, layout, steps_per_call, select, donate)
 
 
+class Program(NamedTuple):
+    """What runs `K` steps, and what compiles it for shapes."""
+
+    run: Callable[..., tuple[TrainState, Metrics]]
+    lower: Callable[..., jax.stages.Lowered]
+
+
 class Compiled:
     """A compiled step; see `compile_step`. `traces` counts how often JAX has traced it: 1 in a whole run."""
 
@@ -69,32 +76,29 @@ class Compiled:
         self.steps_per_call = steps_per_call
         self.traces = 0
         self._step, self._select, self._donate = step, select, donate
-        self._program: Callable[..., Any] | None = None
+        self._program: Program | None = None
 
     def __call__(self, state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
         """`K` steps from `state` on host or device arrays `data`."""
         if not self.layout.is_placed(state):
             state = self.layout.put_state(state)
-        data = self.put(data)
-        if self._program is None:
-            self._program = self._pmap() if self.layout.parallel == "pmap" else self._jit(state)
-        return self._program(state, data)
+        return self._made(state).run(state, self.put(data))
 
     def lower(self, state: TrainState, data: PyTree) -> jax.stages.Lowered:
         """The program for these arguments or their shapes (`jax.ShapeDtypeStruct`), to compile and read it unrun.
 
-        The devices of the mesh may be a description alone (`jax.experimental.topologies`). Raises ValueError for
-        `parallel="pmap"`, whose program JAX makes of arrays.
+        With `parallel="jit"` the devices of the mesh may be a description alone (`jax.experimental.topologies`).
         """
-        if self.layout.parallel == "pmap":
-            raise ValueError('lower needs parallel="jit": pmap makes its program of arrays on devices')
-        return self._jit(state).lower(state, data)
+        return self._made(state).lower(state, data)
 
     def prepare(self, state: TrainState, data: PyTree) -> None:
-        """Compile for these arguments or their shapes, that the first call need not (pmap, of arrays alone: it must)."""
-        if self.layout.parallel == "jit":
-            self._program = self._jit(state)
-            self._program.lower(state, data).compile()
+        """Compile for these arguments or their shapes, that the first call need not."""
+        self.lower(state, data).compile()
+
+    def _made(self, state: TrainState) -> Program:
+        if self._program is None:
+            self._program = self._pmap() if self.layout.parallel == "pmap" else self._jit(state)
+        return self._program
 
     def put(self, data: PyTree) -> PyTree:
         """Place a batch, or with `select` the data set, on the devices, unless it is there already."""
@@ -145,7 +149,7 @@ class Compiled:
         take = lambda x: x.reshape(len(x), -1)[rows].reshape(*rows.shape, *x.shape[1:])
         return jax.tree.map(take, data)
 
-    def _jit(self, state: TrainState) -> jax.stages.Wrapped:
+    def _jit(self, state: TrainState) -> Program:
         layout, stacked = self.layout, self.steps_per_call > 1
         shardings = layout.state_sharding(state)
         batch_sharding = layout.batch_sharding(stacked)
@@ -157,14 +161,15 @@ class Compiled:
                 data = jax.lax.with_sharding_constraint(self._gather(data, rows), batch_sharding)
             return self._run(state, data, lambda s: jax.lax.with_sharding_constraint(s, shardings))
 
-        return jax.jit(
+        jitted = jax.jit(
             program,
             in_shardings=(shardings, batch_sharding if self._select is None else layout.sharding()),
             out_shardings=(shardings, layout.sharding()),
             donate_argnums=0 if self._donate else (),
         )
+        return Program(jitted, jitted.lower)
 
-    def _pmap(self) -> Callable[..., Any]:
+    def _pmap(self) -> Program:
         layout, stacked = self.layout, self.steps_per_call > 1
 
         def program(state: TrainState, data: PyTree, _: Int[Array, ""]) -> tuple[TrainState, Metrics]:
@@ -191,9 +196,14 @@ class Compiled:
         )
         mapped = layout.put_batch(np.zeros(layout.local_shards, np.int32))  # pmap wants one mapped argument
 
-        def call(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        def run(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
             if self._select is None:
                 data = jax.tree.map(split, data)
             return layout.from_pmap(pmapped(state, data, mapped))
 
-        return call
+        def lower(state: TrainState, data: PyTree) -> jax.stages.Lowered:
+            if self._select is None:
+                data = layout.batch_shapes(jax.eval_shape(partial(jax.tree.map, split), data), stacked)
+            return pmapped.lower(state, data, mapped)
+
+        return Program(run, lower)

@@ -76,8 +76,11 @@ class Layout:
 
     def shapes(self, state: PyTree) -> PyTree:
         """What `put_state` would make of a state, or of its shapes alone, as `jax.ShapeDtypeStruct`."""
-        shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        return jax.tree.map(shape, state, self.state_sharding(state))
+        return jax.tree.map(_shape, state, self.state_sharding(state))
+
+    def batch_shapes(self, batch: PyTree, stacked: bool) -> PyTree:
+        """The same of a batch."""
+        return jax.tree.map(lambda x: _shape(x, self.batch_sharding(stacked)), batch)
 
     def put_state(self, state: PyTree) -> PyTree:
         """Copy a state that every process holds in full to the mesh; the argument stays valid."""
@@ -123,6 +126,10 @@ class Layout:
         """Whether `state` comes from `put_state` or a compiled step. Looks at one leaf, to be cheap."""
         x = jax.tree.leaves(state)[0]
         return _placed(x, self.sharding())
+
+
+def _shape(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _placed(x: Any, sharding: NamedSharding) -> bool:

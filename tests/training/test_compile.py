@@ -199,8 +199,8 @@ def test_lower_makes_the_program_of_shapes_alone(fsdp):
     jax.tree.map(np.testing.assert_array_equal, found[0].params, expected[0].params)
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_only_parameters_and_gradients_move_between_devices(fsdp):
+@pytest.mark.parametrize("options", [{}, {"fsdp": True}, {"parallel": "pmap"}])
+def test_only_parameters_and_gradients_move_between_devices(options):
     """What the collectives of a step have for results, whatever the number of examples is."""
     step, state, _ = toy.setup(20)
     found = []
@@ -209,7 +209,7 @@ def test_only_parameters_and_gradients_move_between_devices(fsdp):
             "x": jax.ShapeDtypeStruct((size, toy.DIM), jnp.uint8),
             "index": jax.ShapeDtypeStruct((size,), jnp.int32),
         }
-        program = compile_step(step, fsdp=fsdp).lower(jax.eval_shape(lambda: state), batch).compile()
+        program = compile_step(step, **options).lower(jax.eval_shape(lambda: state), batch).compile()
         kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
         moved = re.findall(rf"= (\S+|\(.*?\)) ({kinds})(?:-start)?\(", program.as_text())
         assert moved
@@ -218,10 +218,26 @@ def test_only_parameters_and_gradients_move_between_devices(fsdp):
     assert not [x for x in found[0] if "all-to-all" in x or "permute" in x]
 
 
-def test_lower_has_no_program_for_pmap():
+@pytest.mark.parametrize("mode", ["jit-8", "fsdp-8", "pmap-8"])
+@pytest.mark.parametrize(("steps_per_call", "select"), [(1, False), (5, False), (5, True)])
+def test_prepare_compiles_what_is_then_run(mode, steps_per_call, select, caplog):
+    """Of shapes alone; after it, the first call neither traces nor compiles the step."""
     step, state, _ = toy.setup(20)
-    with pytest.raises(ValueError, match='lower needs parallel="jit"'):
-        compile_step(step, parallel="pmap").lower(state, toy.InMemory().arrays)
+    memory = toy.InMemory()
+    compiled = compile_step(
+        step, steps_per_call=steps_per_call, select=memory.select if select else None, **MODES[mode]()
+    )
+    rows = np.asarray(memory.select(jnp.int32(0), steps_per_call))
+    data = {
+        name: x if select else x[rows if steps_per_call > 1 else rows[0]] for name, x in memory.arrays.items()
+    }
+    state, data = compiled.layout.put_state(state), compiled.put(data)
+    compiled.prepare(compiled.layout.shapes(state)._replace(key=state.key), data)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        compiled(state, data)
+    assert compiled.traces == 1
+    splits = {"<lambda>"} if mode == "pmap-8" and not select else set()  # of the batch, over the devices
+    assert set(re.findall(r"Compiling jit\((.*?)\)", caplog.text)) == splits
 
 
 def test_lower_once_is_the_function(monkeypatch):
