@@ -84,8 +84,8 @@ class Config:
     microbatches: int = 1
     """Parts in which a step takes its batch, one after the other: less memory, and faster where a part fits a cache."""
 
-    parallel: Literal["jit", "pmap"] = "jit"
-    """How a step is spread over the devices."""
+    parallel: Literal["jit", "pmap"] | None = None
+    """How a step is spread over the devices (default: jit; pmap over the two that are made of a CPU's cores)."""
     fsdp: bool = False
     """Shard parameters and optimizer over the devices as well (with jit)."""
     steps_per_call: int = 10
@@ -305,9 +305,9 @@ def train(config: Config) -> dict[str, Any]:
         config={**dataclasses.asdict(config), "image_shape": images.shape[1:], "num_classes": num_classes},
         may_change=MAY_CHANGE,
         schedule=schedule,
+        parallel=config.parallel or training.default_parallel(config.fsdp),
         **{
-            k: getattr(config, k)
-            for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
+            k: getattr(config, k) for k in ("fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
         },
         milestone=None if config.labels else runs.milestone(config.steps),
         sample_every=config.sample_every or max(config.steps // 5, 1),
@@ -335,6 +335,7 @@ def train(config: Config) -> dict[str, Any]:
 def main(config: Config, script: str = "step09_diffusion.py") -> dict[str, Any]:
     """Train (or go on training) and sample, or sample alone."""
     training.initialize_distributed()
+    training.share_cores(config.batch_size)
     training.keep_programs(config.workdir)
     if config.sample_only:
         draw_samples(config)

@@ -59,7 +59,7 @@ class Config:
     """How many samples."""
     label: int | None = None
     """The label of all samples (default: 0, 1, 2, ... in turn)."""
-    parallel: Literal["jit", "pmap"] = "jit"
+    parallel: Literal["jit", "pmap"] | None = None
     """How a step is spread over the devices."""
     fsdp: bool = False
     steps_per_call: int = 10
@@ -110,9 +110,9 @@ def train(config: Config, run: runs.Run) -> None:
         config={**dataclasses.asdict(config), "num_classes": num_classes},
         may_change=MAY_CHANGE,
         schedule=schedule,
+        parallel=config.parallel or training.default_parallel(config.fsdp),
         **{
-            k: getattr(config, k)
-            for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
+            k: getattr(config, k) for k in ("fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
         },
     )
 
@@ -200,6 +200,7 @@ def draw_samples(config: Config, run: runs.Run, chunk: int = 100) -> dict[str, f
 def main(config: Config) -> dict[str, Any]:
     """Train (or go on training), measure and sample, or sample alone."""
     training.initialize_distributed()
+    training.share_cores(config.batch_size)
     training.keep_programs(config.workdir)
     run = runs.load(config.checkpoint)
     if run.num_classes is not None:

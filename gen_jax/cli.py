@@ -45,6 +45,7 @@ def sample(
 
     if solver not in runs.SOLVERS:
         raise ValueError(f"--solver must be one of {', '.join(runs.SOLVERS)}; got {solver}.")
+    training.share_cores()
     training.keep_programs(run_dir)
     options: dict[str, Any] = {"label": label, "guidance": guidance, "solver": solver, "nfe": nfe}
     images, labels = runs.sample(runs.load(run_dir), jax.random.key(seed), num, **options)

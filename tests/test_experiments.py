@@ -351,7 +351,7 @@ def test_step09_every_way_of_spreading_a_step_gives_the_same_parameters(step09):
 
 
 def start(script, *flags):
-    """A script of the project in a process of its own, with one device, as a user starts it."""
+    """A script of the project in a process of its own, as a user starts it."""
     environment = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen([sys.executable, ROOT / script, *map(str, flags)], env=environment, text=True)
 

@@ -8,7 +8,7 @@
 
 from gen_jax.training.checkpoint import CheckpointError, Checkpoints, Loaded, load
 from gen_jax.training.compile import Compiled, compile_step
-from gen_jax.training.distributed import initialize_distributed
+from gen_jax.training.distributed import default_parallel, initialize_distributed, share_cores
 from gen_jax.training.layout import Layout
 from gen_jax.training.loop import InMemory, Stream, fit
 from gen_jax.training.optimizer import adam, muon, scheduled
@@ -31,6 +31,7 @@ __all__ = [
     "TrainingDiverged",
     "adam",
     "compile_step",
+    "default_parallel",
     "fit",
     "initialize_distributed",
     "keep_programs",
@@ -38,5 +39,6 @@ __all__ = [
     "make_step",
     "muon",
     "scheduled",
+    "share_cores",
     "skip_exploding",
 ]

@@ -1,5 +1,6 @@
-"""Several processes: joining them at the start, and agreeing on when to stop."""
+"""Several processes: joining them at the start, and agreeing on when to stop; several devices of one CPU."""
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -37,6 +38,27 @@ def initialize_distributed() -> None:
         jax.distributed.initialize(address, int(count), int(index), cluster_detection_method="deactivate")
     elif _in_cluster():
         jax.distributed.initialize()
+
+
+def share_cores(batch_size: int = 2) -> None:
+    """Make two devices of a CPU's cores, to share batches of an even size; call it before anything touches a device.
+
+    XLA's convolutions of up to 64 channels run on one core (jaxlib 0.10), and two of them beside each other on two. Does
+    nothing with one core, in one of several processes, or where `JAX_NUM_CPU_DEVICES` or an XLA flag says how many there
+    are. GPUs and TPUs are used before CPUs as ever.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    said = jax.config.values["jax_num_cpu_devices"] > 0 or "host_platform_device_count" in flags
+    if said or batch_size % 2 or (os.cpu_count() or 1) < 2 or jax.distributed.is_initialized():
+        return
+    with contextlib.suppress(RuntimeError):  # devices are in use already
+        jax.config.update("jax_num_cpu_devices", 2)
+
+
+def default_parallel(fsdp: bool = False) -> str:
+    """ "pmap" for several devices of one CPU, where "jit" would move activations to split convolutions; else "jit"."""
+    of_one = jax.default_backend() == "cpu" and jax.process_count() == 1 and jax.device_count() > 1
+    return "pmap" if of_one and not fsdp else "jit"
 
 
 def _in_cluster() -> bool:

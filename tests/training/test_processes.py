@@ -174,6 +174,30 @@ def test_initialize_distributed_names_the_missing_variable(monkeypatch):
         training.initialize_distributed()
 
 
+@pytest.mark.parametrize(
+    ("before", "batch_size", "environment", "expected"),
+    [
+        ("", 64, {}, "2 pmap"),
+        ("", 63, {}, "1 jit"),
+        ("", 64, {"JAX_NUM_CPU_DEVICES": "3"}, "3 pmap"),
+        ("", 64, {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, "4 pmap"),
+        ("jax.devices()", 64, {}, "1 jit"),
+        ("os.cpu_count = lambda: 1", 64, {}, "1 jit"),
+    ],
+)
+def test_share_cores_makes_two_devices_unless_told(before, batch_size, environment, expected):
+    code = (
+        f"import os, jax; from gen_jax import training; {before or 'os.cpu_count = lambda: 2'}\n"
+        f"training.share_cores({batch_size}); print(jax.device_count(), training.default_parallel())\n"
+        "assert training.default_parallel(fsdp=True) == 'jit'"
+    )
+    unset = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    clean = {name: x for name, x in os.environ.items() if name not in unset} | {"JAX_PLATFORMS": "cpu"}
+    run = [sys.executable, "-c", code]
+    found = subprocess.run(run, env=clean | environment, capture_output=True, text=True, check=True).stdout
+    assert found.split() == expected.split()
+
+
 def test_initialize_distributed_does_nothing_alone():
     training.initialize_distributed()
     training.initialize_distributed()
