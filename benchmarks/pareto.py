@@ -77,8 +77,9 @@ def run(name: str, steps: int, log_every: int, workdir: Path) -> None:
     sys.path.insert(0, str(REPO / "experiments"))
     import step09_diffusion as step09
 
-    from gen_jax import runs
+    from gen_jax import runs, training
 
+    training.share_cores()
     changes, network = VARIANTS[name]
     runs.NETWORKS["mnist_small"] = dataclasses.replace(runs.NETWORKS["mnist_small"], **network)
     step09.draw_samples = lambda config: np.zeros(0)
