@@ -4,8 +4,8 @@
 
 Both sides: the same architecture (the parameter counts are compared), batch, loss and Adam, data in memory, all cores
 (PyTorch's as threads, ours as devices that share the batch, `pmap`; with `--devices 1` as threads), in float32 and in
-bfloat16 (PyTorch by autocast); PyTorch channels-last, ours in microbatches of 8 images. Printed: seconds a step
-(median), and how many times PyTorch's speed ours is (median of the pairs' ratios). Needs the extra `bench`.
+bfloat16 (PyTorch by autocast); PyTorch channels-last, ours in microbatches, of 4 images a device. Printed: seconds a
+step (median), and how many times PyTorch's speed ours is (median of the pairs' ratios). Needs the extra `bench`.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ class Config:
     """Steps a round."""
     devices: int = os.cpu_count() or 1
     """That JAX makes of the cores, as with `JAX_NUM_CPU_DEVICES`."""
-    microbatches: int = 16
-    """Parts of our step's batch, see `training.make_step`; 1 takes it whole."""
+    part: int = 4
+    """Images of a device in a microbatch of ours (`training.make_step`); as many as it has, and there is one."""
 
 
 class TorchBlock(nn.Module):
@@ -121,6 +121,11 @@ def torch_step(config: Config, autocast: bool) -> tuple[Callable[[], None], int]
     return step, sum(p.numel() for p in net.parameters())
 
 
+def microbatches(config: Config) -> int:
+    """In how many parts a step of ours takes its batch."""
+    return max(1, config.batch_size // (config.devices * config.part))
+
+
 def jax_step(config: Config, dtype: Any) -> tuple[Callable[[], None], int]:
     """The same of ours, as `fit` runs it."""
     net, proc = unet.UNet(dataclasses.replace(unet.mnist, dtype=dtype)), process.DDPM()
@@ -130,7 +135,7 @@ def jax_step(config: Config, dtype: Any) -> tuple[Callable[[], None], int]:
     def loss_fn(params, key, x_0):
         return loss.denoising(key, lambda x_t, t: net.apply(params, x_t, t), proc, x_0)
 
-    step = training.make_step(loss_fn, optimizer, ema_decay=None, microbatches=config.microbatches)
+    step = training.make_step(loss_fn, optimizer, ema_decay=None, microbatches=microbatches(config))
     compiled = training.compile_step(
         step, steps_per_call=config.steps, parallel="jit" if config.devices == 1 else "pmap"
     )
@@ -174,7 +179,7 @@ def main(config: Config) -> dict:
         {name: seconds(step) / config.steps for name, step in sides.items()} for _ in range(config.rounds)
     ]
     result: dict = {"parameters": count, "batch_size": config.batch_size}
-    result |= {"devices": config.devices, "microbatches": config.microbatches}
+    result |= {"devices": config.devices, "microbatches": microbatches(config)}
     result["seconds_a_step"] = {name: round(statistics.median(r[name] for r in rounds), 3) for name in sides}
     for dtype in ("float32", "bfloat16"):
         ratios = [r[f"torch {dtype}"] / r[f"gen_jax {dtype}"] for r in rounds]

@@ -60,7 +60,7 @@ class Config:
     label: int | None = None
     """The label of all samples (default: 0, 1, 2, ... in turn)."""
     parallel: Literal["jit", "pmap"] | None = None
-    """How a step is spread over the devices."""
+    """How a step is spread over the devices (default: jit; pmap over the two that are made of a CPU's cores)."""
     fsdp: bool = False
     steps_per_call: int = 10
     log_every: int = 50

@@ -56,7 +56,7 @@ def share_cores(batch_size: int = 2) -> None:
 
 
 def default_parallel(fsdp: bool = False) -> str:
-    """ "pmap" for several devices of one CPU, where "jit" would move activations to split convolutions; else "jit"."""
+    """What is faster: `"pmap"` over several devices of one CPU, where `"jit"` moves activations; else `"jit"`."""
     of_one = jax.default_backend() == "cpu" and jax.process_count() == 1 and jax.device_count() > 1
     return "pmap" if of_one and not fsdp else "jit"
 
