@@ -18,11 +18,11 @@ Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
 
 
 def lower_once(f: Callable[..., Any], *args: Any, out_shardings: Any = None) -> jax.stages.Lowered:
-    """`f(*args)` as one program, optimised little on CPUs: what runs once should not compile for longer than that saves.
+    """`f(*args)` as one program, not optimised on CPUs: what runs once should not compile for longer than that saves.
 
     For `init` of a network, which a CPU compiles in seconds and runs in milliseconds.
     """
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(f, out_shardings=out_shardings, compiler_options=options).lower(*args)
 
 
@@ -87,13 +87,10 @@ class Compiled:
     def lower(self, state: TrainState, data: PyTree) -> jax.stages.Lowered:
         """The program for these arguments or their shapes (`jax.ShapeDtypeStruct`), to compile and read it unrun.
 
-        With `parallel="jit"` the devices of the mesh may be a description alone (`jax.experimental.topologies`).
+        Once it is compiled, the first call need not. With `parallel="jit"` the devices of the mesh may be a description
+        alone (`jax.experimental.topologies`).
         """
         return self._made(state).lower(state, data)
-
-    def prepare(self, state: TrainState, data: PyTree) -> None:
-        """Compile for these arguments or their shapes, that the first call need not."""
-        self.lower(state, data).compile()
 
     def _made(self, state: TrainState) -> Program:
         if self._program is None:

@@ -150,7 +150,7 @@ def fit(
         feed = _feed(compiled, batches, start, num_steps)
         data = next(feed)
         if first is None:
-            first = _begin(make, layout.state_sharding(shapes), lambda: compiled.prepare(like, data))
+            first = _begin(make, layout.state_sharding(shapes), lambda: compiled.lower(like, data))
         state = first
         for end in range(start + size, num_steps + 1, size):
             state, metrics = compiled(state, data)
@@ -179,14 +179,19 @@ def _like(layout: Layout, shapes: TrainState) -> TrainState:
 
 
 def _begin(
-    make: Callable[[], TrainState], shardings: PyTree, meanwhile: Callable[[], None] = lambda: None
+    make: Callable[[], TrainState],
+    shardings: PyTree,
+    lower_step: Callable[[], jax.stages.Lowered] | None = None,
 ) -> TrainState:
-    """The state that `make` makes; what is done meanwhile is done beside its compilation."""
+    """The state that `make` makes, in a program that compiles beside the step's: XLA does much of that on one core."""
     program = lower_once(make, out_shardings=shardings)
+    if lower_step is None:
+        return program.compile()()
     with ThreadPoolExecutor(1) as pool:
-        compiled = pool.submit(program.compile)
-        meanwhile()
-        return compiled.result()()
+        step = pool.submit(lower_step().compile)
+        state = program.compile()()
+        step.result()
+    return state
 
 
 def call_size(steps_per_call: int, start: int, num_steps: int) -> int:

@@ -220,7 +220,7 @@ def test_only_parameters_and_gradients_move_between_devices(options):
 
 @pytest.mark.parametrize("mode", ["jit-8", "fsdp-8", "pmap-8"])
 @pytest.mark.parametrize(("steps_per_call", "select"), [(1, False), (5, False), (5, True)])
-def test_prepare_compiles_what_is_then_run(mode, steps_per_call, select, caplog):
+def test_lowered_and_compiled_is_what_is_then_run(mode, steps_per_call, select, caplog):
     """Of shapes alone; after it, the first call neither traces nor compiles the step."""
     step, state, _ = toy.setup(20)
     memory = toy.InMemory()
@@ -232,7 +232,7 @@ def test_prepare_compiles_what_is_then_run(mode, steps_per_call, select, caplog)
         name: x if select else x[rows if steps_per_call > 1 else rows[0]] for name, x in memory.arrays.items()
     }
     state, data = compiled.layout.put_state(state), compiled.put(data)
-    compiled.prepare(compiled.layout.shapes(state)._replace(key=state.key), data)
+    compiled.lower(compiled.layout.shapes(state)._replace(key=state.key), data).compile()
     with jax.log_compiles(), caplog.at_level("WARNING"):
         compiled(state, data)
     assert compiled.traces == 1
@@ -241,7 +241,7 @@ def test_prepare_compiles_what_is_then_run(mode, steps_per_call, select, caplog)
 
 
 def test_lower_once_is_the_function(monkeypatch):
-    """With fewer optimisations on CPUs; elsewhere compiled as always."""
+    """Without optimisations on CPUs; elsewhere compiled as always."""
     net = unet.UNet(unet.UNetConfig(channels=(8, 16), embedding=16, groups=8))
     args = jax.random.key(0), jnp.zeros((1, 9, 7, 2)), jnp.zeros(1)
     wanted = net.init(*args)
