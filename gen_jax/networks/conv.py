@@ -77,8 +77,7 @@ def _on_cpu(a, b, *, out, image, kernel, stride):
     if out == "x" and odd:
         out, a, b = "y", b, jnp.flip(a, (0, 1)).swapaxes(2, 3)
         image, kernel = a.shape, b.shape
-    taps, pixels = kernel[0] * kernel[1], image[1] * image[2]
-    worth = taps > 1 and min(kernel[2:]) >= _FEW and pixels <= _LARGE
+    worth = min(kernel[2:]) >= _FEW and image[1] * image[2] <= _LARGE
     if a.dtype == jnp.bfloat16 and odd and worth:
         return _products(a, b)
     return _plain(a, b, out=out, image=image, kernel=kernel, stride=stride)
@@ -86,12 +85,12 @@ def _on_cpu(a, b, *, out, image, kernel, stride):
 
 def _rows(a, b, out):
     """Of a kernel of one tap: products of matrices whose rows are pixels."""
+    rows = lambda v: v.reshape(-1, v.shape[-1])
     if out == "w":
-        rows = lambda v: v.reshape(-1, v.shape[-1])
         kind = jnp.promote_types(a.dtype, jnp.float32)
         return jnp.dot(rows(a).T, rows(b), preferred_element_type=kind).astype(a.dtype)[None, None]
     x, matrix = (a, b[0, 0]) if out == "y" else (b, a[0, 0].T)
-    return jnp.dot(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
+    return jnp.dot(rows(x), matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def _chunks(x, *others):
