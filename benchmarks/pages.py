@@ -13,13 +13,12 @@ from typing import Any
 class Kept:
     """What has been found, by name, in a JSON file: a second run of a command that was stopped goes on from there.
 
-    Without a path it is kept in memory alone. Of what the findings are is kept with them (`of`, JSON): a file of
-    something else is refused with a ValueError.
+    Of what the findings are is kept with them (`of`, JSON): a file of something else is refused with a ValueError.
     """
 
-    def __init__(self, path: Path | None, of: Any = None):
+    def __init__(self, path: Path, of: Any):
         self.path, of = path, json.loads(json.dumps(of))
-        known = json.loads(path.read_text()) if path and path.exists() else {"of": of, "found": {}}
+        known = json.loads(path.read_text()) if path.exists() else {"of": of, "found": {}}
         if known["of"] != of:
             raise ValueError(f"{path} is of {known['of']}, not of {of}: remove it, or give another place.")
         self.of, self.found = of, known["found"]
@@ -28,8 +27,7 @@ class Kept:
         """The finding of that name, found now if it was not before."""
         if name not in self.found:
             self.found[name] = find()
-            if self.path:
-                self.path.write_text(json.dumps({"of": self.of, "found": self.found}, indent=1))
+            self.path.write_text(json.dumps({"of": self.of, "found": self.found}, indent=1))
         return self.found[name]
 
 
@@ -60,3 +58,9 @@ def markdown(rows: Iterable[list[str]]) -> str:
     """Rows, the first of them the head, as a table."""
     head, *body = rows
     return "\n".join(map(row, [head, ["---"] * len(head), *body]))
+
+
+def table_of(path: Path) -> list[list[str]]:
+    """The rows of the table in a page that `markdown` has made, without its head; none of a page that is not there."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line[2:-2].split(" | ") for line in lines if line.startswith("| ")][2:]

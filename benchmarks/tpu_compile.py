@@ -2,7 +2,8 @@
 
     pip install "jax[tpu]"                                        # in a virtual environment of its own
     TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py         # two hours of a core: --smoke for the small ones
-    TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py --keep FILE     # goes on where it was stopped; of one commit
+    TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py --missing       # those that the page does not have yet
+    TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py --only cifar10 512      # its row anew; the others stay
 
 For every case: FLOPs and bytes a chip and step as XLA counts them; the bytes that go to and come from the chip's main
 memory (XLA's count has those in it that stay on the chip, 128 MiB on a v5e: see `hlo.traffic`); FLOPs a byte of that
@@ -12,10 +13,8 @@ loop runs is not known, and its body counts once: a case is a single step, a sam
 """
 
 import argparse
-import datetime
-import functools
-import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,7 @@ import optax
 from hlo import collectives, memory, traffic
 from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
-from pages import Kept, commit, markdown, row, versions
+from pages import commit, markdown, row, table_of, versions
 
 from gen_jax import data, gmm, guidance, hvae, keys, likelihoods, samplers, training, vae
 from gen_jax.diffusion import loss, prediction, process
@@ -231,7 +230,6 @@ class Read(NamedTuple):
     """What a compiled program says of itself, a chip."""
 
     case: Case
-    chips: int
     gflops: float
     counted: float
     """GB, by XLA: with those that stay on the chip."""
@@ -260,7 +258,6 @@ def read(case: Case) -> Read:
     cost, text = compiled.cost_analysis(), compiled.as_text()
     return Read(
         case,
-        mesh.size,
         cost["flops"] / 1e9,
         cost["bytes accessed"] / 1e9,
         traffic(text) / 1e9,
@@ -299,35 +296,46 @@ CASES = [
 ]
 """`mnist` is on slices of 4, 16 and 64 chips: what a step costs a chip, however many there are."""
 
+PATH = ROOT / "benchmarks" / "TPU.md"
 PAGE = """# Programs for TPUs, compiled without one
 
-Made by `python benchmarks/tpu_compile.py` on {date}, from commit {commit}, with {versions}. All is a
-chip's, of one step. XLA's count of bytes has those in it that stay on the chip; FLOPs are a byte of its main memory. The
-bound is the share of the chip's peak in bfloat16 that the main memory's bandwidth leaves (v5e: 197 TFLOP/s, 819 GB/s,
-16 GB; v5p: 459 TFLOP/s, 2765 GB/s, 95 GB). Nothing was run.
+Made by `python benchmarks/tpu_compile.py`, a row from the commit and with the compiler that it names. All is a chip's,
+of one step. XLA's count of bytes has those in it that stay on the chip; FLOPs are a byte of its main memory. The bound is
+the share of the chip's peak in bfloat16 that the main memory's bandwidth leaves (v5e: 197 TFLOP/s, 819 GB/s, 16 GB; v5p:
+459 TFLOP/s, 2765 GB/s, 95 GB). Nothing was run.
 
 {table}
 """
 HEAD = [
     *("program", "slice", "examples a chip", "GFLOP", "GB, XLA's count", "GB, main memory", "FLOP a byte"),
-    *("bound on MFU", "memory, GB", "state and batch, GB", "collectives (number, MB)", "compiled in, s"),
+    *(
+        "bound on MFU",
+        "memory, GB",
+        "state and batch, GB",
+        "collectives (number, MB)",
+        "compiled in, s",
+        "from",
+    ),
 ]
 
 
-def write_page(about: dict[str, str], rows: list[list[str]]) -> None:
-    """TPU.md."""
-    (ROOT / "benchmarks" / "TPU.md").write_text(PAGE.format(**about, table=markdown([HEAD, *rows])))
+def title(case: Case) -> tuple[str, str, str]:
+    """The cells that name a case: the first of its row."""
+    marks = [name for name in ("fsdp", "remat") if getattr(case, name)]
+    return ", ".join([case.family, case.dtype, *marks]), case.topology, f"{case.per_chip}"
+
+
+def write_page(rows: dict[tuple[str, ...], list[str]]) -> None:
+    """TPU.md, in the order of the cases."""
+    table = [rows[title(case)] for case in CASES if title(case) in rows]
+    PATH.write_text(PAGE.format(table=markdown([HEAD, *table])))
 
 
 def line(r: Read) -> list[str]:
-    """A row of the table."""
-    marks = [name for name in ("fsdp", "remat") if getattr(r.case, name)]
+    """What a row says of a program."""
     said = [f"{kind} {count}, {size / 1e6:.3g}" for kind, (count, size) in sorted(r.collectives.items())]
     return [
-        ", ".join([r.case.family, r.case.dtype, *marks]),
-        f"{r.case.topology} ({r.chips})",
-        *(f"{r.case.per_chip}", f"{r.gflops:.4g}", f"{r.counted:.3g}", f"{r.gbytes:.3g}"),
-        f"{r.gflops / r.gbytes:.0f}",
+        *(f"{r.gflops:.4g}", f"{r.counted:.3g}", f"{r.gbytes:.3g}", f"{r.gflops / r.gbytes:.0f}"),
         *(f"{r.bound:.2f}", f"{r.memory:.3g}", f"{r.parameters:.3g}"),
         "; ".join(said) or "none",
         f"{r.seconds:.0f}",
@@ -336,40 +344,34 @@ def line(r: Read) -> list[str]:
 
 def compiled_row(case: Case) -> list[str]:
     """A row of the table; of a program that is too large for the chip, what the compiler says."""
+    source = f"{commit()}, {versions('jax', 'libtpu')}"
     try:
-        return line(read(case))
+        return [*title(case), *line(read(case)), source]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return [case.family, case.topology, str(case.per_chip), str(error).splitlines()[0][:200]]
+        said = re.sub(r"[|\s]+", " ", str(error))[:200]
+        return [*title(case), *[""] * (len(HEAD) - 5), said, source]
 
 
 def main() -> None:
-    """Compile everything and write the page."""
+    """Compile what is asked for; each row goes to the page when it is there."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--smoke", action="store_true", help="the small ones, and no page")
-    parser.add_argument("--only", help="those whose row has this in it, and no page")
-    parser.add_argument("--keep", type=Path, help="where rows are kept, to go on from")
-    args, rows = parser.parse_args(), []
-    kept = Kept(args.keep)
-    about = kept(
-        "about",
-        lambda: {
-            "date": f"{datetime.date.today()}",
-            "commit": commit(),
-            "versions": versions("jax", "libtpu"),
-        },
-    )
+    parser.add_argument("--only", nargs="+", default=[], help="those named by all of these, as: cifar10 512")
+    parser.add_argument("--missing", action="store_true", help="those that the page does not have")
+    args = parser.parse_args()
+    rows = {tuple(cells[:3]): cells for cells in table_of(PATH)}
     for case in SMALL if args.smoke else CASES:
-        name = json.dumps(case._asdict())
-        if args.only and args.only not in name:
+        name = title(case)
+        if (args.missing and name in rows) or not set(args.only) <= {*name[0].split(", "), *name[1:]}:
             continue
-        rows.append(kept(name, functools.partial(compiled_row, case)))
-        print(row(rows[-1]), flush=True)
-        if not (args.smoke or args.only):
-            write_page(about, rows)
+        rows[name] = compiled_row(case)
+        print(row(rows[name]), flush=True)
+        if not args.smoke:
+            write_page(rows)
 
 
 if __name__ == "__main__":

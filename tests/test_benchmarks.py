@@ -39,10 +39,11 @@ def test_what_is_kept_is_found_once(tmp_path):
         pages.Kept(path, of | {"minutes": 5.0})
 
 
-def test_nothing_is_written_without_a_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert pages.Kept(None)("one", lambda: 1) == 1
-    assert not list(tmp_path.iterdir())
+def test_the_table_of_a_page_is_read_as_it_was_written(tmp_path):
+    path, rows = tmp_path / "page.md", [["vae", "", "0.5"], ["a, b", "x 1; y 2", ""]]
+    assert pages.table_of(path) == []
+    path.write_text(f"# A page\n\nof words.\n\n{pages.markdown([['name', 'said', 'n'], *rows])}\n")
+    assert pages.table_of(path) == rows
 
 
 X, W = jnp.ones((64, 128)), jnp.ones((128, 128))
