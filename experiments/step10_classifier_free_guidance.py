@@ -23,7 +23,7 @@ import judging
 import numpy as np
 import tyro
 
-from gen_jax import data, gmm, guidance, plots, runs, samplers, training
+from gen_jax import gmm, guidance, plots, runs, samplers, training
 from gen_jax.diffusion import oracle, process
 from gen_jax.training import workdir as run_directory
 
@@ -57,22 +57,14 @@ class Config:
 
 def draw_all(config: Config, run: runs.Run) -> dict[float, np.ndarray]:
     """Images for each weight, of the labels 0, 1, ..., 0, 1, ... and the same noise: one compiled program for all."""
-    plan, key = runs.plan(run.process, config.solver, config.nfe), jax.random.key(config.seed)
-    low, high = config.interval or (0.0, run.process.t_max)
-
-    @jax.jit
-    def draw(weight: Any, index: Any) -> Any:
-        key_prior, key_noise, _ = jax.random.split(key, 3)
-        x_T = run.process.prior(key_prior, (len(index), *run.shape), index=index)
-        inside = guidance.interval(weight, run.process, low, high)
-        options = {"label": index % run.num_classes, "weight": inside, "rescale": config.rescale}
-        denoise = runs.denoiser(run.net, run.process, run.predicts, run.params, **options)
-        return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index))
-
-    size = min(250, config.num)
-    starts = range(0, config.num, size)
-    chunks = lambda weight: [np.asarray(draw(weight, jnp.arange(i, i + size))) for i in starts]
-    return {weight: np.concatenate(chunks(weight))[: config.num] for weight in config.weights}
+    options: dict[str, Any] = {"interval": config.interval, "rescale": config.rescale}
+    draw = runs.sampler(run.net, run.process, run.predicts, run.shape, **options)
+    params = runs.place(run.params, runs.local_mesh())
+    key, plan = jax.random.key(config.seed), runs.plan(run.process, config.solver, config.nfe)
+    size, classes = min(250, config.num), run.num_classes or 0
+    chunks = [np.arange(start, start + size) for start in range(0, config.num, size)]
+    images = lambda weight, index: draw(params, key, plan, index, index % classes, np.float32(weight))
+    return {w: np.concatenate([images(w, index) for index in chunks])[: config.num] for w in config.weights}
 
 
 def measure(
@@ -142,6 +134,7 @@ def save_law(path: Path, found: dict[str, np.ndarray], weight: float = 3.0) -> N
 
 def main(config: Config) -> dict[str, Any]:
     """Draw, measure, write."""
+    training.share_cores()
     training.keep_programs(config.workdir)
     run = runs.load(config.checkpoint)
     if run.num_classes is None:

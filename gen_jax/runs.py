@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Int, Key, PyTree, UInt8
 
 from gen_jax import data, guidance, keys, labels, samplers, training
@@ -201,20 +201,26 @@ def sampler(
     predicts: prediction.Predicts,
     shape: tuple[int, ...],
     mesh: Mesh | None = None,
+    *,
+    interval: tuple[float | int, float | int] | None = None,
+    rescale: ArrayLike = 0.0,
 ) -> Callable[..., UInt8[Array, "n H W C"]]:
     """`draw(params, key, plan, index, label=None, weight=None, younger=None)`, compiled.
 
-    Image `i` depends on `key` and `i` alone; the last three are as of `denoiser`. The images are split over the devices
-    of `mesh`, by default all of this process, and end on each; what is not there yet is copied there. One compilation
-    serves all plans of a shape, all labels and all weights.
+    Image `i` depends on `key` and `i` alone; the last three are as of `denoiser`, the weight a number, and so is
+    `rescale`. With an `interval` it is guided at those times alone. The images are split over the devices of `mesh`, by
+    default all of this process, and end on each; what is not there yet is copied there. One compilation serves all plans
+    of a shape, all labels and all weights.
     """
     mesh = local_mesh() if mesh is None else mesh
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere = training.Layout(mesh=mesh).sharding()
 
     def each(params, key, plan, index, label, weight, younger):
         key_prior, key_noise, _ = jax.random.split(key, 3)
         x_T = proc.prior(key_prior, (len(index), *shape), index=index)
-        denoise = denoiser(net, proc, predicts, params, label, weight, younger)
+        if weight is not None and interval is not None:
+            weight = guidance.interval(weight, proc, *interval)
+        denoise = denoiser(net, proc, predicts, params, label, weight, younger, rescale=rescale)
         return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index))
 
     @jax.jit
