@@ -60,8 +60,8 @@ class Step(Protocol):
     ) -> tuple[TrainState, Metrics]:
         """Gradients and metrics are averaged over `axis_name`, where one is bound; the loss is of `gather(params)`.
 
-        `gather` is the identity, said where to compute it: under FSDP it makes whole what is split over devices. Only
-        there it is given.
+        `gather` is the identity, said where to compute it: under FSDP it makes whole what is split over devices, once
+        the parameters and once their gradient. Only there it is given.
         """
 
 
@@ -112,12 +112,13 @@ def make_step(
             )
         key = jax.random.fold_in(state.key, state.step)
         step_k = (state.step,) if step_in_loss else ()
-        differentiate = jax.value_and_grad(lambda params, *args: loss(gather(params), *args), has_aux=True)
+        whole, differentiate = gather(state.params), jax.value_and_grad(loss, has_aux=True)
         if microbatches == 1:
-            (value, metrics), grads = differentiate(state.params, key, batch, *step_k)
+            (value, metrics), grads = differentiate(whole, key, batch, *step_k)
         else:
-            part = lambda key_p, rows: differentiate(state.params, key_p, rows, *step_k)
+            part = lambda key_p, rows: differentiate(whole, key_p, rows, *step_k)
             (value, metrics), grads = mean_over_parts(part, key, batch, microbatches)
+        grads = gather(grads)
         if taken := {"loss", "grad_norm", "skipped"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
         if axis_name is not None:

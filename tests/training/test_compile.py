@@ -218,6 +218,20 @@ def test_only_parameters_and_gradients_move_between_devices(options):
     assert not [x for x in found[0] if "all-to-all" in x or "permute" in x]
 
 
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_a_step_gathers_parameters_and_gradients_once(microbatches):
+    """Of a batch in parts too: outside of the loop over them and of what is differentiated, where numbers are traced."""
+    step, state, _ = toy.setup(20, microbatches=microbatches)
+    seen = []
+
+    def gather(tree):
+        seen.append([isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)])
+        return tree
+
+    step(state, {name: x[:64] for name, x in toy.InMemory().arrays.items()}, gather=gather)
+    assert seen == [[False] * len(jax.tree.leaves(state.params))] * 2
+
+
 @pytest.mark.parametrize("mode", ["jit-8", "fsdp-8", "pmap-8"])
 @pytest.mark.parametrize(("steps_per_call", "select"), [(1, False), (5, False), (5, True)])
 def test_lowered_and_compiled_is_what_is_then_run(mode, steps_per_call, select, caplog):
