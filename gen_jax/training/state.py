@@ -150,7 +150,8 @@ def mean_over_parts(
     rows = {len(x) for x in jax.tree.leaves(batch)}
     if any(r % n for r in rows):
         raise ValueError(
-            f"a batch of {max(rows)} rows a device does not divide into {n} microbatches; choose a divisor of it"
+            f"a batch of {max(rows)} rows (of each device, by pmap) does not divide into {n} microbatches; "
+            "choose a divisor of it"
         )
     parts = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
     out = jax.eval_shape(f, key, jax.tree.map(lambda x: x[0], parts))
