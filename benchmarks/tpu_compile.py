@@ -213,8 +213,10 @@ def sampler_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
         denoise = prediction.as_denoiser(lambda x, t: net.apply(params, x, t), proc, predicts="eps")
         return samplers.step(key, denoise, plan, state)[0]
 
-    spread = lambda x: layout.batch_sharding(x.ndim == 5) if x.ndim > 1 else layout.sharding()
-    shardings = (layout.sharding(), layout.sharding(), jax.tree.map(spread, state))
+    rows = state._replace(
+        x=layout.batch_sharding(False), past=layout.batch_sharding(True), step=layout.sharding()
+    )
+    shardings = (layout.sharding(), layout.sharding(), rows)
     key = jax.eval_shape(lambda: jax.random.key(0))
     program = jax.jit(step, in_shardings=shardings, out_shardings=shardings[2], donate_argnums=2)
     return program.lower(params, key, state)
