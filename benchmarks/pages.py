@@ -32,9 +32,13 @@ class Kept:
 
 
 def commit() -> str:
-    """Of this tree."""
-    git = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    """Of this tree, with "-dirty" where more than pages has changed since."""
+    git = lambda *args: subprocess.run(
+        ["git", *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    pages = (":(top,exclude)benchmarks/*.md", ":(top,exclude)benchmarks/*.png")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *pages)
+    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 def machine() -> str:
