@@ -7,13 +7,22 @@ from typing import Any
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
 COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+    r'(?:.*?chain_id="(\d+)")?'
 )
 
 
 def collectives(text: str) -> dict[str, tuple[int, float]]:
-    """Of each kind how many, and the bytes of their results; where a start has its operands beside, half of it."""
+    """Of each kind how many, and the bytes of their results; where a start has its operands beside, half of it.
+
+    A chain is one, whose beginning, end and what is done meanwhile each name it: so a TPU's program overlaps it with
+    other work.
+    """
     found: dict[str, tuple[int, float]] = {}
-    for result, kind, start in COLLECTIVE.findall(text):
+    chains: set[tuple[str, str]] = set()
+    for result, kind, start, chain in COLLECTIVE.findall(text):
+        if chain and (kind, chain) in chains:
+            continue
+        chains.add((kind, chain))
         total = sum(size for size, _ in arrays(result))
         both = bool(start) and kind != "all-reduce"
         count, size = found.get(kind, (0, 0.0))

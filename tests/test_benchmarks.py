@@ -96,3 +96,17 @@ def test_what_stays_on_the_chip_is_no_traffic():
     copied, reduced = x + row, 2 * sums
     assert hlo.traffic(PROGRAM) == copied + sums + reduced + (sums + x)
     assert hlo.collectives(PROGRAM) == {"all-reduce": (1, sums)}
+
+
+GATHERS = """
+  %begin = bf16[64,8]{1,0} all-gather(%a), channel_id=2, frontend_attributes={chain_id="0"}, metadata={}
+  %go_on = bf16[64,8]{1,0} all-gather(%b), channel_id=2, frontend_attributes={chain_id="0"}, metadata={}
+  %end = bf16[64,8]{1,0} all-gather(%c), channel_id=2, frontend_attributes={chain_id="0"}, metadata={}
+  %other = bf16[64,8]{1,0} all-gather(%d), channel_id=3, frontend_attributes={chain_id="1"}, metadata={}
+  %alone = bf16[64,8]{1,0} all-gather(%e), channel_id=1, metadata={op_name="f"}
+  %again = bf16[64,8]{1,0} all-gather(%f), channel_id=1, metadata={op_name="g"}
+"""
+
+
+def test_a_chain_that_is_named_three_times_is_one_collective():
+    assert hlo.collectives(GATHERS) == {"all-gather": (4, 4 * 2 * 64 * 8)}
