@@ -310,14 +310,8 @@ the share of the chip's peak in bfloat16 that the main memory's bandwidth leaves
 """
 HEAD = [
     *("program", "slice", "examples a chip", "GFLOP", "GB, XLA's count", "GB, main memory", "FLOP a byte"),
-    *(
-        "bound on MFU",
-        "memory, GB",
-        "state and batch, GB",
-        "collectives (number, MB)",
-        "compiled in, s",
-        "from",
-    ),
+    *("bound on MFU", "memory, GB", "state and batch, GB", "collectives (number, MB)", "compiled in, s"),
+    "from",
 ]
 
 

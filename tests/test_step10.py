@@ -227,6 +227,24 @@ def test_rescaled_guidance_has_the_deviation_of_the_conditional_estimate(conditi
     np.testing.assert_allclose(rescaled, std(estimate()), rtol=1e-3)
 
 
+def test_sampler_guides_inside_the_interval_alone_and_rescales(conditional):
+    """An interval between two times of the plan holds none of them: a weight is then no guidance; one of all is all."""
+    run = runs.load(conditional)
+    plan, index = runs.plan(run.process, "ddim", 4), np.arange(8)
+    between, all_times = (float(plan.t[2]) + 1, float(plan.t[1]) - 1), (0, run.process.t_max)
+
+    def draw(weight, **options):
+        sampler = runs.sampler(run.net, run.process, run.predicts, run.shape, **options)
+        images = sampler(run.params, jax.random.key(0), plan, index, index % 10, np.float32(weight))
+        return np.asarray(images).astype(int)
+
+    guided, inside, outside = draw(8.0), draw(8.0, interval=all_times), draw(8.0, interval=between)
+    np.testing.assert_allclose(inside, guided, atol=1)
+    np.testing.assert_allclose(outside, draw(1.0), atol=1)
+    assert np.abs(guided - outside).max() > 1
+    assert np.abs(guided - draw(8.0, rescale=1.0)).max() > 1
+
+
 def test_classifier_free_guidance_measures_every_weight(conditional, unconditional, tmp_path, monkeypatch):
     step10, judging = (
         importlib.import_module(name) for name in ("step10_classifier_free_guidance", "judging")
