@@ -6,7 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh
+
+from gen_jax import keys
+from gen_jax.networks import unet
 
 
 def module(name: str) -> Any:
@@ -110,3 +115,15 @@ GATHERS = """
 
 def test_a_chain_that_is_named_three_times_is_one_collective():
     assert hlo.collectives(GATHERS) == {"all-gather": (4, 4 * 2 * 64 * 8)}
+
+
+def test_the_samplers_program_for_a_slice_moves_nothing_between_its_devices(monkeypatch):
+    """Of a network as small as can be, on this machine's devices: of rows alone, and they stay where they are."""
+    monkeypatch.syspath_prepend(Path(pages.__file__).parent)
+    tpu = module("tpu_compile")
+    small = unet.UNet(unet.UNetConfig(channels=(8,), embedding=16, groups=8))
+    monkeypatch.setattr(tpu, "network", lambda name, case: small)
+    mesh = Mesh(np.array(jax.devices()), (keys.AXIS,))
+    text = tpu.sampler_step(tpu.Case("sampler", 2), mesh).compile().as_text()
+    assert mesh.size > 1
+    assert hlo.collectives(text) == {}
