@@ -17,7 +17,7 @@ is for what must be exact: a reference to measure solvers by, encodings, likelih
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import diffrax
 import jax
@@ -28,11 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 from gen_jax.diffusion.prediction import Denoiser, check_like
 from gen_jax.diffusion.process import Process, at_log_snr
 from gen_jax.samplers.solvers import Ends, levels
-
-if TYPE_CHECKING:
-    Final: TypeAlias = Literal["denoise", "zero", "stop"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Final = str
+from gen_jax.types import Final
 
 TSIT5 = diffrax.Tsit5()
 """Order 5 with 6 evaluations a step (Tsitouras 2011)."""

@@ -21,7 +21,6 @@ know but `x0_hat`.
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -29,12 +28,7 @@ from jaxtyping import Float
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.multistep import Plan, table
 from gen_jax.samplers.solvers import Ends, Times, ends
-
-if TYPE_CHECKING:
-    Variant: TypeAlias = Literal["exact", "midpoint"]
-    Slope: TypeAlias = Literal["exact", "bh1", "bh2"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Variant = Slope = str
+from gen_jax.types import Slope, Variant
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 

@@ -9,7 +9,6 @@ an error of order 2, whatever the order of the weights; `LMS` and `DEIS` take th
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,11 +17,7 @@ from gen_jax.samplers.exponential import check_order, of_eps, ratios, weights
 from gen_jax.samplers.multistep import Plan
 from gen_jax.samplers.solvers import Ends, Point, Times, ends, levels, points
 from gen_jax.samplers.stages import Row, Stage, chain, tabulate
-
-if TYPE_CHECKING:
-    Warmup: TypeAlias = Literal["runge-kutta", "heun"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Warmup = str
+from gen_jax.types import Warmup
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ has `sigma_s = 0` and an infinite `log_snr_s`: every row here is then exactly `x
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,11 +14,7 @@ from jaxtyping import Array, Float
 
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.multistep import Plan, table
-
-if TYPE_CHECKING:
-    Variance: TypeAlias = Literal["posterior", "beta"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Variance = str
+from gen_jax.types import Variance
 
 Times: TypeAlias = Float[Array | np.ndarray, "nodes"]
 
