@@ -36,7 +36,7 @@ first asked for: `diffrax` takes half a second, all the rest of this package a t
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from gen_jax.samplers import learned, times
 from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
@@ -75,7 +75,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """`adaptive`, imported now; AttributeError for what does not exist."""
     if name == "adaptive":
         return importlib.import_module("gen_jax.samplers.adaptive")
