@@ -22,10 +22,11 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pictures
 import tyro
 
-from gen_jax import data, generate, launch, plots, pretrained, training
+from gen_jax import data, launch, plots, training
 from gen_jax.codec import Pixels
 from gen_jax.conditioning import Labels, Nothing, check_labels
 from gen_jax.diffusion import loss, process
@@ -123,6 +124,23 @@ def make_model(config: Config, info: data.Info) -> Model:
     )
 
 
+def open_source(config: Config, split: str = "train") -> data.Source:
+    """The data set, of which nothing is read yet."""
+    d = config.data
+    return data.source(d.dataset, split=split, data_dir=d.data_dir, image_size=d.image_size)
+
+
+def make_feed(config: Config, source: data.Source) -> data.InMemory | data.Stream:
+    """Batches of images, and of labels where they are learned."""
+    names = ("image", "label") if config.labels else ("image",)
+    keep = lambda batch: {name: batch[name] for name in names}
+    key = jax.random.split(jax.random.key(config.seed), 3)[1]
+    feed = data.batches(source, config.training.batch_size, key=key, transform=keep)
+    if config.labels and isinstance(feed, data.InMemory):
+        check_labels(feed.arrays["label"], source.info().num_classes or 0)
+    return feed
+
+
 def make_loss(model: Model, config: Config) -> training.state.Loss:
     """`loss(params, key, batch)`: the error of the network's prediction at random times."""
     network = model.network.build()
@@ -148,9 +166,9 @@ def make_loss(model: Model, config: Config) -> training.state.Loss:
 
 def train(config: Config, experiment: str = "step09_diffusion") -> dict[str, object]:
     """Train to the end, or to the end of what is left; returns the figures."""
-    source = data.source(config.data.dataset, data_dir=config.data.data_dir, image_size=config.data.image_size)
-    model, t = make_model(config, source.info()), config.training
-    key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
+    source, t = open_source(config), config.training
+    model, feed = make_model(config, source.info()), make_feed(config, source)
+    key_params, _, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     make_optimizer = {"adam": training.adam, "muon": training.muon}[t.optimizer]
     optimizer, schedule = make_optimizer(
         t.learning_rate,
@@ -166,7 +184,7 @@ def train(config: Config, experiment: str = "step09_diffusion") -> dict[str, obj
     state = training.fit(
         step,
         lambda: training.TrainState.create(model.init(key_params), optimizer, key_steps),
-        pictures.batches(source, t.batch_size, key_data, config.labels, model),
+        feed,
         num_steps=t.steps,
         workdir=config.workdir,
         config=launch.record(experiment, config, model=to_dict(model)),
@@ -197,8 +215,9 @@ def main(config: Config, experiment: str = "step09_diffusion") -> dict[str, obje
     trained = time.perf_counter()
     summary |= pictures.draw(config.workdir, config.seed, config.sampling)
     if jax.process_index() == 0:
-        run = pretrained.load_run(config.workdir)
-        pictures.save_forward(config.workdir / "forward.png", run, config.data)
+        source = open_source(config)
+        images = np.stack([source[i]["image"] for i in range(3)])
+        pictures.save_forward(config.workdir / "forward.png", make_model(config, source.info()), images)
         metrics = config.workdir / "metrics.jsonl"
         plots.save_loss(config.workdir / "loss.png", metrics, label=f"error of {config.predicts}")
         last = plots.read_metrics(metrics)[-1]

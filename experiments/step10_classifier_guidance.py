@@ -57,10 +57,11 @@ class Config:
 
 def train(config: Config, run: Run) -> None:
     """Train the classifier to the end, or to the end of what is left."""
-    arrays = data.load(str(run.options["dataset"]), data_dir=config.data_dir)
-    if "label" not in arrays:
+    source = data.source(str(run.options["dataset"]), data_dir=config.data_dir)
+    num_classes = source.info().num_classes
+    if num_classes is None:
         raise ValueError(f"{run.options['dataset']} has no labels, so there is no class to lead to.")
-    num_classes = int(arrays["label"].max()) + 1
+    keep = lambda batch: {name: batch[name] for name in ("image", "label")}
     net = Classifier(num_classes, tuple(config.channels), time_scale=1000 / run.model.process.t_max)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     optimizer, schedule = training.muon(
@@ -72,7 +73,7 @@ def train(config: Config, run: Run) -> None:
     training.fit(
         training.make_step(loss, optimizer, ema_decay=0.99),
         lambda: training.TrainState.create(net.init(key_params, *example), optimizer, key_steps),
-        data.batches({k: arrays[k] for k in ("image", "label")}, config.batch_size, key=key_data),
+        data.batches(source, config.batch_size, key=key_data, transform=keep),
         num_steps=config.steps,
         workdir=config.workdir,
         config=launch.record(
