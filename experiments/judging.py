@@ -56,8 +56,7 @@ def train(
         workdir=workdir,
         config={"dataset": dataset},
         schedule=schedule,
-        parallel=training.default_parallel(),
-        checkpoint_every=steps,
+        options=training.Options(checkpoint_every=steps),
     )
     params = training.load(workdir).params
 

@@ -178,7 +178,7 @@ def parse(
     return tyro.cli(Config, args=args, default=default, description=description)
 
 
-def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training.state.Loss:
+def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training.Loss:
     """`loss(params, key, batch)`: the error of the network's prediction at random times.
 
     A label is hidden, replaced by the null label, with probability `label_dropout` (Ho & Salimans 2022, Algorithm 1).
@@ -286,10 +286,11 @@ def train(config: Config) -> dict[str, Any]:
     label = runs.choose_labels(config.label, num_classes, key, index)
     weight = None if config.guidance == 1 or label is None else jnp.float32(config.guidance)
 
-    def on_sample(step, state):
-        grid = draw(state.ema_params, key, plan, index, label, weight)
-        if jax.process_index() == 0:
-            plots.save_grid(config.workdir / f"samples_{step}.png", np.asarray(grid))
+    class Samples(training.Callback):
+        def on_sample(self, step, state):
+            grid = draw(state.ema_params, key, plan, index, label, weight)
+            if jax.process_index() == 0:
+                plots.save_grid(config.workdir / f"samples_{step}.png", np.asarray(grid))
 
     state = training.fit(
         training.make_step(
@@ -305,13 +306,15 @@ def train(config: Config) -> dict[str, Any]:
         config={**dataclasses.asdict(config), "image_shape": images.shape[1:], "num_classes": num_classes},
         may_change=MAY_CHANGE,
         schedule=schedule,
-        parallel=config.parallel or training.default_parallel(config.fsdp),
-        **{
-            k: getattr(config, k) for k in ("fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
-        },
-        milestone=None if config.labels else runs.milestone(config.steps),
-        sample_every=config.sample_every or max(config.steps // 5, 1),
-        on_sample=on_sample,
+        options=training.Options(
+            **{
+                k: getattr(config, k)
+                for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
+            },
+            keep_from=() if config.labels else (runs.milestone(config.steps),),
+            sample_every=config.sample_every or max(config.steps // 5, 1),
+        ),
+        callbacks=[Samples()],
     )
     trained = time.perf_counter()
     draw_samples(config)
@@ -335,8 +338,8 @@ def train(config: Config) -> dict[str, Any]:
 def main(config: Config, script: str = "step09_diffusion.py") -> dict[str, Any]:
     """Train (or go on training) and sample, or sample alone."""
     training.initialize_distributed()
-    training.share_cores(config.batch_size)
-    training.keep_programs(config.workdir)
+    training.split_cpu_devices(config.batch_size)
+    training.enable_compilation_cache()
     if config.sample_only:
         draw_samples(config)
         return {}

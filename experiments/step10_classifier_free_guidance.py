@@ -134,8 +134,8 @@ def save_law(path: Path, found: dict[str, np.ndarray], weight: float = 3.0) -> N
 
 def main(config: Config) -> dict[str, Any]:
     """Draw, measure, write."""
-    training.share_cores()
-    training.keep_programs(config.workdir)
+    training.split_cpu_devices()
+    training.enable_compilation_cache()
     run = runs.load(config.checkpoint)
     if run.num_classes is None:
         raise ValueError(

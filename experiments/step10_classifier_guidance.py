@@ -110,10 +110,12 @@ def train(config: Config, run: runs.Run) -> None:
         config={**dataclasses.asdict(config), "num_classes": num_classes},
         may_change=MAY_CHANGE,
         schedule=schedule,
-        parallel=config.parallel or training.default_parallel(config.fsdp),
-        **{
-            k: getattr(config, k) for k in ("fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
-        },
+        options=training.Options(
+            **{
+                k: getattr(config, k)
+                for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
+            }
+        ),
     )
 
 
@@ -200,8 +202,8 @@ def draw_samples(config: Config, run: runs.Run, chunk: int = 100) -> dict[str, f
 def main(config: Config) -> dict[str, Any]:
     """Train (or go on training), measure and sample, or sample alone."""
     training.initialize_distributed()
-    training.share_cores(config.batch_size)
-    training.keep_programs(config.workdir)
+    training.split_cpu_devices(config.batch_size)
+    training.enable_compilation_cache()
     run = runs.load(config.checkpoint)
     if run.num_classes is not None:
         raise ValueError(

@@ -132,7 +132,7 @@ def save(path: Path, found: dict[str, Any], x_0: jax.Array, title: str) -> None:
 
 def main(config: Config) -> dict[str, Any]:
     """Hide, fill in, measure, write."""
-    training.keep_programs(config.workdir)
+    training.enable_compilation_cache()
     run = runs.load(config.checkpoint)
     images = data.load(run.config["dataset"], split="test", data_dir=config.data_dir)["image"][: config.num]
     x_0 = data.to_unit(images)

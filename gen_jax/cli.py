@@ -45,8 +45,8 @@ def sample(
 
     if solver not in runs.SOLVERS:
         raise ValueError(f"--solver must be one of {', '.join(runs.SOLVERS)}; got {solver}.")
-    training.share_cores()
-    training.keep_programs(run_dir)
+    training.split_cpu_devices()
+    training.enable_compilation_cache()
     options: dict[str, Any] = {"label": label, "guidance": guidance, "solver": solver, "nfe": nfe}
     images, labels = runs.sample(runs.load(run_dir), jax.random.key(seed), num, **options)
     out.parent.mkdir(parents=True, exist_ok=True)
