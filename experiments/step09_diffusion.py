@@ -32,6 +32,7 @@ from gen_jax.conditioning import Labels, Nothing, check_labels
 from gen_jax.diffusion import loss, process
 from gen_jax.model import Model, NetworkConfig, Sampling, to_dict
 from gen_jax.networks import unet
+from gen_jax.training import Options
 
 PROCESSES: dict[str, process.Process] = {
     "ddpm_linear": process.DDPM(schedule="linear"),
@@ -82,7 +83,7 @@ class Config:
 
     data: launch.Data = launch.Data()
     training: launch.Training = launch.Training()
-    run: training.Options = training.Options(log_every=50, checkpoint_every=500)
+    run: Options = Options(log_every=50, checkpoint_every=500)
     sampling: launch.Sampling = launch.Sampling()
 
 
@@ -150,7 +151,7 @@ def make_loss(model: Model, config: Config) -> training.state.Loss:
         "logit_normal": loss.logit_normal(config.times_mean, config.times_std),
     }[config.times]
     objective = functools.partial(
-        loss.denoising, predicts=model.predicts, weighting=weighting, time_sampling=times
+        loss.denoising, predicts=model.predicts, weighting=weighting, quantiles=times
     )
 
     def loss_fn(params, key, batch):

@@ -30,6 +30,7 @@ from gen_jax.diffusion import process
 from gen_jax.model import to_dict
 from gen_jax.networks.classifier import Classifier
 from gen_jax.pretrained import Run
+from gen_jax.training import Options
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Config:
     """Of the classifier, at each resolution."""
     weights: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     """Of weights.png."""
-    run: training.Options = training.Options(log_every=50, checkpoint_every=500)
+    run: Options = Options(log_every=50, checkpoint_every=500)
     sampling: launch.Sampling = launch.Sampling(num=100, solver="unipc", nfe=25, guidance=2.0)
     seed: int = 0
 
