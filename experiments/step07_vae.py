@@ -208,8 +208,8 @@ def build(config: Config, shape: tuple[int, int, int], num_classes: int | None) 
     )
 
 
-def make_loss(model: vae.VAE, config: Config) -> training.state.Loss:
-    """`loss(params, key, batch, step)`; with the book's likelihood it reports the book's loss as well."""
+def make_loss(model: vae.VAE, config: Config) -> training.Loss:
+    """`loss(params, key, batch, aux)`; with the book's likelihood it reports the book's loss as well."""
     prepare = autoencoding.preparer(config.binarize)
     if config.objective != "elbo":
         dreg = config.objective == "dreg"
@@ -223,8 +223,8 @@ def make_loss(model: vae.VAE, config: Config) -> training.state.Loss:
     beta = optax.linear_schedule(0.0, config.beta, config.kl_warmup) if config.kl_warmup else config.beta
     elbo = vae.loss(model, beta=beta, free_bits=config.free_bits, prepare=prepare)
 
-    def loss_fn(params, key, batch, step):
-        value, metrics = elbo(params, key, batch, step)
+    def loss_fn(params, key, batch, aux):
+        value, metrics = elbo(params, key, batch, aux)
         if config.likelihood == "gaussian":
             metrics["book_loss"] = autoencoding.book_loss(metrics, math.prod(batch["image"].shape[1:]))
         return value, metrics
@@ -258,9 +258,7 @@ def train(config: Config) -> dict[str, Any]:
         given = autoencoding.parameters_of(config.start_from, jax.eval_shape(init), restore)
         init = lambda: given
     state = training.fit(
-        training.make_step(
-            make_loss(model, config), optimizer, ema_decay=config.ema_decay, step_in_loss=True
-        ),
+        training.make_step(make_loss(model, config), optimizer, ema_decay=config.ema_decay, aux=True),
         lambda: training.TrainState.create(init(), optimizer, key_steps, ema=config.ema_decay is not None),
         data.batches(arrays, config.batch_size, key=key_data),
         num_steps=config.steps,
@@ -268,10 +266,12 @@ def train(config: Config) -> dict[str, Any]:
         config={**dataclasses.asdict(config), "image_shape": shape, "num_classes": num_classes},
         may_change=MAY_CHANGE,
         schedule=schedule,
-        **{
-            k: getattr(config, k)
-            for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
-        },
+        options=training.Options(
+            **{
+                k: getattr(config, k)
+                for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
+            }
+        ),
     )
     return finish(config, model, state, test, note)
 
@@ -389,7 +389,7 @@ def draw_samples(config: Config, chunk: int = 500) -> np.ndarray:
 def main(config: Config) -> dict[str, Any]:
     """Train (or go on training), test and sample, or sample alone."""
     training.initialize_distributed()
-    training.keep_programs(config.workdir)
+    training.enable_compilation_cache()
     if config.sample_only:
         draw_samples(config)
         return {}

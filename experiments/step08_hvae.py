@@ -239,8 +239,8 @@ def stages(config: Config) -> tuple[ladder.Stage, ...]:
     )
 
 
-def make_loss(model: hvae.HVAE | hvae.Ladder, config: Config) -> training.state.Loss:
-    """`loss(params, key, batch, step)`; of the book's preset it is the book's, but for a constant."""
+def make_loss(model: hvae.HVAE | hvae.Ladder, config: Config) -> training.Loss:
+    """`loss(params, key, batch, aux)`; of the book's preset it is the book's, but for a constant."""
     prepare = autoencoding.preparer(config.binarize)
     if config.objective == "iwae":
         return hvae.iwae_loss(model, config.num_samples, prepare=prepare)
@@ -254,8 +254,8 @@ def make_loss(model: hvae.HVAE | hvae.Ladder, config: Config) -> training.state.
         prepare=prepare,
     )
 
-    def loss_fn(params, key, batch, step):
-        value, metrics = elbo(params, key, batch, step)
+    def loss_fn(params, key, batch, aux):
+        value, metrics = elbo(params, key, batch, aux)
         if config.likelihood == "gaussian":
             metrics["book_loss"] = autoencoding.book_loss(metrics, math.prod(batch["image"].shape[1:]))
         return value, metrics
@@ -263,7 +263,7 @@ def make_loss(model: hvae.HVAE | hvae.Ladder, config: Config) -> training.state.
     return loss_fn
 
 
-def make_optimizer(config: Config) -> tuple[optax.GradientTransformation, training.optimizer.Schedule]:
+def make_optimizer(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The rule of the configuration, with the skip where one is asked for."""
     rule = {"adam": training.adam, "muon": training.muon}[config.optimizer]
     optimizer, schedule = rule(
@@ -308,9 +308,7 @@ def train(config: Config) -> dict[str, Any]:
         given = autoencoding.parameters_of(config.start_from, jax.eval_shape(init), restore)
         init = lambda: given
     state = training.fit(
-        training.make_step(
-            make_loss(model, config), optimizer, ema_decay=config.ema_decay, step_in_loss=True
-        ),
+        training.make_step(make_loss(model, config), optimizer, ema_decay=config.ema_decay, aux=True),
         lambda: training.TrainState.create(init(), optimizer, key_steps, ema=config.ema_decay is not None),
         data.batches(arrays, config.batch_size, key=key_data),
         num_steps=config.steps,
@@ -318,10 +316,12 @@ def train(config: Config) -> dict[str, Any]:
         config={**dataclasses.asdict(config), "image_shape": shape},
         may_change=MAY_CHANGE,
         schedule=schedule,
-        **{
-            k: getattr(config, k)
-            for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
-        },
+        options=training.Options(
+            **{
+                k: getattr(config, k)
+                for k in ("parallel", "fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
+            }
+        ),
     )
     return finish(config, model, state, test, note)
 
@@ -437,7 +437,7 @@ def draw_samples(config: Config, chunk: int = 500) -> np.ndarray:
 def main(config: Config) -> dict[str, Any]:
     """Train (or go on training), test and sample, or sample alone."""
     training.initialize_distributed()
-    training.keep_programs(config.workdir)
+    training.enable_compilation_cache()
     if config.sample_only:
         draw_samples(config)
         return {}

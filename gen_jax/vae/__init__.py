@@ -16,7 +16,7 @@ Each number says which bound it is; noise for example `i` comes from `fold_in(ke
 chunks or on devices.
 """
 
-from gen_jax.vae.loss import Prepare, Schedule, iwae_loss, loss, spent_bits, systematic, weight_at
+from gen_jax.vae.loss import Prepare, iwae_loss, loss, spent_bits, systematic, weight_at
 from gen_jax.vae.model import VAE, Elbo, Params, Posterior, kl_to_prior
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Params",
     "Posterior",
     "Prepare",
-    "Schedule",
     "iwae_loss",
     "kl_to_prior",
     "loss",

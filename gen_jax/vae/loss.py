@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from gen_jax import keys
+from gen_jax.training import Aux
 from gen_jax.vae.model import VAE, Params, Posterior, kl_to_prior
 
-Schedule = Callable[[Any], Any]
-"""`step -> weight`."""
 Prepare = Callable[[Any, Any], Any]
 """`(key, image) -> x`: what the data set holds as what the likelihood takes."""
 
@@ -20,7 +20,7 @@ Prepare = Callable[[Any, Any], Any]
 def loss(
     model: VAE,
     *,
-    beta: float | Schedule = 1.0,
+    beta: float | optax.Schedule = 1.0,
     free_bits: float = 0.0,
     prepare: Prepare | None = None,
 ) -> Callable[..., Any]:
@@ -28,13 +28,13 @@ def loss(
 
         mean_i -log p(x_i | z_i) + beta KL_i,     with free bits  KL -> sum_j max(free_bits, mean_i KL_ij)
 
-    The result is `loss_fn(params, key, batch, step=None)`, where `batch` is `{"image": [B, ...]}`, with a "label" where
+    The result is `loss_fn(params, key, batch, aux=None)`, where `batch` is `{"image": [B, ...]}`, with a "label" where
     the networks take one. Its metrics are `elbo`, the bound itself whatever the options, `reconstruction` and `kl`.
 
     Args:
         model: what is trained.
         beta: weight of the KL (Higgins et al. 2017, Eq. 4), or a function of the step: KL warm-up is
-            `optax.linear_schedule(0.0, 1.0, num_steps)` with `make_step(..., step_in_loss=True)`.
+            `optax.linear_schedule(0.0, 1.0, num_steps)` with `make_step(..., aux=True)`.
         free_bits: nats that each number in the latent may cost at least without being pushed lower (Kingma et al. 2016,
             Eq. 15, a group for each).
         prepare: `(key, image) -> x`: bytes as the likelihood takes them, such as `data.binarize`.
@@ -44,14 +44,14 @@ def loss(
     """
 
     def loss_fn(
-        params: Params, key: Key[Array, ""], batch: Any, step: Int[Array, ""] | None = None
+        params: Params, key: Key[Array, ""], batch: Any, aux: Aux | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key, x, label = _inputs(key, batch, prepare)
         posterior = model.encode(params, x, label)
         z = model.latents(posterior, keys.normal(key, posterior.mean.shape)[:, None])[:, 0]
         reconstruction = model.likelihood.log_prob(model.out(params, z, label), x).mean()
         kl = kl_to_prior(posterior)
-        value = weight_at(beta, step) * spent_bits(kl, free_bits) - reconstruction
+        value = weight_at(beta, aux) * spent_bits(kl, free_bits) - reconstruction
         kl = kl.reshape(len(x), -1).sum(1).mean()
         return value, {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
@@ -91,7 +91,7 @@ def iwae_loss(
         )
 
     def loss_fn(
-        params: Params, key: Key[Array, ""], batch: Any, step: Int[Array, ""] | None = None
+        params: Params, key: Key[Array, ""], batch: Any, aux: Aux | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key, x, label = _inputs(key, batch, prepare)
         if gradient_samples is not None:
@@ -176,13 +176,13 @@ def spent_bits(kl: Float[Array, "B *L"], free_bits: float = 0.0) -> Float[Array,
     return jnp.where(keys.over_devices(mean) > free_bits, mean, free_bits).sum()
 
 
-def weight_at(beta: float | Schedule, step: Int[Array, ""] | None) -> Any:
+def weight_at(beta: float | optax.Schedule, aux: Aux | None) -> float | Array:
     """`beta`, at a step where it is a function of one."""
     if not callable(beta):
         return beta
-    if step is None:
-        raise ValueError("beta is a function of the step: train with make_step(..., step_in_loss=True).")
-    return beta(step)
+    if aux is None:
+        raise ValueError("beta is a function of the step: train with make_step(..., aux=True).")
+    return jnp.asarray(beta(aux.step))
 
 
 def _inputs(key: Array, batch: Any, prepare: Prepare | None) -> tuple[Array, Array, Array | None]:
