@@ -94,7 +94,7 @@ def scaled(network: unet.UNetConfig, factor: float) -> unet.UNetConfig:
     return dataclasses.replace(network, channels=tuple(round(factor * c) for c in network.channels))
 
 
-def parts(network: unet.UNetConfig, size: int, batch: int) -> tuple[training.state.Step, Any, Any]:
+def parts(network: unet.UNetConfig, size: int, batch: int) -> tuple[training.Step, Any, Any]:
     """A train step as step 9 takes it, a state, and images."""
     net, optimizer = unet.UNet(network), optax.adam(1e-3)
     images = jax.ShapeDtypeStruct((batch, size, size, 1), np.float32)

@@ -512,7 +512,7 @@ def test_loss_on_eight_devices_is_that_of_one():
         free_bits=2.0,
         prepare=lambda key, x: x,
     )
-    step = training.make_step(loss, optimizer, ema_decay=None, step_in_loss=True)
+    step = training.make_step(loss, optimizer, ema_decay=None, aux=True)
     results = []
     for options in ({"mesh": Mesh(np.array(jax.devices()[:1]), (keys.AXIS,))}, {"parallel": "pmap"}):
         state = training.TrainState.create(params, optimizer, KEY, ema=False)

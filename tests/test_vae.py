@@ -315,11 +315,11 @@ def test_kl_warmup_follows_the_step():
     model, params = network()
     x = {"image": images(8)}
     warm = vae.loss(model, beta=optax.linear_schedule(0.0, 1.0, 2))
-    with pytest.raises(ValueError, match="step_in_loss"):
+    with pytest.raises(ValueError, match="aux=True"):
         warm(params, KEY, x)
     optimizer = optax.sgd(0.0)
     compiled = training.compile_step(
-        training.make_step(warm, optimizer, ema_decay=None, step_in_loss=True),
+        training.make_step(warm, optimizer, ema_decay=None, aux=True),
         steps_per_call=3,
         select=lambda step, count: jnp.broadcast_to(jnp.arange(8)[None], (count, 8)),
     )

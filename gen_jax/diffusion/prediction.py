@@ -16,18 +16,14 @@ denoisers (`clipped`, guidance) works on all alike.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from gen_jax.diffusion.process import Process, expand
-
-if TYPE_CHECKING:
-    Predicts: TypeAlias = Literal["eps", "x0", "v", "score", "velocity"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Predicts = str
+from gen_jax.types import Predicts
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity")
 

@@ -23,7 +23,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from gen_jax import keys
-
-if TYPE_CHECKING:
-    Betas: TypeAlias = Literal["linear", "scaled_linear", "cosine"]
-    Rate: TypeAlias = Literal["linear", "cosine"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Betas = Rate = str
+from gen_jax.types import Betas, Rate
 
 Times: TypeAlias = Shaped[Array | np.ndarray, "*t"] | np.number | float | int
 """A time or an array of times, jax's or numpy's."""

@@ -10,7 +10,7 @@ three estimates of the bound from one draw of the latents; see `elbo`.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from gen_jax.hvae import gaussian
 from gen_jax.hvae.gaussian import Gaussian
+from gen_jax.types import Terms
 from gen_jax.vae import Elbo
-
-if TYPE_CHECKING:
-    Terms: TypeAlias = Literal["sampled", "neighbours", "posterior"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Terms = str
 
 Conditional = Callable[[Float[Array, "B ..."]], Gaussian]
 """`z -> N(mean(z), std(z)^2)`."""

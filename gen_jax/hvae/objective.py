@@ -6,10 +6,12 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
+import optax
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from gen_jax import keys
-from gen_jax.vae import Elbo, Loss, Prepare, Schedule, weight_at
+from gen_jax.training import Aux, Loss
+from gen_jax.vae import Elbo, Prepare, weight_at
 
 _MIN_KL = 1e-2
 """Added to each KL by `balanced`, in nats, so that a level without any KL keeps a positive weight."""
@@ -35,22 +37,22 @@ class Model(Protocol):
 def loss(
     model: Model,
     *,
-    beta: float | Schedule = 1.0,
+    beta: float | optax.Schedule = 1.0,
     free_bits: float = 0.0,
-    balance: Schedule | None = None,
+    balance: optax.Schedule | None = None,
     scale: float = 1.0,
     prepare: Prepare | None = None,
 ) -> Loss:
     """Minus the ELBO in nats, mean over a batch, as a loss for `training.make_step`.
 
-    The result is `loss_fn(params, key, batch, step=None)`, where `batch` is `{"image": [B, ...]}`. Its metrics are
+    The result is `loss_fn(params, key, batch, aux=None)`, where `batch` is `{"image": [B, ...]}`. Its metrics are
     `elbo` (the bound itself, whatever the options), `reconstruction`, `kl`, and `kl_1`, `kl_2`, ... of the levels, the
     level nearest the data first.
 
     Args:
         model: to be trained.
         beta: weight of the KLs, or a function of the step. KL warm-up (Sonderby et al. 2016, Section 2.3) is
-            `optax.linear_schedule(0.0, 1.0, num_steps)` with `make_step(..., step_in_loss=True)`.
+            `optax.linear_schedule(0.0, 1.0, num_steps)` with `make_step(..., aux=True)`.
         free_bits: nats of each level that are not penalised (`objective`).
         balance: function of the step, from 1 for the weights of `balanced` to 0 for equal weights.
         scale: factor of the loss, 2 for the book's.
@@ -62,14 +64,14 @@ def loss(
     sizes = np.array([np.prod(shape) for shape in model.latent_shapes], np.float32)
 
     def loss_fn(
-        params: PyTree, key: Key[Array, ""], batch: Mapping[str, Array], step: Int[Array, ""] | None = None
+        params: PyTree, key: Key[Array, ""], batch: Mapping[str, Array], aux: Aux | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key_x, key_z = jax.random.split(key)
         x = batch["image"] if prepare is None else prepare(key_x, batch["image"])
         bound = model.elbo(params, key_z, x)
-        share = None if balance is None else weight_at(balance, step)
+        share = None if balance is None else weight_at(balance, aux)
         weights = None if share is None else 1 + share * (balanced(bound, sizes) - 1)
-        value = objective(bound, beta=weight_at(beta, step), free_bits=free_bits, balance=weights)
+        value = objective(bound, beta=weight_at(beta, aux), free_bits=free_bits, balance=weights)
         kl = bound.kl.mean(0)
         metrics = {"elbo": bound.value.mean(), "reconstruction": bound.reconstruction.mean(), "kl": kl.sum()}
         return scale * value, metrics | {f"kl_{i + 1}": kl[i] for i in range(len(sizes))}
@@ -84,7 +86,7 @@ def iwae_loss(model: Model, num_samples: int, *, prepare: Prepare | None = None)
     """
 
     def loss_fn(
-        params: PyTree, key: Key[Array, ""], batch: Mapping[str, Array], step: Int[Array, ""] | None = None
+        params: PyTree, key: Key[Array, ""], batch: Mapping[str, Array], aux: Aux | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key_x, key_z = jax.random.split(key)
         x = batch["image"] if prepare is None else prepare(key_x, batch["image"])

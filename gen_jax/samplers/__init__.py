@@ -36,7 +36,7 @@ first asked for: `diffrax` takes half a second, all the rest of this package a t
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gen_jax.samplers import learned, times
 from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
@@ -74,12 +74,9 @@ __all__ = [
     "times",
 ]
 
-if TYPE_CHECKING:
-    from gen_jax.samplers import adaptive
-else:
 
-    def __getattr__(name: str) -> Any:
-        """`adaptive`, imported now; AttributeError for what does not exist."""
-        if name == "adaptive":
-            return importlib.import_module("gen_jax.samplers.adaptive")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    """`adaptive`, imported now; AttributeError for what does not exist."""
+    if name == "adaptive":
+        return importlib.import_module("gen_jax.samplers.adaptive")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

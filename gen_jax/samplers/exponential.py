@@ -21,20 +21,15 @@ know but `x0_hat`.
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
+from gen_jax.diffusion.marginals import Marginals
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.multistep import Plan, table
-from gen_jax.samplers.solvers import Ends, Times, ends
-
-if TYPE_CHECKING:
-    Variant: TypeAlias = Literal["exact", "midpoint"]
-    Slope: TypeAlias = Literal["exact", "bh1", "bh2"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Variant = Slope = str
+from gen_jax.samplers.solvers import Times, ends
+from gen_jax.types import Slope, Variant
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
@@ -229,7 +224,7 @@ class UniPC:
 
 
 def _of_x0(
-    t: Ends, s: Ends, order: int, slope: Slope, eta: float = 0.0, *, ahead: int = 0
+    t: Marginals, s: Marginals, order: int, slope: Slope, eta: float = 0.0, *, ahead: int = 0
 ) -> Float[np.ndarray, "n order"]:
     """`alpha_s int (1 + eta) e^((1 + eta)(l - l_s)) x0_hat dl` as weights of the newest values of `x0_hat`.
 
@@ -253,7 +248,7 @@ def _of_x0(
     return w
 
 
-def of_eps(t: Ends, s: Ends, w: Float[np.ndarray, "n order"], *, denoise: bool = False) -> Plan:
+def of_eps(t: Marginals, s: Marginals, w: Float[np.ndarray, "n order"], *, denoise: bool = False) -> Plan:
     """The plan of `x_s = alpha_s / alpha_t x_t + alpha_s sum_j w_ij eps_hat_{i-j}`.
 
     Where `alpha_t = 0`, `eps_hat` is `x_t` and says nothing: such a step is `x_s = sigma_s / sigma_t x_t + alpha_s
@@ -266,18 +261,18 @@ def of_eps(t: Ends, s: Ends, w: Float[np.ndarray, "n order"], *, denoise: bool =
     return table(t.time, x, h, **eps_columns(t, by_x0))
 
 
-def eps_columns(t: Ends, by_x0: np.ndarray) -> dict[str, np.ndarray]:
+def eps_columns(t: Marginals, by_x0: np.ndarray) -> dict[str, np.ndarray]:
     """Columns of `multistep.table` by which `h = eps_hat`, and `x0_hat` in the rows `by_x0`."""
     return {"h_x": np.where(by_x0, 0, 1 / t.sigma), "h_x0": np.where(by_x0, 1, -t.alpha / t.sigma)}
 
 
-def ratios(t: Ends, s: Ends) -> np.ndarray:
+def ratios(t: Marginals, s: Marginals) -> np.ndarray:
     """`sigma / alpha` at all times, infinite where there is no signal."""
     with np.errstate(divide="ignore"):
         return _joined(t.sigma / t.alpha, s.sigma / s.alpha)
 
 
-def _half(t: Ends, s: Ends) -> np.ndarray:
+def _half(t: Marginals, s: Marginals) -> np.ndarray:
     return _joined(0.5 * t.log_snr, 0.5 * s.log_snr)
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from gen_jax.diffusion.marginals import Marginals, marginals
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.multistep import Plan, table
-from gen_jax.samplers.solvers import Ends, Solver, Times, ends, levels
+from gen_jax.samplers.solvers import Solver, Times, ends
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class AnnealedLangevin:
         if to_data:
             move[-1] = 1.0
         else:
-            t, move = levels(process, np.append(t.time, s.time[-1])), np.append(move, 1.0)
+            t, move = marginals(process, np.append(t.time, s.time[-1])), np.append(move, 1.0)
         level = np.repeat(np.arange(len(t.time)), self.steps_per_level)
         x, h, noise = (v[level] for v in _langevin(t, self.step_size))
         move = np.where(np.diff(level, append=-1) != 0, move[level], 1.0)  # after the last step at a level
@@ -115,7 +116,7 @@ class PredictorCorrector:
         return table(asked, x, h[:, None], noise=noise, h_x=h_x, h_x0=h_x0)
 
 
-def _langevin(t: Ends, d: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _langevin(t: Marginals, d: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights of `x`, `x0_hat` and `z` in one step at each level."""
     return np.full(len(t.time), 1 - d), d * t.alpha, np.sqrt(2 * d) * t.sigma
 

@@ -9,20 +9,16 @@ an error of order 2, whatever the order of the weights; `LMS` and `DEIS` take th
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from gen_jax.diffusion.marginals import Marginals, marginals
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.exponential import check_order, of_eps, ratios, weights
 from gen_jax.samplers.multistep import Plan
-from gen_jax.samplers.solvers import Ends, Point, Times, ends, levels, points
+from gen_jax.samplers.solvers import Point, Times, ends, points
 from gen_jax.samplers.stages import Row, Stage, chain, tabulate
-
-if TYPE_CHECKING:
-    Warmup: TypeAlias = Literal["runge-kutta", "heun"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Warmup = str
+from gen_jax.types import Warmup
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ class PNDM:
 
 def _runge_kutta(process: Process, t: Point, s: Point) -> list[Stage]:
     """The classical stages of order 4, each a step of `DDIM` from the start (Liu et al. 2022, Eq. 13)."""
-    (middle,) = points(levels(process, np.array([0.5 * (t.time + s.time)])))
+    (middle,) = points(marginals(process, np.array([0.5 * (t.time + s.time)])))
     half, whole = _transfer(t, middle), _transfer(t, s)
     to_middle, to_end = middle.alpha / t.alpha, s.alpha / t.alpha
     return [
@@ -116,7 +112,7 @@ def _transfer(t: Point, s: Point) -> float:
     return s.alpha * (s.sigma / s.alpha - t.sigma / t.alpha)
 
 
-def _even(t: Ends, order: int) -> np.ndarray:
+def _even(t: Marginals, order: int) -> np.ndarray:
     """Weights of Adams and Bashforth for equal steps; 0 for a step from `alpha_t = 0`, and later for its value."""
     nodes = np.arange(len(t.time) + 1.0)
     nodes[:-1][t.alpha == 0] = np.inf

@@ -6,19 +6,15 @@ has `sigma_s = 0` and an infinite `log_snr_s`: every row here is then exactly `x
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from gen_jax.diffusion.marginals import Marginals, marginals
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.multistep import Plan, table
-
-if TYPE_CHECKING:
-    Variance: TypeAlias = Literal["posterior", "beta"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Variance = str
+from gen_jax.types import Variance
 
 Times: TypeAlias = Float[Array | np.ndarray, "nodes"]
 
@@ -131,15 +127,6 @@ class EulerAncestral:
         return DDIM(self.eta).plan(process, times)
 
 
-class Ends(NamedTuple):
-    """Times, such as one end of every step, and what the process says there, in float64."""
-
-    time: Float[np.ndarray, "n"]
-    alpha: Float[np.ndarray, "n"]
-    sigma: Float[np.ndarray, "n"]
-    log_snr: Float[np.ndarray, "n"]
-
-
 class Point(NamedTuple):
     """One time, and what the process says there."""
 
@@ -149,12 +136,14 @@ class Point(NamedTuple):
     log_snr: float
 
 
-def points(ends: Ends) -> list[Point]:
+def points(ends: Marginals) -> list[Point]:
     """The times one by one."""
     return [Point(*row) for row in zip(*(column.tolist() for column in ends), strict=True)]
 
 
-def ends(process: Process, times: Times, *, stochastic: bool = False, order: int = 1) -> tuple[Ends, Ends]:
+def ends(
+    process: Process, times: Times, *, stochastic: bool = False, order: int = 1
+) -> tuple[Marginals, Marginals]:
     """Both ends of every step between `times`, where it starts (`t`) and where it ends (`s`).
 
     Times decrease, from noise to data, or increase: a deterministic solver runs backwards, too, by the same formulas.
@@ -177,20 +166,13 @@ def ends(process: Process, times: Times, *, stochastic: bool = False, order: int
             f"a solver of order {order} needs at least {order} steps, got {len(times) - 1}: take more steps, or a "
             "lower order."
         )
-    grid = levels(process, times)
+    grid = marginals(process, times)
     if times[-1] > times[0] and not grid.alpha[-1] > 0:
         raise ValueError(
             f"data cannot be encoded where alpha = 0, which forgets them; got alpha = {grid.alpha[-1]:g} at the last "
             f"time, t = {times[-1]:g}. End the grid a little earlier."
         )
-    return Ends(*(v[:-1] for v in grid)), Ends(*(v[1:] for v in grid))
-
-
-def levels(process: Process, times: Float[np.ndarray, "n"]) -> Ends:
-    """What the process says at `times`, in float64 even where it is written in jax.numpy."""
-    with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        values = [np.asarray(f(times), np.float64) for f in (process.alpha, process.sigma, process.log_snr)]
-    return Ends(times, *values)
+    return Marginals(*(v[:-1] for v in grid)), Marginals(*(v[1:] for v in grid))
 
 
 def _check(process: Process, times: np.ndarray, stochastic: bool) -> None:

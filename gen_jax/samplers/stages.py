@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gen_jax.diffusion.marginals import marginals
 from gen_jax.diffusion.process import Process, at_log_snr
 from gen_jax.samplers.exponential import eps_columns, ratios
 from gen_jax.samplers.multistep import Plan, table
-from gen_jax.samplers.solvers import Point, Times, ends, levels, points
+from gen_jax.samplers.solvers import Point, Times, ends, points
 
 
 class Stage(NamedTuple):
@@ -72,7 +73,7 @@ def tabulate(rows: Sequence[Row], *, eps_of: Process | None = None, noise: np.nd
     time, x = np.array([row.time for row in rows]), np.array([row.x_weight for row in rows])
     columns = {}
     if eps_of is not None:
-        columns = eps_columns(levels(eps_of, time), np.array([row.by_x0 for row in rows]))
+        columns = eps_columns(marginals(eps_of, time), np.array([row.by_x0 for row in rows]))
     return table(time, x, h, noise=noise, **columns)
 
 
@@ -115,7 +116,7 @@ class Heun:
         gamma[0] = 0
         raised = np.where(gamma > 0, np.minimum((1 + gamma) * start, start[0]), start)
         asked = np.where(raised > start, at_log_snr(process, -2 * np.log(raised)), t.time)
-        t = levels(process, asked)
+        t = marginals(process, asked)
         fresh = np.zeros(len(start))
         fresh[1:] = self.churn_noise * t.alpha[1:] * np.sqrt(raised[1:] ** 2 - start[1:] ** 2)
         rows: list[Row] = []
@@ -161,7 +162,7 @@ class DPMSolverPPSingle:
         t, s = ends(process, times)
         length, parts = 0.5 * (s.log_snr - t.log_snr), np.arange(1, self.order) / self.order
         inner = t.log_snr[:, None] + 2 * np.where(np.isfinite(length), length, 0.0)[:, None] * parts
-        inside = points(levels(process, np.asarray(at_log_snr(process, inner.ravel()))))
+        inside = points(marginals(process, np.asarray(at_log_snr(process, inner.ravel()))))
         rows: list[Row] = []
         for i, (start, end) in enumerate(zip(points(t), points(s), strict=True)):
             k = i * len(parts)

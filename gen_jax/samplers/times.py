@@ -27,17 +27,13 @@ from data to noise (`samplers`).
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from gen_jax.diffusion.process import Process, at_log_snr
-
-if TYPE_CHECKING:
-    Final: TypeAlias = Literal["zero", "denoise", "stop"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Final = str
+from gen_jax.types import Final
 
 Grid: TypeAlias = Float[np.ndarray, "{n}+1"]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
 """`select(step, K)`: the rows of the batches of the `K` steps from `step`, a pure function of the step."""
 
 
-def lower_once(f: Callable[..., Any], *args: Any, out_shardings: Any = None) -> jax.stages.Lowered:
+def lower_once(f: Callable[..., PyTree], *args: PyTree, out_shardings: PyTree = None) -> jax.stages.Lowered:
     """`f(*args)` as one program, not optimised on CPUs: what runs once should not compile for longer than that saves.
 
     For `init` of a network, which a CPU compiles in seconds and runs in milliseconds.
@@ -40,7 +40,7 @@ def compile_step(
 
     The default mesh is all devices on one axis `"data"`.
 
-        compiled(state, batch) -> (state, metrics)          metrics: float32 [K]
+        compiled(state, batch, frozen=None) -> (state, metrics)          metrics: float32 [K]
 
     - `batch` has leaves `[B, ...]`, or `[K, B, ...]` for `K > 1`; the `K` steps run in one `lax.scan`. With
       `select` the second argument is the whole data set instead (leaves `[N, ...]`, on every device) and the
@@ -50,6 +50,9 @@ def compile_step(
       replicated), the state of the optimizer and the averages too; a step gathers the parameters once.
     - `parallel="pmap"`: one program a device sees a slice of the batch and averages gradients and metrics
       explicitly.
+    - `frozen` is a tree of weights that the loss uses and no gradient changes (`make_step(aux=True)`). It is an argument
+      of the program, not a constant in it; it lies on the devices as parameters do, and under `fsdp` is gathered once a
+      call. It is not donated: give the same arrays again.
 
     All modes give the same parameters (to rounding) as long as the loss draws per-example noise with
     `gen_jax.keys`. The state goes in and comes out in one form in all modes. It is donated: use the one that
@@ -78,23 +81,24 @@ class Compiled:
         self._step, self._select, self._donate = step, select, donate
         self._program: Program | None = None
 
-    def __call__(self, state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, data: PyTree, frozen: PyTree = None) -> tuple[TrainState, Metrics]:
         """`K` steps from `state` on host or device arrays `data`."""
         if not self.layout.is_placed(state):
             state = self.layout.put_state(state)
-        return self._made(state).run(state, self.put(data))
+        frozen = self.layout.put_frozen(frozen)
+        return self._made(state, frozen).run(state, self.put(data), frozen)
 
-    def lower(self, state: TrainState, data: PyTree) -> jax.stages.Lowered:
+    def lower(self, state: TrainState, data: PyTree, frozen: PyTree = None) -> jax.stages.Lowered:
         """The program for these arguments or their shapes (`jax.ShapeDtypeStruct`), to compile and read it unrun.
 
         Once it is compiled, the first call need not. With `parallel="jit"` the devices of the mesh may be a description
         alone (`jax.experimental.topologies`).
         """
-        return self._made(state).lower(state, data)
+        return self._made(state, frozen).lower(state, data, frozen)
 
-    def _made(self, state: TrainState) -> Program:
+    def _made(self, state: TrainState, frozen: PyTree) -> Program:
         if self._program is None:
-            self._program = self._pmap() if self.layout.parallel == "pmap" else self._jit(state)
+            self._program = self._pmap() if self.layout.parallel == "pmap" else self._jit(state, frozen)
         return self._program
 
     def put(self, data: PyTree) -> PyTree:
@@ -114,15 +118,20 @@ class Compiled:
         self,
         state: TrainState,
         batches: PyTree,
-        constrain: Callable[[Any], Any],
+        frozen: PyTree,
+        constrain: Callable[[TrainState], TrainState],
         axis_name: str | None = None,
     ) -> tuple[TrainState, Metrics]:
-        # parameters whole, and so their gradients, or the compiler would sooner move activations
-        gather = lambda params: jax.lax.with_sharding_constraint(params, self.layout.sharding())
-        fsdp: dict[str, Any] = {"gather": gather} if self.layout.fsdp else {}
+        step = partial(self._step, axis_name=axis_name)
+        if self.layout.fsdp:
+            # parameters whole, and so their gradients, or the compiler would sooner move activations
+            gather = lambda tree: jax.lax.with_sharding_constraint(tree, self.layout.sharding())
+            step, frozen = partial(step, gather=gather), gather(frozen)
+        if frozen is not None:
+            step = partial(step, frozen=frozen)
 
         def body(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-            state, metrics = self._step(state, batch, axis_name=axis_name, **fsdp)
+            state, metrics = step(state, batch)
             return constrain(state), metrics
 
         if self.steps_per_call > 1:
@@ -146,21 +155,26 @@ class Compiled:
         take = lambda x: x.reshape(len(x), -1)[rows].reshape(*rows.shape, *x.shape[1:])
         return jax.tree.map(take, data)
 
-    def _jit(self, state: TrainState) -> Program:
+    def _jit(self, state: TrainState, frozen: PyTree) -> Program:
         layout, stacked = self.layout, self.steps_per_call > 1
         shardings = layout.state_sharding(state)
         batch_sharding = layout.batch_sharding(stacked)
 
-        def program(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        def program(state: TrainState, data: PyTree, frozen: PyTree) -> tuple[TrainState, Metrics]:
             self.traces += 1
             if self._select is not None:
                 rows = jax.lax.with_sharding_constraint(self._rows(state), layout.batch_sharding(True))
                 data = jax.lax.with_sharding_constraint(self._gather(data, rows), batch_sharding)
-            return self._run(state, data, lambda s: jax.lax.with_sharding_constraint(s, shardings))
+            constrain = lambda s: jax.lax.with_sharding_constraint(s, shardings)
+            return self._run(state, data, frozen, constrain)
 
         jitted = jax.jit(
             program,
-            in_shardings=(shardings, batch_sharding if self._select is None else layout.sharding()),
+            in_shardings=(
+                shardings,
+                batch_sharding if self._select is None else layout.sharding(),
+                layout.state_sharding(frozen),
+            ),
             out_shardings=(shardings, layout.sharding()),
             donate_argnums=0 if self._donate else (),
         )
@@ -169,20 +183,22 @@ class Compiled:
     def _pmap(self) -> Program:
         layout, stacked = self.layout, self.steps_per_call > 1
 
-        def program(state: TrainState, data: PyTree, _: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+        def program(
+            state: TrainState, data: PyTree, frozen: PyTree, _: Int[Array, ""]
+        ) -> tuple[TrainState, Metrics]:
             self.traces += 1
             if self._select is not None:
                 rows = self._rows(state)
                 size = rows.shape[1] // layout.shards
                 start = jax.lax.axis_index(AXIS) * size
                 data = self._gather(data, jax.lax.dynamic_slice_in_dim(rows, start, size, axis=1))
-            return self._run(state, data, lambda s: s, AXIS)
+            return self._run(state, data, frozen, lambda s: s, AXIS)
 
         axis = int(stacked)
         pmapped = jax.pmap(
             program,
             AXIS,
-            in_axes=(None, axis if self._select is None else None, 0),
+            in_axes=(None, axis if self._select is None else None, None, 0),
             out_axes=None,
             devices=list(layout.mesh.devices.flat),
             donate_argnums=0 if self._donate else (),
@@ -193,14 +209,14 @@ class Compiled:
         )
         mapped = layout.put_batch(np.zeros(layout.local_shards, np.int32))  # pmap wants one mapped argument
 
-        def run(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        def run(state: TrainState, data: PyTree, frozen: PyTree) -> tuple[TrainState, Metrics]:
             if self._select is None:
                 data = jax.tree.map(split, data)
-            return layout.from_pmap(pmapped(state, data, mapped))
+            return layout.from_pmap(pmapped(state, data, frozen, mapped))
 
-        def lower(state: TrainState, data: PyTree) -> jax.stages.Lowered:
+        def lower(state: TrainState, data: PyTree, frozen: PyTree) -> jax.stages.Lowered:
             if self._select is None:
                 data = layout.batch_shapes(jax.eval_shape(partial(jax.tree.map, split), data), stacked)
-            return pmapped.lower(state, data, mapped)
+            return pmapped.lower(state, data, frozen, mapped)
 
         return Program(run, lower)

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def describe(tree: PyTree) -> dict[str, str]:
     return {leaf_path(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}
 
 
-def leaf_path(path: Any) -> str:
+def leaf_path(path: jax.tree_util.KeyPath) -> str:
     """`a/b/0` for `tree["a"].b[0]`: the same whatever the class of the containers."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 

@@ -11,9 +11,6 @@ from optax.contrib import MuonDimensionNumbers
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """`X <- a X + b (X X^T) X + c (X X^T)^2 X` (Jordan et al. 2024)."""
 
-Schedule = Callable[[Any], Any]
-"""`step -> learning rate`."""
-
 
 def adam(
     learning_rate: float,
@@ -23,7 +20,7 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     **options: Any,
-) -> tuple[optax.GradientTransformation, Schedule]:
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Adam (AdamW where `weight_decay > 0`) with the schedule, clipping and accumulation of `scheduled`.
 
     Source: Kingma & Ba 2015; Loshchilov & Hutter 2019 (decoupled decay).
@@ -34,7 +31,7 @@ def adam(
 
 def muon(
     learning_rate: float, *, momentum: float = 0.95, b2: float = 0.999, iterations: int = 5, **options: Any
-) -> tuple[optax.GradientTransformation, Schedule]:
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Muon for matrices and kernels, Adam for vectors, with the options of `scheduled`.
 
         M <- momentum M + (1 - momentum) G,   W <- W - lr 0.2 sqrt(max(m, n)) U V^T   where   U S V^T = svd(M)
@@ -65,7 +62,7 @@ def muon(
 
 
 def scheduled(
-    rule: Callable[[Schedule], optax.GradientTransformation],
+    rule: Callable[[optax.Schedule], optax.GradientTransformation],
     learning_rate: float,
     *,
     num_steps: int,
@@ -73,7 +70,7 @@ def scheduled(
     schedule: str = "cosine",
     clip_norm: float | None = 1.0,
     accumulate: int = 1,
-) -> tuple[optax.GradientTransformation, Schedule]:
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Any `rule` of optax (a function of its schedule) on clipped gradients, with warm-up and cosine or no decay.
 
         lr(k) = learning_rate * k / warmup_steps                      for k < warmup_steps

@@ -1,11 +1,11 @@
 """Steps that are better not taken: gradients that are not finite, or far larger than those before."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 
 class SkipState(NamedTuple):
@@ -17,7 +17,7 @@ class SkipState(NamedTuple):
     """How many were finite."""
     skipped: Int[Array, ""]
     """How many were not taken."""
-    inner: Any
+    inner: optax.OptState
 
 
 def skip_exploding(
@@ -26,7 +26,7 @@ def skip_exploding(
     factor: float | None = 10.0,
     decay: float = 0.99,
     warmup: int = 100,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """`inner`, but for gradients `g` that are not finite or longer than `factor` times what is usual.
 
         taken_k   <=>  g_k finite and (k < warmup or |g_k| <= factor n_k)
@@ -49,11 +49,15 @@ def skip_exploding(
             f"need factor > 1 (or None), 0 <= decay < 1 and warmup >= 0, got {factor}, {decay} and {warmup}."
         )
 
-    def init(params: Any) -> SkipState:
+    whole = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> SkipState:
         zero = jnp.zeros((), jnp.int32)
         return SkipState(jnp.zeros((), jnp.float32), zero, zero, inner.init(params))
 
-    def update(grads: Any, state: SkipState, params: Any = None) -> tuple[Any, SkipState]:
+    def update(
+        grads: PyTree, state: SkipState, params: PyTree = None, **extra: ArrayLike | PyTree
+    ) -> tuple[PyTree, SkipState]:
         norm = jnp.asarray(optax.tree.norm(grads), jnp.float32)
         finite = jnp.isfinite(norm)
         limit = (
@@ -65,7 +69,7 @@ def skip_exploding(
         weight = jnp.where(finite, jnp.maximum(1 - decay, 1.0 / (1 + state.seen)), 0.0)
         allowed = jnp.where(finite, jnp.minimum(norm, limit), 0.0)
         # zeros in place of a gradient that is not taken: whatever inner makes of them is thrown away
-        updates, new = inner.update(_choose(taken, grads, _zeros(grads)), state.inner, params)
+        updates, new = whole.update(_choose(taken, grads, _zeros(grads)), state.inner, params, **extra)
         return _choose(taken, updates, _zeros(updates)), SkipState(
             state.norm + weight * (allowed - state.norm),
             state.seen + finite.astype(jnp.int32),
@@ -73,12 +77,12 @@ def skip_exploding(
             _choose(taken, new, state.inner),
         )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _choose(taken: Bool[Array, ""], a: Any, b: Any) -> Any:
+def _choose(taken: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.where(taken, x, y), a, b)
 
 
-def _zeros(tree: Any) -> Any:
+def _zeros(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, tree)

@@ -16,9 +16,7 @@ The noise of example `i` comes from `fold_in(key, i)`, so no result depends on t
 """
 
 from gen_jax.vae.loss import (
-    Loss,
     Prepare,
-    Schedule,
     free_bits_kl,
     iwae_loss,
     loss,
@@ -30,11 +28,9 @@ from gen_jax.vae.model import VAE, Elbo, Params, Posterior, kl_to_prior
 __all__ = [
     "VAE",
     "Elbo",
-    "Loss",
     "Params",
     "Posterior",
     "Prepare",
-    "Schedule",
     "free_bits_kl",
     "iwae_loss",
     "kl_to_prior",

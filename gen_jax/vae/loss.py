@@ -6,23 +6,21 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from gen_jax import keys
+from gen_jax.training import Aux, Loss
 from gen_jax.vae.model import VAE, Params, Posterior, kl_to_prior
 
-Schedule: TypeAlias = Callable[[Int[Array, ""]], Array | float]
-"""`step -> weight`."""
 Prepare: TypeAlias = Callable[[Key[Array, ""], Num[Array, "B *x"]], Float[Array, "B *x"]]
 """`(key, image) -> x`, from images of the data set to data of the likelihood."""
-Loss: TypeAlias = Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
-"""`(params, key, batch, step=None) -> (value, metrics)`."""
 
 
 def loss(
     model: VAE,
     *,
-    beta: float | Schedule = 1.0,
+    beta: float | optax.Schedule = 1.0,
     free_bits: float = 0.0,
     prepare: Prepare | None = None,
 ) -> Loss:
@@ -30,13 +28,13 @@ def loss(
 
         mean_i -log p(x_i | z_i) + beta KL_i,     with free bits  KL -> sum_j max(free_bits, mean_i KL_ij)
 
-    The result is `loss_fn(params, key, batch, step=None)`, where `batch` is `{"image": [B, ...]}`, and has a "label" for
+    The result is `loss_fn(params, key, batch, aux=None)`, where `batch` is `{"image": [B, ...]}`, and has a "label" for
     networks with labels. Its metrics are `elbo` (the bound itself, whatever the options), `reconstruction` and `kl`.
 
     Args:
         model: to be trained.
         beta: weight of the KL (Higgins et al. 2017, Eq. 4), or a function of the step. KL warm-up is
-            `optax.linear_schedule(0.0, 1.0, num_steps)` with `make_step(..., step_in_loss=True)`.
+            `optax.linear_schedule(0.0, 1.0, num_steps)` with `make_step(..., aux=True)`.
         free_bits: nats of each number in the latent that are not penalised (Kingma et al. 2016, Eq. 15, with one number
             in each group).
         prepare: `(key, image) -> x`, such as `data.binarize`: bytes of the data set to data of the likelihood.
@@ -46,14 +44,14 @@ def loss(
     """
 
     def loss_fn(
-        params: Params, key: Key[Array, ""], batch: Mapping[str, Array], step: Int[Array, ""] | None = None
+        params: Params, key: Key[Array, ""], batch: Mapping[str, Array], aux: Aux | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key, x, label = _inputs(key, batch, prepare)
         posterior = model.encode(params, x, label)
         z = model.latents(posterior, keys.normal(key, posterior.mean.shape)[:, None])[:, 0]
         reconstruction = model.likelihood.log_prob(model.out(params, z, label), x).mean()
         kl = kl_to_prior(posterior)
-        value = weight_at(beta, step) * free_bits_kl(kl, free_bits) - reconstruction
+        value = weight_at(beta, aux) * free_bits_kl(kl, free_bits) - reconstruction
         kl = kl.reshape(len(x), -1).sum(1).mean()
         return value, {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
@@ -93,7 +91,7 @@ def iwae_loss(
         )
 
     def loss_fn(
-        params: Params, key: Key[Array, ""], batch: Mapping[str, Array], step: Int[Array, ""] | None = None
+        params: Params, key: Key[Array, ""], batch: Mapping[str, Array], aux: Aux | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key, x, label = _inputs(key, batch, prepare)
         if gradient_samples is not None:
@@ -180,13 +178,13 @@ def free_bits_kl(kl: Float[Array, "B *L"], free_bits: float = 0.0) -> Float[Arra
     return jnp.where(keys.over_devices(mean) > free_bits, mean, free_bits).sum()
 
 
-def weight_at(beta: float | Schedule, step: Int[Array, ""] | None) -> Array | float:
-    """`beta`, evaluated at `step` if it is a function of the step."""
+def weight_at(beta: float | optax.Schedule, aux: Aux | None) -> Array | float:
+    """`beta`, evaluated at the step of `aux` if it is a function of the step."""
     if not callable(beta):
         return beta
-    if step is None:
-        raise ValueError("beta is a function of the step: train with make_step(..., step_in_loss=True).")
-    return beta(step)
+    if aux is None:
+        raise ValueError("beta is a function of the step: train with make_step(..., aux=True).")
+    return jnp.asarray(beta(aux.step))
 
 
 def _inputs(

@@ -14,7 +14,7 @@ With the exact denoiser and `t_min -> 0` the limit is `-log p(x)` in the mean ov
 """
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,7 @@ from gen_jax import keys
 from gen_jax.diffusion.prediction import Denoiser, check_like
 from gen_jax.diffusion.process import DDPM, Process, at_log_snr
 from gen_jax.likelihoods import discretized_log_prob
-
-if TYPE_CHECKING:
-    Reconstruction: TypeAlias = Literal["gaussian", "discretized"]
-else:  # a misspelt name is to meet our ValueError, not the type checker that the tests install
-    Reconstruction = str
+from gen_jax.types import Reconstruction
 
 _CONTINUOUS_SAMPLES = 128
 

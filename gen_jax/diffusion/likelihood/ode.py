@@ -1,6 +1,6 @@
 """The density of data under the probability-flow ODE, by the instantaneous change of variables.
 
-The ODE of `samplers.adaptive`, `dz/dphi = f(z)` with `z = x_t / n`, carries noise to data one to one, and along its path
+The ODE of `diffusion.flow`, `dz/dphi = f(z)` with `z = x_t / n`, carries noise to data one to one, and along its path
 (Chen et al. 2018, Eq. 8; Song et al. 2021, Eq. 39)
 
     d log p(z) / dphi = -tr(df/dz),      log p_t(x_t) = log p(z) - D log n
@@ -21,10 +21,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from gen_jax import keys
+from gen_jax.diffusion.flow import CHECKPOINTED, TSIT5, check_time, half_step, slope, solve, widen
+from gen_jax.diffusion.marginals import marginals
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
-from gen_jax.samplers.adaptive import CHECKPOINTED, TSIT5, check_time, half_step, slope, solve, widen
-from gen_jax.samplers.solvers import levels
 
 EXACT_DIMS = 64
 """Up to so many numbers an example, the trace is exact unless probes are asked for."""
@@ -111,7 +111,7 @@ def ode(
         each = jax.vmap(lambda v: _dot(v, push(v)))(tangents)
         return value, (each.sum(0, keepdims=True) if exact else each).T
 
-    path = levels(process, np.array([max(start, process.t_min), process.t_max]))
+    path = marginals(process, np.array([max(start, process.t_min), process.t_max]))
     norm = np.hypot(path.alpha, path.sigma)
     if start == 0:
         step, trace = with_trace(lambda y: half_step(denoise, process, y), z)

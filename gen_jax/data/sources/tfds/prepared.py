@@ -87,9 +87,8 @@ def _check_network(builder: Any) -> None:
 
     downloads = Path(builder.data_dir_root) / "downloads"
     urls = [url for url in (builder.url_infos or {}) if url.startswith("http")]
-    if urls and not any(
-        path.is_file() for path in downloads.rglob("*")
-    ):  # what is there may be all that it takes
+    kept = any(path.is_file() for path in downloads.rglob("*"))  # perhaps all that is needed
+    if urls and not kept:
         try:
             requests.head(urls[0], timeout=10)
         except requests.ConnectionError:
@@ -153,8 +152,9 @@ def _unknown(name: str, where: str | None) -> str:
     asked = name.split("/")[0].split(":")[0].lower()
     near = difflib.get_close_matches(asked, sorted(names), n=5, cutoff=0.6)
     hint = f"Nearest: {', '.join(near)}." if near else "No name is near."
+    path = f"; nor is there a folder or file {os.path.abspath(name)}" if "/" in name else ""
     return (
         f'no data set is called "{name}", neither among the {len(names)} builders that TFDS knows nor '
-        f"prepared in {root}. {hint} A directory of prepared sets is named with data_dir= or TFDS_DATA_DIR; "
+        f"prepared in {root}{path}. {hint} A directory of prepared sets is named with data_dir= or TFDS_DATA_DIR; "
         "a builder of your own must be imported first."
     )

@@ -9,6 +9,10 @@ from importlib.resources.abc import Traversable
 
 import numpy as np
 
+from gen_jax.data import splits
+from gen_jax.data.protocol import Arrays, Info, Source
+from gen_jax.data.sources.request import Request
+
 SIZES = {"train": 60_000, "test": 10_000}
 
 _FILES = {  # split -> key -> (file, sha256 of its unzipped contents)
@@ -35,19 +39,25 @@ _FILES = {  # split -> key -> (file, sha256 of its unzipped contents)
 }
 
 
+def find(request: Request) -> Source | None:
+    """MNIST, where "mnist" is asked for and no directory of TFDS sets."""
+    if request.name.lower() != "mnist" or request.data_dir is not None:
+        return None
+    rows = splits.select("mnist", request.split, SIZES)
+    count = sum(part.stop - part.start for _, part in rows)
+    return Arrays(lambda: mnist(request.split), Info("mnist", count, (28, 28, 1), 10))
+
+
 def mnist(split: str, root: Traversable | None = None) -> dict[str, np.ndarray]:
     """One split of MNIST: `{"image": uint8 [N, 28, 28, 1], "label": int32 [N]}`.
 
-    `split` is "train" (60,000), "test" (10,000) or a slice or sum of these as TFDS writes them
-    ("train[:10%]", "train+test"); `root` is the directory of the files, by default the one in the package. A
-    file that is missing, damaged or not the original is a `ValueError`, and so is a split that does not
-    exist.
+    `split` is "train" (60,000), "test" (10,000), or a slice or sum of these ("train[:10%]", "train+test"). `root` is
+    the directory of the files, by default the one in the package. `ValueError` for a file that is missing, damaged
+    or not the original, and for a split that does not exist.
     """
     root = files("gen_jax.data").joinpath("mnist") if root is None else root
-    parts = [(name, _read(root, name), rows) for name, rows in _slices(split)]
-    arrays = {key: np.concatenate([a[key][rows] for _, a, rows in parts]) for key in ("image", "label")}
-    if len(arrays["image"]) == 0:
-        raise ValueError(f'split "{split}" of "mnist" is empty: expected at least one example.')
+    parts = [(_read(root, name), rows) for name, rows in splits.select("mnist", split, SIZES)]
+    arrays = {key: np.concatenate([a[key][rows] for a, rows in parts]) for key in ("image", "label")}
     return {"image": arrays["image"][..., None], "label": arrays["label"].astype(np.int32)}
 
 
@@ -80,27 +90,3 @@ def _verified(root: Traversable, name: str, sha256: str) -> bytes:
             "the file)."
         )
     return raw
-
-
-def _slices(split: str) -> list[tuple[str, slice]]:
-    """A split specification as rows of the two splits that there are."""
-    if split in SIZES:  # the usual case, which needs no TFDS
-        return [(split, slice(None))]
-    import tensorflow_datasets as tfds
-
-    try:
-        sizes = {n: tfds.core.SplitInfo(name=n, shard_lengths=[k], num_bytes=0) for n, k in SIZES.items()}
-        absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
-        return [(part.splitname, slice(part.from_, part.to)) for part in absolute]
-    except ValueError as error:
-        raise ValueError(wrong_split("mnist", split, SIZES, error)) from error
-
-
-def wrong_split(name: str, split: str, sizes: dict[str, int], why: object) -> str:
-    """The message for a split that a data set does not have."""
-    there = ", ".join(f'"{s}" ({n:,} examples)' for s, n in sizes.items())
-    return (
-        f'no split "{split}" in "{name}": it has {there}, and slices and sums of these: "train[:10%]", '
-        '"train+test". '
-        f"({why})"
-    )
