@@ -152,7 +152,7 @@ def sampler(nfe: int, num: int, size: int, network: unet.UNetConfig) -> Program:
 def read_collectives(config: Config, network: unet.UNetConfig, plain: bool) -> list[dict[str, float]]:
     """Bytes of each kind in a data-parallel train step, a dict a number of devices; for a process that has as many."""
     if plain:
-        lowering = mlir.lower_fun(conv._plain, multiple_results=False)
+        lowering = mlir.lower_fun(conv.plain, multiple_results=False)
         mlir.register_lowering(conv._conv_p, lowering, platform="cpu")
     found = []
     for n in config.devices:

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from gen_jax import gmm, hvae, keys, likelihoods, training, vae
 from gen_jax.diffusion import likelihood, oracle, process
-from gen_jax.hvae import chain, gaussian, importance, temper
+from gen_jax.hvae import chain, gaussian, importance, temperature
 from gen_jax.networks import autoencoder, ladder
 from gen_jax.networks.mlp import MLP
 from tests.networks.drawn import parameters
@@ -309,7 +309,7 @@ def test_latents_of_the_noising_chain_are_noised_data():
     """`z_t = alpha_t x + sigma_t eps` at every level, by its moments."""
     proc, x, times = process.VP(), jnp.asarray([[1.5, -0.7]]), np.array([0.9, 0.4, 0.1])
     noisy = hvae.diffusion_chain(lambda x_t, t: x_t, proc, times)
-    latents = jax.vmap(lambda key: jnp.stack(hvae.climb(key, noisy, x)[0]))(jax.random.split(KEY, 50_000))
+    latents = jax.vmap(lambda key: jnp.stack(hvae.infer(key, noisy, x)[0]))(jax.random.split(KEY, 50_000))
     for z, t in zip(latents[:, :, 0].swapaxes(0, 1), times[::-1], strict=True):
         np.testing.assert_allclose(z.mean(0), proc.alpha(t) * x[0], atol=0.02)
         np.testing.assert_allclose(z.std(0), proc.sigma(t), rtol=0.02)
@@ -326,7 +326,7 @@ def test_iwae_is_the_same_in_parts_and_rises_to_the_likelihood():
     rough = rough._replace(encode=tuple(lambda z, f=f: wide(f(z)) for f in rough.encode))
     weigh = lambda key: chain.log_weight(key, rough, x)
     whole = jax.jit(lambda: importance.iwae(weigh, KEY, 1000))()
-    parts = jax.jit(lambda: importance.iwae(weigh, KEY, 1000, at_once=300))()
+    parts = jax.jit(lambda: importance.iwae(weigh, KEY, 1000, sample_chunk=300))()
     np.testing.assert_allclose(whole, parts, rtol=1e-5)
     np.testing.assert_allclose(whole, model.log_prob(x), atol=0.15)
     bound = lambda k: jax.jit(jax.vmap(lambda key: importance.iwae(weigh, key, k)))(
@@ -337,20 +337,20 @@ def test_iwae_is_the_same_in_parts_and_rises_to_the_likelihood():
 
 
 @pytest.mark.parametrize("size", [3, 7, 20])
-def test_examples_in_turns_are_the_examples_at_once(size):
+def test_examples_in_turns_are_the_examples_sample_chunk(size):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 2)), jnp.float32)
     each = lambda x, index: x.sum(1) + keys.normal(KEY, x.shape, index).sum(1)
-    found = importance.in_turns(each, x, size)
+    found = importance.in_chunks(each, x, size)
     np.testing.assert_allclose(found, each(x, jnp.arange(7)), rtol=1e-5)
-    few = importance.in_turns(each, x[2:5], size, jnp.arange(2, 5))
+    few = importance.in_chunks(each, x[2:5], size, jnp.arange(2, 5))
     np.testing.assert_allclose(few, found[2:5], rtol=1e-5)
 
 
 @pytest.mark.parametrize("arguments", [(0, None), (4, 0)])
 def test_iwae_says_that_it_needs_a_draw(arguments):
-    num_samples, at_once = arguments
+    num_samples, sample_chunk = arguments
     with pytest.raises(ValueError, match="at least 1"):
-        importance.iwae(lambda key: jnp.zeros(2), KEY, num_samples, at_once=at_once)
+        importance.iwae(lambda key: jnp.zeros(2), KEY, num_samples, sample_chunk=sample_chunk)
 
 
 # --- the ladder
@@ -530,7 +530,7 @@ def test_log_prob_on_eight_devices_is_that_of_one():
     params = drawn(model, x)
     layout = training.Layout()
     assert layout.shards == 8
-    log_prob = jax.jit(lambda params, x: model.log_prob(params, KEY, x, 20, size=8))
+    log_prob = jax.jit(lambda params, x: model.log_prob(params, KEY, x, 20, chunk=8))
     one = log_prob(params, x)
     np.testing.assert_allclose(one, log_prob(params, layout.put_batch(x)), rtol=1e-5)
     assert (
@@ -562,8 +562,11 @@ def test_log_prob_on_eight_devices_is_that_of_one():
         ),
         (lambda: hvae.elbo(KEY, Linear().chain(), jnp.ones((1, 1)), terms="all"), "got 'all'"),
         (lambda: hvae.elbo(KEY, Linear().chain()._replace(decode=()), jnp.ones((1, 1))), "got 3 and 0"),
-        (lambda: temper.each(1.0, 4, 3), "this model has 3 levels: levels must be from 0 to 3, got 4"),
-        (lambda: temper.each(np.ones(2), None, 3), "expected one temperature or 3"),
+        (
+            lambda: temperature.per_level(1.0, 4, 3),
+            "this model has 3 levels: levels must be from 0 to 3, got 4",
+        ),
+        (lambda: temperature.per_level(np.ones(2), None, 3), "expected one temperature or 3"),
     ],
 )
 def test_bad_input_is_told_what_was_expected(make, message):

@@ -235,11 +235,13 @@ def test_systematic_draws_each_as_often_as_it_is_due():
     v = jnp.asarray(np.random.default_rng(0).dirichlet(0.3 * np.ones(7), 1)[0], jnp.float32)
     u = (jnp.arange(4000) + 0.5) / 4000
     for m in (1, 3, 20):
-        drawn = jax.vmap(lambda u, m=m: vae.systematic(u, v, m))(u)
+        drawn = jax.vmap(lambda u, m=m: vae.systematic_resampling(u, v, m))(u)
         times = np.asarray(jax.nn.one_hot(drawn, 7).sum(1))
         np.testing.assert_allclose(times.mean(0), m * np.asarray(v), atol=1e-3)
         assert np.abs(times - m * np.asarray(v)).max() < 1
-    np.testing.assert_array_equal(vae.systematic(jnp.float32(0.999), jnp.float32([0, 1, 0]), 2), [1, 1])
+    np.testing.assert_array_equal(
+        vae.systematic_resampling(jnp.float32(0.999), jnp.float32([0, 1, 0]), 2), [1, 1]
+    )
 
 
 @pytest.mark.parametrize("dreg", [False, True])
