@@ -114,7 +114,9 @@ def check_command(words):
         case ["pip", "install", "-e", what]:
             extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)
             assert extras, what
-            assert set(filter(None, (extras[1] or "").split(","))) <= set(pyproject()["optional-dependencies"])
+            assert set(filter(None, (extras[1] or "").split(","))) <= set(
+                pyproject()["optional-dependencies"]
+            )
         case ["pytest" | "mypy" | "ruff" | "mkdocs" | "pre-commit", *flags]:
             for flag in flags:
                 assert "/" not in flag or (ROOT / flag.partition("::")[0]).exists(), flag
