@@ -1,7 +1,10 @@
 """Pages for readers: their Python runs and prints what they say, their commands parse, their links lead somewhere."""
 
+import ast
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -117,3 +120,33 @@ def test_hooks_before_a_commit_need_no_network():
     assert all(repo["repo"] == "local" for repo in config["repos"])
     assert all(hook["language"] == "system" for hook in hooks)
     assert {hook["entry"].split()[0] for hook in hooks} == {"ruff", "mypy"}
+
+
+def exports(path):
+    """What a package says is public, without importing it."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+def test_site_is_built_without_warnings_and_has_all_that_is_public(tmp_path):
+    """One command; a page asks no other host for anything, and formulas are MathML."""
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=documents.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pages = {page.parent.relative_to(tmp_path).as_posix(): page.read_text() for page in tmp_path.rglob("index.html")}
+    packages = {path.parent: exports(path) for path in (documents.ROOT / "gen_jax").rglob("__init__.py")}
+    assert sum(map(len, packages.values())) > 100
+    for package, names in packages.items():
+        dotted = ".".join(package.relative_to(documents.ROOT).parts)
+        for name in names:
+            page = pages[f"api/{dotted.removeprefix('gen_jax.')}"]
+            module = f"api/{dotted.removeprefix('gen_jax.')}.{name}"
+            assert f'id="{dotted}.{name}"' in page or module in pages, f"{dotted}.{name} has no entry"
+    for place, text in pages.items():
+        loaded = re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(https?:[^"]+)"', text)
+        assert not loaded, (place, loaded)
+    assert "<math" in pages["steps"]
+    assert "arithmatex" not in pages["steps"]
