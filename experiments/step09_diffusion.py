@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pictures
 import tyro
@@ -110,7 +109,7 @@ def make_model(config: Config, info: data.Info) -> Model:
             time_scale=1000 / proc.t_max,
             num_classes=classes,
             dropout=config.dropout,
-            dtype=jnp.dtype(config.dtype).type,
+            dtype=config.dtype,
             remat=config.remat,
         ),
         process=proc,
