@@ -150,7 +150,7 @@ def make_loss(model: Model, config: Config) -> training.state.Loss:
         "logit_normal": loss.logit_normal(config.times_mean, config.times_std),
     }[config.times]
     objective = functools.partial(
-        loss.denoising, predicts=model.predicts, weighting=weighting, quantiles=times
+        loss.denoising, predicts=model.predicts, weighting=weighting, time_sampling=times
     )
 
     def loss_fn(params, key, batch):
