@@ -297,8 +297,10 @@ def discretized_log_prob(
     _check_bins(levels)
     h = 1 / (levels - 1)
     centre, half = (x - mean) / std, h / std
-    # the mirror image that lies in the lower tail, with log(Phi(b) - Phi(a)) = log Phi(b) + log(1 - Phi(a) / Phi(b))
-    a, b = -jnp.abs(centre) - half, -jnp.abs(centre) + half
+    # the mirror image in the lower tail, with log(Phi(b) - Phi(a)) = log Phi(b) + log(1 - Phi(a) / Phi(b)); not abs, whose
+    # derivative at 0 is 1: the integral is even in centre, and would be left the rounding error of two equal terms there
+    distance = centre * jnp.sign(centre)
+    a, b = -distance - half, -distance + half
     log_b = log_ndtr(b)
     ratio = jnp.minimum(log_ndtr(a) - log_b, -jnp.finfo(log_b.dtype).tiny)
     inside = log_b + jnp.log(-jnp.expm1(ratio))

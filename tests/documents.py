@@ -46,8 +46,9 @@ def blocks(page, language=None):
 
 
 def commands(page):
-    """The commands in blocks of bash, one a line or joined by &&, as lists of words."""
+    """The commands in blocks of bash, one a line or joined by &&, and in cells of tables, as lists of words."""
     lines = [line for block in blocks(page, "bash") for line in block.text.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"^\|.*`(python [^`]+|gen-jax [^`]+)`", page.read_text(), re.MULTILINE)
     parts = [part for line in lines for part in line.split(" && ")]
     return [words for part in parts if (words := shlex.split(part, comments=True))]
 
