@@ -66,14 +66,19 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config["api"] = [name for name in public(package) if name != "gen_jax"]
     for section in config.nav or ():
         if "API" in section:
-            section["API"] += [{name.removeprefix("gen_jax."): f"api/{name.removeprefix('gen_jax.')}.md"} for name in config["api"]]
+            section["API"] += [
+                {name.removeprefix("gen_jax."): f"api/{name.removeprefix('gen_jax.')}.md"}
+                for name in config["api"]
+            ]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages of the API, and those from elsewhere in the tree."""
     for name in config["api"]:
-        files.append(File.generated(config, f"api/{name.removeprefix('gen_jax.')}.md", content=f"::: {name}\n"))
+        files.append(
+            File.generated(config, f"api/{name.removeprefix('gen_jax.')}.md", content=f"::: {name}\n")
+        )
     for place, source in ELSEWHERE.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
     return files
@@ -82,5 +87,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     r"""Formulas, `\(...\)` and `\[...\]`, as MathML, which browsers show without any script."""
     shown = lambda display: lambda found: convert(html.unescape(found[1]), display=display)
-    content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', shown("inline"), content, flags=re.DOTALL)
+    content = re.sub(
+        r'<span class="arithmatex">\\\((.*?)\\\)</span>', shown("inline"), content, flags=re.DOTALL
+    )
     return re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', shown("block"), content, flags=re.DOTALL)

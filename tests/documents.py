@@ -54,35 +54,46 @@ def commands(page):
 
 
 def run(page):
-    """Runs the Python of a page, block after block in one namespace, and returns what it printed.
+    """Runs the Python of a page, block after block as one program, and returns what it printed."""
+    return execute(page, [block for block in blocks(page, "python") if not block.title])
+
+
+def execute(page, program):
+    """Runs blocks of a page in one namespace, and returns what they printed.
 
     A comment with numbers after a `print(...)` is what it prints, to the digits that it has.
     """
-    code, printed = {}, []
+    code, printed, comments = {"__name__": "page"}, [], {}
 
-    def say(*values, **options):
+    def say(*values):
         text = " ".join(map(str, values))
         printed.append(text)
         line = sys._getframe(1).f_lineno
-        got, want = (NUMBER.findall(s) for s in (text, comments.get(line, "")))
-        if want:
-            assert len(got) == len(want), f"{page.name}:{line} says {want}, and prints {text}"
-            for g, w in zip(got, want, strict=True):
-                digits = len(w.partition(".")[2].partition("e")[0])
-                unit = 10.0 ** (int(w.partition("e")[2] or 0) - digits)
-                exact = "." not in g and "." not in w
-                assert abs(float(g) - float(w)) <= (0 if exact else unit), f"{page.name}:{line}: {text}"
+        if want := NUMBER.findall(comments.get(line, "")):
+            assert agree(NUMBER.findall(text), want), f"{page.name}:{line} says {want}, and prints {text}"
 
     code["print"] = say
-    for block in blocks(page, "python"):
+    for block in program:
         lines = "\n" * (block.line - 1) + block.text  # so that errors name the line of the page
-        comments = {
+        comments |= {
             token.start[0]: token.string
             for token in tokenize.generate_tokens(io.StringIO(lines).readline)
             if token.type == tokenize.COMMENT and token.line.lstrip().startswith("print(")
         }
         exec(compile(lines, str(page), "exec"), code)
     return printed
+
+
+def agree(got, want):
+    """Whether numbers are those of a page, to one unit of the last digit that the page has; integers exactly."""
+    if len(got) != len(want):
+        return False
+    for g, w in zip(got, want, strict=True):
+        mantissa, _, exponent = w.partition("e")
+        unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+        if abs(float(g) - float(w)) > (0 if "." not in g + w else 1.001 * unit):
+            return False
+    return True
 
 
 class Parsed(Exception):
@@ -103,7 +114,9 @@ def check_command(words):
         case ["pip", "install", "-e", what]:
             extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)
             assert extras, what
-            assert set(filter(None, (extras[1] or "").split(","))) <= set(pyproject()["optional-dependencies"])
+            assert set(filter(None, (extras[1] or "").split(","))) <= set(
+                pyproject()["optional-dependencies"]
+            )
         case ["pytest" | "mypy" | "ruff" | "mkdocs" | "pre-commit", *flags]:
             for flag in flags:
                 assert "/" not in flag or (ROOT / flag.partition("::")[0]).exists(), flag
