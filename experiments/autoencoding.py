@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from bounds import Arrays, Binarize, Bounds, evaluate, load_images, meaning, to_
 from jaxtyping import PyTree
 
 from gen_jax import data, hvae, launch, plots, training, vae
+from gen_jax.training import Options
 
 Shape: TypeAlias = tuple[int, int, int]
 FREE = ("test_images", "test_samples", "start_from")
@@ -81,12 +82,12 @@ class Config:
 
     data: launch.Data = launch.Data()
     training: Training = Training()
-    run: training.Options = training.Options(steps_per_call=1875, log_every=1875, checkpoint_every=9375)
+    run: Options = Options(steps_per_call=1875, log_every=1875, checkpoint_every=9375)
 
 
 C = TypeVar("C", bound=Config)
 M = TypeVar("M", bound=vae.VAE | hvae.HVAE | hvae.Ladder)
-Draw: TypeAlias = Callable[[PyTree, np.ndarray], jax.Array]
+Draw: TypeAlias = Callable[[PyTree, jax.Array], jax.Array]
 """`(params, numbers of the samples) -> images in [0, 1]`."""
 
 
@@ -103,7 +104,7 @@ class Experiment(Generic[C, M]):
     """Parameters of a checkpoint in the form that the model takes."""
     bounds: Callable[[M, C], Bounds]
     """With the figures `elbo`, `reconstruction`, `kl` and `log_prob`."""
-    sampler: Callable[[M, C, int | None], tuple[Draw, np.ndarray | None]]
+    sampler: Callable[[M, C, int | None], tuple[Draw, jax.Array | None]]
     """How samples are drawn, and their labels."""
     save_figures: Callable[[C, M, PyTree, Arrays], None]
     free: tuple[str, ...] = ()
@@ -170,7 +171,7 @@ class Experiment(Generic[C, M]):
         """Samples from the checkpoint in `config.workdir`, means of `p(x | z)`: writes samples.npy and samples.png."""
         params, saved, step = training.load(config.workdir)
         options = saved.get("options", saved)  # version 0.1 had no groups
-        as_saved = {
+        as_saved: dict[str, Any] = {
             f.name: tuple(value) if isinstance(value := options[f.name], list) else value
             for f in dataclasses.fields(config)
             if f.name in options
@@ -183,7 +184,7 @@ class Experiment(Generic[C, M]):
         size = min(chunk, config.num)
         for start in range(0, config.num, size):
             rows = np.minimum(np.arange(start, start + size), config.num - 1)
-            parts.append(to_bytes(draw(params, rows)))
+            parts.append(to_bytes(draw(params, jnp.asarray(rows))))
         images = np.concatenate(parts)[: config.num]
         if jax.process_index() == 0:
             np.save(config.workdir / "samples.npy", images)
@@ -194,9 +195,12 @@ class Experiment(Generic[C, M]):
         return images
 
 
-def make_optimizer(t: Training, **muon: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Adam or Muon, the latter with options of its own."""
-    rule = functools.partial(training.muon, **muon) if t.optimizer == "muon" else training.adam
+def make_optimizer(
+    t: Training, *, iterations: int = 5
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Adam, or Muon with so many iterations for each matrix."""
+    muon = functools.partial(training.muon, iterations=iterations)
+    rule = muon if t.optimizer == "muon" else training.adam
     return rule(
         t.learning_rate,
         num_steps=t.steps,
@@ -256,7 +260,7 @@ def report(name: str, config: Config, summary: Mapping[str, object]) -> list[str
     book = "book_loss" in summary
     return [
         *(
-            [f"loss in the book's unit, |x_hat - x|^2 + 2 KL an image: {summary['book_loss']:.2f}"]
+            [f"the book's loss, |x_hat - x|^2 + 2 KL, mean over the images: {summary['book_loss']:.2f}"]
             if book
             else []
         ),

@@ -7,10 +7,10 @@ from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
-from gen_jax.conditioning import check_labels
 from jaxtyping import PyTree
 
 from gen_jax import data, launch, likelihoods, training, vae
+from gen_jax.conditioning import check_labels
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 Binarize: TypeAlias = Literal["dynamic", "static", "none"]

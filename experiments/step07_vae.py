@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 import autoencoding
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.stats
 from bounds import LIKELIHOODS, Arrays, Bounds, preparer, to_bytes
-from jaxtyping import PyTree
 
 from gen_jax import launch, plots, training, vae
 from gen_jax.conditioning import Labels, Nothing
@@ -76,14 +76,16 @@ def parse(args: Sequence[str] | None = None) -> Config:
 def build(config: Config, shape: autoencoding.Shape, num_classes: int | None) -> vae.VAE:
     """The model for images of a shape; `num_classes` if it takes labels."""
     likelihood, activation = LIKELIHOODS[config.likelihood], ACTIVATIONS[config.activation]
-    out, labels = (*shape[:2], likelihood.outputs(shape[2])), {"num_classes": num_classes}
+    out, latent, channels = (*shape[:2], likelihood.outputs(shape[2])), config.latent, config.channels
+    encoder: nn.Module
+    decoder: nn.Module
     if config.network == "mlp":
-        encoder = autoencoder.MLPEncoder(config.latent, config.hidden, activation, **labels)
-        decoder = autoencoder.MLPDecoder(out, config.hidden[::-1], activation, **labels)
-        return vae.VAE(encoder, decoder, likelihood, config.latent)
-    encoder = autoencoder.ConvEncoder(config.latent, config.channels, activation=activation, **labels)
-    decoder = autoencoder.ConvDecoder(out, config.channels, activation=activation, **labels)
-    return vae.VAE(encoder, decoder, likelihood, config.latent)
+        encoder = autoencoder.MLPEncoder(latent, config.hidden, activation, num_classes)
+        decoder = autoencoder.MLPDecoder(out, config.hidden[::-1], activation, num_classes)
+    else:
+        encoder = autoencoder.ConvEncoder(latent, channels, activation=activation, num_classes=num_classes)
+        decoder = autoencoder.ConvDecoder(out, channels, activation=activation, num_classes=num_classes)
+    return vae.VAE(encoder, decoder, likelihood, latent)
 
 
 def make_loss(model: vae.VAE, config: Config) -> training.Loss:
@@ -118,14 +120,14 @@ def bounds(model: vae.VAE, config: Config) -> Bounds:
 
 def sampler(
     model: vae.VAE, config: Config, num_classes: int | None
-) -> tuple[autoencoding.Draw, np.ndarray | None]:
+) -> tuple[autoencoding.Draw, jax.Array | None]:
     """Means of `p(x | z)` for random latents, and the labels that they are drawn for."""
     key_x, key_label = jax.random.split(jax.random.key(config.seed))
     condition = Nothing() if num_classes is None else Labels(num_classes)
     labels = condition.choose(key_label, np.arange(config.num), config.label)
 
-    def draw(params: vae.Params, rows: np.ndarray) -> jax.Array:
-        label = None if labels is None else jnp.asarray(labels)[rows]
+    def draw(params: vae.Params, rows: jax.Array) -> jax.Array:
+        label = None if labels is None else labels[rows]
         return model.sample(key_x, params, len(rows), label, mean=True, index=rows)
 
     return draw, labels
@@ -135,8 +137,8 @@ def save_figures(config: Config, model: vae.VAE, params: vae.Params, test: Array
     """loss.png, reconstructions.png, interpolation.png, and manifold.png of a latent of two numbers."""
     several = None if config.objective == "elbo" else f"bound of {config.num_samples} samples"
     autoencoding.save_terms(config.workdir, config, several)
-    images, label = test["image"][:32], test.get("label")
-    x, label = jnp.asarray(images / 255, jnp.float32), None if label is None else jnp.asarray(label[:32])
+    images, x = test["image"][:32], jnp.asarray(test["image"][:32] / 255, jnp.float32)
+    label = jnp.asarray(test["label"][:32]) if "label" in test else None
     rebuilt = to_bytes(jax.jit(model.reconstruct)(params, x, label))
     autoencoding.save_pairs(config.workdir / "reconstructions.png", images, rebuilt)
     first = None if label is None else label[:8]

@@ -165,15 +165,13 @@ def bounds(model: Model, config: Config) -> Bounds:
     return figures
 
 
-def sampler(
-    model: Model, config: Config, num_classes: int | None
-) -> tuple[autoencoding.Draw, np.ndarray | None]:
+def sampler(model: Model, config: Config, num_classes: int | None) -> tuple[autoencoding.Draw, None]:
     """Means of `p(x | z)` for random latents; there are no labels."""
-    key = jax.random.key(config.seed)
+    key, levels, factor = jax.random.key(config.seed), config.levels, config.temperature
 
-    def draw(params: PyTree, rows: np.ndarray) -> jax.Array:
-        options = {"levels": config.levels, "temperature": config.temperature}
-        return model.sample(key, params, len(rows), mean=True, index=rows, **options)
+    def draw(params: PyTree, rows: jax.Array) -> jax.Array:
+        count = len(rows)
+        return model.sample(key, params, count, levels=levels, temperature=factor, mean=True, index=rows)
 
     return draw, None
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pictures
 import tyro
@@ -110,7 +109,7 @@ def make_model(config: Config, info: data.Info) -> Model:
             time_scale=1000 / proc.t_max,
             num_classes=classes,
             dropout=config.dropout,
-            dtype=jnp.dtype(config.dtype).type,
+            dtype=config.dtype,
             remat=config.remat,
         ),
         process=proc,
@@ -151,7 +150,7 @@ def make_loss(model: Model, config: Config) -> training.state.Loss:
         "logit_normal": loss.logit_normal(config.times_mean, config.times_std),
     }[config.times]
     objective = functools.partial(
-        loss.denoising, predicts=model.predicts, weighting=weighting, quantiles=times
+        loss.denoising, predicts=model.predicts, weighting=weighting, time_sampling=times
     )
 
     def loss_fn(params, key, batch):

@@ -73,8 +73,8 @@ class Pixels:
             )
         return to_unit(image)
 
-    def decode(self, x_0: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
-        """Images: `round(127.5 (x_0 + 1))`, clipped to 0..255."""
+    def decode(self, x_0: Float[Array, "*b H W C"]) -> UInt8[Array, "*b H W C"]:
+        """Images: `round(127.5 (x_0 + 1))`, clipped to 0..255; with any leading axes."""
         return to_uint8(x_0)
 
     def bound(self, denoise: Denoiser) -> Denoiser:

@@ -281,24 +281,24 @@ class LogisticMixture:
 
 
 def discretized_log_prob(
-    x: Float[Array, "*x"], mean: Float[Array, "*x"], std: Float[Array, "*#x"], levels: int = 256
+    x: Float[Array, "*x"], mean: Float[Array, "*x"], std: Float[Array, "*#x"], bins: int = 256
 ) -> Float[Array, "*x"]:
-    """Log-probability in nats of each of `levels` even values in [-1, 1] under `N(mean, std^2)` (Ho et al. 2020, Eq. 13).
+    """Log-probability in nats of each of `bins` even values in [-1, 1] under `N(mean, std^2)` (Ho et al. 2020, Eq. 13).
 
-        log int_{x - h}^{x + h} N(y; mean, std^2) dy,     h = 1 / (levels - 1)
+        log int_{x - h}^{x + h} N(y; mean, std^2) dy,     h = 1 / (bins - 1)
 
     The first bin begins at minus infinity, the last has no end, so the probabilities sum to 1. Logarithms of tails
     are subtracted, in the tail that is the smaller, so nothing underflows; in float32 it is good to about `1e-7 std
     / h` nats.
 
     Raises:
-        ValueError: `levels < 2`.
+        ValueError: `bins < 2`.
     """
-    _check_bins(levels)
-    h = 1 / (levels - 1)
+    _check_bins(bins)
+    h = 1 / (bins - 1)
     centre, half = (x - mean) / std, h / std
-    # the mirror image in the lower tail, with log(Phi(b) - Phi(a)) = log Phi(b) + log(1 - Phi(a) / Phi(b)); not abs, whose
-    # derivative at 0 is 1: the integral is even in centre, and would be left the rounding error of two equal terms there
+    # log(Phi(b) - Phi(a)) = log Phi(b) + log(1 - Phi(a) / Phi(b)), mirrored into the lower tail. The integral is even in
+    # centre, so its derivative at 0 is 0; jnp.abs, whose derivative at 0 is 1, would leave a rounding error there.
     distance = centre * jnp.sign(centre)
     a, b = -distance - half, -distance + half
     log_b = log_ndtr(b)
@@ -310,20 +310,20 @@ def discretized_log_prob(
 
 
 def discretized_logistic_log_prob(
-    x: Float[Array, "*x"], mean: Float[Array, "*x"], log_scale: Float[Array, "*x"], levels: int = 256
+    x: Float[Array, "*x"], mean: Float[Array, "*x"], log_scale: Float[Array, "*x"], bins: int = 256
 ) -> Float[Array, "*x"]:
-    """Log-probability in nats of each of `levels` even values in [-1, 1] under a logistic distribution.
+    """Log-probability in nats of each of `bins` even values in [-1, 1] under a logistic distribution.
 
         log(sigmoid(b) - sigmoid(a)) = log(1 - e^{a - b}) - softplus(a) - softplus(-b),     a, b = (x - mean -+ h) / s
 
-    with `h = 1 / (levels - 1)`, `a = -inf` at -1 and `b = inf` at 1 (Salimans et al. 2017, Eq. 2). The right side loses
+    with `h = 1 / (bins - 1)`, `a = -inf` at -1 and `b = inf` at 1 (Salimans et al. 2017, Eq. 2). The right side loses
     no digits however far out `x` is.
 
     Raises:
-        ValueError: `levels < 2`.
+        ValueError: `bins < 2`.
     """
-    _check_bins(levels)
-    h = 1 / (levels - 1)
+    _check_bins(bins)
+    h = 1 / (bins - 1)
     rate = jnp.exp(-log_scale)
     a, b = (x - mean - h) * rate, (x - mean + h) * rate
     first, last = x < -1 + h, x > 1 - h
@@ -353,7 +353,7 @@ def _unlike(out: tuple[int, ...], x: tuple[int, ...], outputs: int) -> str:
 
 def _check_bins(bins: int) -> None:
     if bins < 2:
-        raise ValueError(f"there must be at least 2 levels, got {bins}; bytes have 256.")
+        raise ValueError(f"bins must be at least 2, got {bins}; bytes have 256.")
 
 
 def _wide(out: Array) -> Array:

@@ -126,8 +126,6 @@ TYPES: tuple[type, ...] = (
 )
 """What a description may be made of."""
 
-_DTYPES = ("bfloat16", "float16", "float32", "float64")
-
 
 def to_dict(value: object, types: Sequence[type] = ()) -> "dict[str, Json]":
     """A model as what JSON can hold: `{"type": "Model", "network": {"type": "UNetConfig", ...}, ...}`.
@@ -151,12 +149,7 @@ def to_dict(value: object, types: Sequence[type] = ()) -> "dict[str, Json]":
             return [plain(x, f"{where}[{i}]") for i, x in enumerate(value)]
         if value is None or isinstance(value, bool | int | str) or _finite(value):
             return typing.cast(Json, value)
-        try:
-            return jnp.dtype(value).name  # type: ignore[arg-type]  # what is no type is answered below
-        except TypeError:
-            raise ValueError(
-                f"{where} is {value!r}: expected a finite number, a string or a type of array."
-            ) from None
+        raise ValueError(f"{where} is {value!r}: expected a finite number or a string.")
 
     return typing.cast("dict[str, Json]", plain(value, type(value).__name__.lower()))
 
@@ -188,9 +181,9 @@ def _read(found: object, expected: object, where: str, known: Mapping[str, type]
     """`found` as a value of the type `expected`."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin in (typing.Union, types.UnionType):
-        if found is None and type(None) in arguments:
-            return None
-        (expected,) = (a for a in arguments if a is not type(None))
+        if type(found) in arguments:
+            return found
+        (expected, *_) = (a for a in arguments if a is not type(None))
         return _read(found, expected, where, known)
     if isinstance(found, dict) and isinstance(expected, type):
         return _read_dataclass(found, expected, where, known)
@@ -206,8 +199,6 @@ def _read(found: object, expected: object, where: str, known: Mapping[str, type]
         return float(typing.cast(float, found))
     if expected in (bool, int, str) and type(found) is expected:
         return found
-    if expected is typing.Any and isinstance(found, str) and found in _DTYPES:
-        return jnp.dtype(found).type
     raise ValueError(f"{where}: expected {_name(expected)}, got {found!r}.")
 
 

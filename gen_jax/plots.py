@@ -1,4 +1,7 @@
-"""Pictures: grids of images (uint8 `[..., H, W, C]`), curves of `metrics.jsonl`, and figures that save themselves."""
+"""Pictures: grids of images (uint8 `[..., H, W, C]`), curves of `metrics.jsonl`, and figures that save themselves.
+
+Only process 0 writes.
+"""
 
 import json
 import math
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -31,7 +35,8 @@ def save_grid(
     from PIL import Image
 
     canvas = tile(images, columns).repeat(scale, 0).repeat(scale, 1)
-    Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(path)
+    if jax.process_index() == 0:
+        Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(path)
 
 
 def save_strips(
@@ -57,7 +62,8 @@ def save_strips(
     for axis, label in zip(axes[:, 0], rows, strict=False):
         axis.set_ylabel(label, fontsize=9)
     figure.suptitle(textwrap.fill(title, max(int(13 * figure.get_figwidth()), 20)), fontsize=10)
-    figure.savefig(path, dpi=150)
+    if jax.process_index() == 0:
+        figure.savefig(path, dpi=150)
 
 
 @contextmanager
@@ -69,13 +75,15 @@ def figure(
 
     drawn = Figure(figsize=(width, height), layout="constrained")
     yield drawn.subplots(**subplots)
-    drawn.savefig(path, dpi=150)
+    if jax.process_index() == 0:
+        drawn.savefig(path, dpi=150)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """The lines of a `metrics.jsonl`, a dict for each log point; a null is NaN."""
     lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
+    number = lambda value: math.nan if value is None else float(value)
+    return [{name: number(value) for name, value in line.items()} for line in lines]
 
 
 def save_loss(path: str | Path, metrics: str | Path, *, name: str = "loss", label: str = "loss") -> None:

@@ -3,8 +3,8 @@
     python experiments/step07_vae.py --preset best --steps 30000 --kl-warmup 4000 --workdir checkpoints/step07_start
     python experiments/step07_vae.py --preset iwae --start-from checkpoints/step07_start --workdir checkpoints/step07_iwae
 
-20 and 56 minutes of training on one core of a CPU. The log-likelihood of the 10,000 test images (seed 0) is -84.53 nats by
-5,000 samples (standard error 0.22; in the paper -84.8).
+20 and 56 minutes of training on one core of a CPU. The log-likelihood of the 10,000 test images (seed 0) is -84.53 nats
+by 5,000 samples (standard error 0.22; in the paper -84.8).
 """
 
 from dataclasses import replace

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
-import jax.numpy as jnp
-
 from gen_jax.codec import Pixels
 from gen_jax.conditioning import Labels, Nothing
 from gen_jax.diffusion import process
@@ -66,7 +64,7 @@ def from_format_1(config: Mapping[str, object], where: str) -> Model:
         time_scale=1000 / proc.t_max,
         num_classes=classes,
         dropout=cast(float, config.get("dropout", 0.0)),
-        dtype=jnp.dtype(cast(str, config.get("dtype", "float32"))).type,
+        dtype=cast(str, config.get("dtype", "float32")),
         remat=cast(bool, config.get("remat", False)),
     )
     steps, (height, width, channels) = cast(int, config["steps"]), cast("list[int]", config["image_shape"])

@@ -76,7 +76,7 @@ def vlb(
     num_steps: int | None = None,
     num_samples: int | None = None,
     reconstruction: Reconstruction = "gaussian",
-    levels: int = 256,
+    bins: int = 256,
     index: Int[Array, "B"] | None = None,
 ) -> Bound:
     """Variational bound on `-log p(x)`, an unbiased estimate of each of its terms (the module's formulas).
@@ -97,7 +97,7 @@ def vlb(
             + SNR_t))`: of standard normal data the terms are then alike. Of the integral, 128 by default.
         reconstruction: "gaussian", the density `N(x; x0_hat, (sigma / alpha)^2)`, for continuous data, or
             "discretized", its integral over the bin of a value (`discretized_log_prob`), for `x = byte / 127.5 - 1`.
-        levels: number of values in [-1, 1], where discretized.
+        bins: with "discretized", the number of evenly spaced values in [-1, 1].
         index: numbers `i` of the examples, `0..B-1` by default: examples 64..127 by themselves are
             `index=jnp.arange(64, 128)`.
 
@@ -136,7 +136,7 @@ def vlb(
     if reconstruction == "gaussian":
         each = (jnp.exp(log_snr) * jnp.square(error) - log_snr + math.log(2 * math.pi)) / 2
     else:
-        each = -discretized_log_prob(x, x - error, jnp.exp(-log_snr / 2), levels)
+        each = -discretized_log_prob(x, x - error, jnp.exp(-log_snr / 2), bins)
     return Bound(prior, diffusion, each.reshape(len(x), -1).sum(1))
 
 
