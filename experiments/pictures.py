@@ -1,4 +1,4 @@
-"""What the diffusion experiments draw: samples of a run, their way from noise, grids while training, the forward process."""
+"""What the diffusion experiments draw: samples of a run, their way from noise, grids while training."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import data, generate, launch, plots, pretrained, samplers, training
+from gen_jax import generate, launch, plots, pretrained, samplers, training
 from gen_jax.model import Model
 from gen_jax.pretrained import Run
 
@@ -69,9 +69,7 @@ def save_forward(path: Path, model: Model, images: np.ndarray, columns: int = 10
     eps = jax.random.normal(jax.random.key(0), x_0.shape)
     x_t = jnp.stack([proc.perturb(x_0, jnp.asarray(t, jnp.float32), eps) for t in times], axis=1)
     heads = [f"t = {t:.3g}" for t in times]
-    plots.save_strips(
-        path, np.asarray(codec.decode(x_t)), heads, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$"
-    )
+    plots.save_strips(path, np.asarray(codec.decode(x_t)), heads, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$")
 
 
 class SampleGrids(training.Callback):

@@ -225,7 +225,10 @@ def main(config: Config, experiment: str = "step09_diffusion") -> dict[str, obje
         summary |= {"seconds_of_training": last["seconds"], "seconds_here": trained - began}
         summary |= {"seconds_of_sampling": time.perf_counter() - trained}
     again = f"python experiments/{experiment}.py --sample-only --workdir {config.workdir} --num 64 --solver ddim --nfe 20"
-    lines = [f"sample again: {again} --seed 3", f"or: gen-jax sample {config.workdir} --num 16 --out samples.png"]
+    lines = [
+        f"sample again: {again} --seed 3",
+        f"or: gen-jax sample {config.workdir} --num 16 --out samples.png",
+    ]
     return launch.finish(config.workdir, summary, lines=lines)
 
 
