@@ -5,10 +5,33 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
 from gen_jax import generate, launch, plots, pretrained, samplers, training
+from gen_jax.conditioning import check_labels
 from gen_jax.model import Model
 from gen_jax.pretrained import Run
+
+
+def feed(
+    source: data.Source, batch_size: int, key: Key[Array, ""], *, labels: bool
+) -> data.InMemory | data.Stream:
+    """Batches of images, and of labels where they are learned."""
+    names = ("image", "label") if labels else ("image",)
+    found = data.batches(
+        source, batch_size, key=key, transform=lambda batch: {name: batch[name] for name in names}
+    )
+    if labels and isinstance(found, data.InMemory):
+        check_labels(found.arrays["label"], source.info().num_classes or 0)
+    return found
+
+
+def save_loss(workdir: Path, label: str) -> dict[str, object]:
+    """loss.png; returns the last figures of the run's metrics."""
+    plots.save_loss(workdir / "loss.png", workdir / "metrics.jsonl", label=label)
+    last = plots.read_metrics(workdir / "metrics.jsonl")[-1]
+    figures = {name: last[name] for name in ("loss", "images_per_second")}
+    return {**figures, "seconds_of_training": last["seconds"]}
 
 
 def draw(workdir: Path, seed: int, sampling: launch.Sampling) -> dict[str, object]:
