@@ -26,8 +26,7 @@ class UNetConfig:
 
     A level is a resolution: level 0 is that of the input divided by `patch`, each next level half of it (rounded up).
 
-    Every field is hashable and has a JSON form: `UNetConfig(**json.loads(json.dumps(dataclasses.asdict(config))))` equals
-    `config`. Lists become tuples, and types their names.
+    Every field is hashable and has a JSON form (`gen_jax.model.to_dict`); types are kept by their names.
     """
 
     channels: tuple[int, ...] = (64, 128)
@@ -66,8 +65,6 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
             object.__setattr__(self, name, _float_name(name, getattr(self, name)))
-        for name in ("channels", "attention"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.channels or min(self.channels) < 1 or self.blocks < 1 or self.patch < 1:
             raise ValueError(
                 "UNetConfig expects at least one level and positive channels, blocks and patch; "
