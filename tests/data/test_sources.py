@@ -200,6 +200,12 @@ def test_source_refuses_options_that_do_not_exist(options, said):
         source("mnist", **options)
 
 
+def test_a_source_takes_no_options():
+    for call in (data.load, data.info):
+        with pytest.raises(ValueError, match="expected no options beside it, got split, image_size"):
+            call(Squares(), split="train", image_size=3)
+
+
 def test_a_misspelt_option_is_an_error():
     for call in (data.source, data.load, data.info):
         with pytest.raises(TypeError, match="imagesize"):
