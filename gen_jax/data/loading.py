@@ -67,9 +67,10 @@ def source(
     A name is a path where it exists, ends in .npz or .npy, or begins with "/", "." or "~".
 
     `split` may be a slice or a sum: "train[:10%]", "train+test". `cache_dir` (`$GEN_JAX_CACHE`, `~/.cache/gen_jax`)
-    keeps indices and decoded images. `image_size`, an int or (height, width), resizes images until they cover it and crops
-    them: at the centre, or with `crop="random"` at a place drawn for each example and epoch. `channels` converts to grey
-    (1), RGB (3) or RGBA (4). `unreadable="skip"` leaves out the files of a folder that can not be decoded, with a warning.
+    keeps indices and decoded images. `image_size`, an int or (height, width), resizes images until they cover it and
+    crops them: at the centre, or with `crop="random"` at a place drawn for each example and epoch. `channels` converts
+    to grey (1), RGB (3) or RGBA (4). `unreadable="skip"` leaves out the files of a folder that can not be decoded, with
+    a warning.
 
     `ValueError`, with what to do, for: an unknown name, path, config, version or split; a TFDS set that is not
     prepared and can not be (no TensorFlow, no network); damaged files; images of several shapes without
