@@ -184,12 +184,12 @@ def make_loss(net: unet.UNet, proc: process.Process, config: Config) -> training
     A label is hidden, replaced by the null label, with probability `label_dropout` (Ho & Salimans 2022, Algorithm 1).
     """
     weighting = {"simple": loss.simple, "snr": loss.snr, "min_snr": loss.min_snr()}[config.weighting]
-    quantiles = {
+    time_sampling = {
         "uniform": loss.stratified,
         "logit_normal": loss.logit_normal(config.times_mean, config.times_std),
     }[config.times]
     objective = functools.partial(
-        loss.denoising, predicts=config.predicts, weighting=weighting, quantiles=quantiles
+        loss.denoising, predicts=config.predicts, weighting=weighting, time_sampling=time_sampling
     )
 
     def loss_fn(params, key, batch):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from gen_jax.diffusion.loss import Quantiles, stratified
+from gen_jax.diffusion.loss import TimeSampling, stratified
 from gen_jax.diffusion.loss.denoising import draw
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
@@ -69,7 +69,7 @@ def classifier_loss(
     process: Process,
     *,
     prepare: Callable[[Any, Any], Any] = lambda key, image: image,
-    quantiles: Quantiles = stratified,
+    time_sampling: TimeSampling = stratified,
 ) -> Callable[..., Any]:
     """Cross-entropy of a noise-conditional classifier in nats, `E_t E_eps -log p_t(y | x_t)`, for `training.make_step`.
 
@@ -77,7 +77,7 @@ def classifier_loss(
         classify: `(params, x_t [B, ...], t [B]) -> logits [B, C]`.
         process: how data are noised.
         prepare: `(key, image) -> x_0`: what the data set holds as the process takes it.
-        quantiles: of the times, as of `loss.denoising`.
+        time_sampling: as in `loss.denoising`.
 
     Returns:
         `loss(params, key, {"image", "label"})`, with the metric `accuracy`: the share read rightly, over all times.
@@ -85,7 +85,7 @@ def classifier_loss(
 
     def loss_fn(params: Any, key: Key[Array, ""], batch: Any) -> tuple[Array, dict[str, Array]]:
         key_prepare, key = jax.random.split(key)
-        noised = draw(key, process, prepare(key_prepare, batch["image"]), quantiles)
+        noised = draw(key, process, prepare(key_prepare, batch["image"]), time_sampling)
         logits, label = classify(params, noised.x_t, noised.t).astype(jnp.float32), batch["label"]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
         return loss, {"accuracy": (logits.argmax(1) == label).mean(dtype=jnp.float32)}

@@ -173,7 +173,7 @@ def spent_bits(kl: Float[Array, "B *L"], free_bits: float = 0.0) -> Float[Array,
     mean = kl.mean(0)
     if free_bits == 0:
         return mean.sum()
-    return jnp.where(keys.over_devices(mean) > free_bits, mean, free_bits).sum()
+    return jnp.where(keys.mean_over_devices(mean) > free_bits, mean, free_bits).sum()
 
 
 def weight_at(beta: float | Schedule, step: Int[Array, ""] | None) -> Any:
