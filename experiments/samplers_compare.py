@@ -252,7 +252,7 @@ def summarise(
         }
     return {
         "num_samples": config.num,
-        "share_of_variance": judge.axes.share,
+        "share_of_variance": judge.axes.explained_variance_ratio,
         "frechet_distance_of_real_images": judge(judge.others)[0],
         "reference": {
             "nfe": reference.nfe,
