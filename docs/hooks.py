@@ -1,5 +1,6 @@
 """What mkdocs does besides rendering docs/: pages of the API, pages from elsewhere in the tree, formulas as MathML."""
 
+import ast
 import html
 import re
 from collections.abc import Iterator
@@ -26,6 +27,38 @@ ELSEWHERE = {
     "digits.png": "checkpoints/pretrained/step09_samples.png",
 }
 """Place in the site, and the file in the tree that is shown there."""
+
+
+class Shapes(griffe.Extension):
+    """Annotations of jaxtyping as they are written: the string of `Float[Array, "B H W C"]` is no type to be parsed."""
+
+    def on_function_instance(self, *, node: ast.AST, func: griffe.Function, **options: object) -> None:
+        """Puts the text of the source in the place of what griffe made of it."""
+        if not isinstance(node, ast.FunctionDef):
+            return
+        arguments = node.args
+        given = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        for argument in given:
+            if has_shape(argument.annotation):
+                func.parameters[argument.arg].annotation = written(argument.annotation)
+        if has_shape(node.returns):
+            func.returns = written(node.returns)
+
+
+def has_shape(annotation: ast.expr | None) -> bool:
+    """Whether a string stands second in brackets, as in `Float[Array, "B"]`."""
+    found = () if annotation is None else ast.walk(annotation)
+    brackets = [
+        n.slice.elts for n in found if isinstance(n, ast.Subscript) and isinstance(n.slice, ast.Tuple)
+    ]
+    return any(
+        isinstance(n, ast.Constant) and isinstance(n.value, str) for each in brackets for n in each[1:2]
+    )
+
+
+def written(annotation: ast.expr) -> str:
+    """The source of an annotation, in double quotes."""
+    return ast.unparse(annotation).replace("'", '"')
 
 
 class Shadowed(griffe.Extension):
@@ -86,7 +119,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     r"""Formulas, `\(...\)` and `\[...\]`, as MathML, which browsers show without any script."""
-    shown = lambda display: lambda found: convert(html.unescape(found[1]), display=display)
+    spaced = lambda tex: re.sub(r"\\(log|exp|det)\b", r"\,\\\1\,", html.unescape(tex))
+    shown = lambda display: lambda found: convert(spaced(found[1]), display=display)
     content = re.sub(
         r'<span class="arithmatex">\\\((.*?)\\\)</span>', shown("inline"), content, flags=re.DOTALL
     )

@@ -35,7 +35,9 @@ def train(
     """The judge of a data set, from its checkpoint in checkpoints/judge_DATASET where there is one."""
     train_set, held_out, num_classes = split(dataset, data_dir)
     net = Classifier(num_classes)
-    workdir = launch.ROOT / "checkpoints" / f"judge_{dataset.replace('/', '_')}" if workdir is None else workdir
+    workdir = (
+        launch.ROOT / "checkpoints" / f"judge_{dataset.replace('/', '_')}" if workdir is None else workdir
+    )
 
     def loss(
         params: PyTree, key: Key[Array, ""], batch: dict[str, Array]
@@ -78,7 +80,10 @@ def train(
 
 def split(dataset: str, data_dir: Path | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
     """Images to learn from, at most 10,000 others, and the number of classes; ValueError where there are no labels."""
-    num_classes, arrays = data.info(dataset, data_dir=data_dir).num_classes, data.load(dataset, data_dir=data_dir)
+    num_classes, arrays = (
+        data.info(dataset, data_dir=data_dir).num_classes,
+        data.load(dataset, data_dir=data_dir),
+    )
     if num_classes is None:
         raise ValueError(f"{dataset} has no labels, so there are no classes to draw.")
     order = np.random.default_rng(0).permutation(len(arrays["label"]))

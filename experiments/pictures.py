@@ -1,14 +1,37 @@
-"""What the diffusion experiments draw: samples of a run, their way from noise, grids while training, the forward process."""
+"""What the diffusion experiments draw: samples of a run, their way from noise, grids while training."""
 
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
-from gen_jax import data, generate, launch, plots, pretrained, samplers, training
+from gen_jax import generate, launch, plots, pretrained, samplers, training
+from gen_jax.conditioning import check_labels
 from gen_jax.model import Model
 from gen_jax.pretrained import Run
+
+
+def feed(
+    source: data.Source, batch_size: int, key: Key[Array, ""], *, labels: bool
+) -> data.InMemory | data.Stream:
+    """Batches of images, and of labels where they are learned."""
+    names = ("image", "label") if labels else ("image",)
+    found = data.batches(
+        source, batch_size, key=key, transform=lambda batch: {name: batch[name] for name in names}
+    )
+    if labels and isinstance(found, data.InMemory):
+        check_labels(found.arrays["label"], source.info().num_classes or 0)
+    return found
+
+
+def save_loss(workdir: Path, label: str) -> dict[str, object]:
+    """loss.png; returns the last figures of the run's metrics."""
+    plots.save_loss(workdir / "loss.png", workdir / "metrics.jsonl", label=label)
+    last = plots.read_metrics(workdir / "metrics.jsonl")[-1]
+    figures = {name: last[name] for name in ("loss", "images_per_second")}
+    return {**figures, "seconds_of_training": last["seconds"]}
 
 
 def draw(workdir: Path, seed: int, sampling: launch.Sampling) -> dict[str, object]:
@@ -69,9 +92,7 @@ def save_forward(path: Path, model: Model, images: np.ndarray, columns: int = 10
     eps = jax.random.normal(jax.random.key(0), x_0.shape)
     x_t = jnp.stack([proc.perturb(x_0, jnp.asarray(t, jnp.float32), eps) for t in times], axis=1)
     heads = [f"t = {t:.3g}" for t in times]
-    plots.save_strips(
-        path, np.asarray(codec.decode(x_t)), heads, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$"
-    )
+    plots.save_strips(path, np.asarray(codec.decode(x_t)), heads, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$")
 
 
 class SampleGrids(training.Callback):

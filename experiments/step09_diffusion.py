@@ -25,9 +25,9 @@ import numpy as np
 import pictures
 import tyro
 
-from gen_jax import data, launch, plots, training
+from gen_jax import data, launch, training
 from gen_jax.codec import Pixels
-from gen_jax.conditioning import Labels, Nothing, check_labels
+from gen_jax.conditioning import Labels, Nothing
 from gen_jax.diffusion import loss, process
 from gen_jax.model import Model, NetworkConfig, Sampling, to_dict
 from gen_jax.networks import unet
@@ -124,23 +124,6 @@ def make_model(config: Config, info: data.Info) -> Model:
     )
 
 
-def open_source(config: Config, split: str = "train") -> data.Source:
-    """The data set, of which nothing is read yet."""
-    d = config.data
-    return data.source(d.dataset, split=split, data_dir=d.data_dir, image_size=d.image_size)
-
-
-def make_feed(config: Config, source: data.Source) -> data.InMemory | data.Stream:
-    """Batches of images, and of labels where they are learned."""
-    names = ("image", "label") if config.labels else ("image",)
-    keep = lambda batch: {name: batch[name] for name in names}
-    key = jax.random.split(jax.random.key(config.seed), 3)[1]
-    feed = data.batches(source, config.training.batch_size, key=key, transform=keep)
-    if config.labels and isinstance(feed, data.InMemory):
-        check_labels(feed.arrays["label"], source.info().num_classes or 0)
-    return feed
-
-
 def make_loss(model: Model, config: Config) -> training.state.Loss:
     """`loss(params, key, batch)`: the error of the network's prediction at random times."""
     network = model.network.build()
@@ -166,25 +149,15 @@ def make_loss(model: Model, config: Config) -> training.state.Loss:
 
 def train(config: Config, experiment: str = "step09_diffusion") -> dict[str, object]:
     """Train to the end, or to the end of what is left; returns the figures."""
-    source, t = open_source(config), config.training
-    model, feed = make_model(config, source.info()), make_feed(config, source)
-    key_params, _, key_steps = jax.random.split(jax.random.key(config.seed), 3)
-    make_optimizer = {"adam": training.adam, "muon": training.muon}[t.optimizer]
-    optimizer, schedule = make_optimizer(
-        t.learning_rate,
-        num_steps=t.steps,
-        warmup_steps=min(t.steps // 10, 1000),
-        accumulate=t.accumulate,
-        b2=0.99,
-    )
-    step = training.make_step(
-        make_loss(model, config), optimizer, ema_decay=t.ema_decay, microbatches=t.microbatches
-    )
+    source, t = config.data.source(), config.training
+    model = make_model(config, source.info())
+    key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
+    optimizer, schedule = t.make_optimizer()
     early = model.sampling.guide_step
     state = training.fit(
-        step,
+        t.make_step(make_loss(model, config), optimizer),
         lambda: training.TrainState.create(model.init(key_params), optimizer, key_steps),
-        feed,
+        pictures.feed(source, t.batch_size, key_data, labels=config.labels),
         num_steps=t.steps,
         workdir=config.workdir,
         config=launch.record(experiment, config, model=to_dict(model)),
@@ -215,17 +188,16 @@ def main(config: Config, experiment: str = "step09_diffusion") -> dict[str, obje
     trained = time.perf_counter()
     summary |= pictures.draw(config.workdir, config.seed, config.sampling)
     if jax.process_index() == 0:
-        source = open_source(config)
+        source = config.data.source()
         images = np.stack([source[i]["image"] for i in range(3)])
         pictures.save_forward(config.workdir / "forward.png", make_model(config, source.info()), images)
-        metrics = config.workdir / "metrics.jsonl"
-        plots.save_loss(config.workdir / "loss.png", metrics, label=f"error of {config.predicts}")
-        last = plots.read_metrics(metrics)[-1]
-        summary |= {name: last[name] for name in ("loss", "images_per_second")}
-        summary |= {"seconds_of_training": last["seconds"], "seconds_here": trained - began}
-        summary |= {"seconds_of_sampling": time.perf_counter() - trained}
+        summary |= pictures.save_loss(config.workdir, f"error of {config.predicts}")
+    summary |= {"seconds_here": trained - began, "seconds_of_sampling": time.perf_counter() - trained}
     again = f"python experiments/{experiment}.py --sample-only --workdir {config.workdir} --num 64 --solver ddim --nfe 20"
-    lines = [f"sample again: {again} --seed 3", f"or: gen-jax sample {config.workdir} --num 16 --out samples.png"]
+    lines = [
+        f"sample again: {again} --seed 3",
+        f"or: gen-jax sample {config.workdir} --num 16 --out samples.png",
+    ]
     return launch.finish(config.workdir, summary, lines=lines)
 
 

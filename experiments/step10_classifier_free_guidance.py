@@ -138,7 +138,7 @@ def main(config: Config) -> dict[str, object]:
     condition = run.model.condition
     if not isinstance(condition, Labels) or not condition.guides:
         raise ValueError(
-            f"{config.checkpoint} has no labels to be guided by: train step10_conditional.py first, with some labels dropped."
+            f"{config.checkpoint} has no labels to be guided by: train step10_conditional.py first, with dropout."
         )
     config.workdir.mkdir(parents=True, exist_ok=True)
     images = draw_all(config, run, condition.num_classes)

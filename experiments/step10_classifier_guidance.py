@@ -23,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pictures
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from gen_jax import conditioning, data, generate, guidance, launch, plots, pretrained, samplers, training
@@ -43,10 +44,7 @@ class Config:
     """Where everything is written, and looked for when the run is resumed or sampled from."""
     data_dir: Path | None = None
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
-    steps: int = 1000
-    batch_size: int = 128
-    """Images a step, over all devices."""
-    learning_rate: float = 5e-3
+    training: launch.Training = launch.Training(1000, 128, learning_rate=5e-3, ema_decay=0.99)
     channels: tuple[int, ...] = (32, 64, 128)
     """Of the classifier, at each resolution."""
     weights: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -62,20 +60,17 @@ def train(config: Config, run: Run) -> None:
     num_classes = source.info().num_classes
     if num_classes is None:
         raise ValueError(f"{run.options['dataset']} has no labels, so there is no class to lead to.")
-    keep = lambda batch: {name: batch[name] for name in ("image", "label")}
     net = Classifier(num_classes, tuple(config.channels), time_scale=1000 / run.model.process.t_max)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
-    optimizer, schedule = training.muon(
-        config.learning_rate, num_steps=config.steps, warmup_steps=min(100, config.steps // 10)
-    )
+    optimizer, schedule = config.training.make_optimizer()
     prepare = lambda key, image: run.model.codec.encode({"image": image})
     loss = guidance.classifier_loss(net.apply, run.model.process, prepare=prepare)
     example = jnp.zeros((1, *run.model.codec.shape)), jnp.zeros(1)
     training.fit(
-        training.make_step(loss, optimizer, ema_decay=0.99),
+        config.training.make_step(loss, optimizer),
         lambda: training.TrainState.create(net.init(key_params, *example), optimizer, key_steps),
-        data.batches(source, config.batch_size, key=key_data, transform=keep),
-        num_steps=config.steps,
+        pictures.feed(source, config.training.batch_size, key_data, labels=True),
+        num_steps=config.training.steps,
         workdir=config.workdir,
         config=launch.record(
             "step10_classifier_guidance", config, num_classes=num_classes, leads=to_dict(run.model)
@@ -184,7 +179,7 @@ def draw_samples(config: Config, led: Led, chunk: int = 100) -> dict[str, float]
 
 def main(config: Config) -> dict[str, object]:
     """Train (or go on training), measure and sample, or sample alone."""
-    launch.start(config.batch_size)
+    launch.start(config.training.batch_size)
     run = pretrained.load_run(config.checkpoint)
     if not isinstance(run.model.condition, conditioning.Nothing):
         raise ValueError(
@@ -194,13 +189,15 @@ def main(config: Config) -> dict[str, object]:
         return draw_samples(config, load(config, run))
     train(config, run)
     led, asked = load(config, run), config.sampling
-    summary: dict[str, object] = {"steps": config.steps, "guidance": asked.guidance, "nfe": asked.nfe}
+    summary: dict[str, object] = {
+        "steps": config.training.steps,
+        "guidance": asked.guidance,
+        "nfe": asked.nfe,
+    }
     summary |= draw_samples(config, led)
     if jax.process_index() == 0:
         summary |= save_accuracy(config, led)
-        plots.save_loss(
-            config.workdir / "loss.png", config.workdir / "metrics.jsonl", label="cross-entropy (nats)"
-        )
+        summary |= pictures.save_loss(config.workdir, "cross-entropy (nats)")
     lines = ["another class: python experiments/step10_classifier_guidance.py --sample-only --label 8"]
     return launch.finish(config.workdir, summary, lines=lines)
 

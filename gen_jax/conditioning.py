@@ -100,11 +100,9 @@ class Labels:
         """Whether some labels are dropped in training."""
         return self.dropout > 0
 
-    def of_batch(
-        self, key: Key[Array, ""], batch: Batch
-    ) -> Int[Array, "B"]:
+    def of_batch(self, key: Key[Array, ""], batch: Batch) -> Int[Array, "B"]:
         """`batch["label"]`, of which each is dropped with probability `dropout`."""
-        return drop(key, batch["label"], self.num_classes, self.dropout)
+        return drop(key, jnp.asarray(batch["label"]), self.num_classes, self.dropout)
 
     def null(self, n: int) -> Int[Array, "n"]:
         """`n` null labels."""

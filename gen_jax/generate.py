@@ -76,9 +76,7 @@ def denoiser(
         return model.codec.bound(lambda x_t, t: denoise(x_t, t, cond))
     if cond is not None and model.condition.guides:
         null = model.condition.null(len(jax.tree.leaves(cond)[0]))
-        return model.codec.bound(
-            guide.classifier_free_batched(denoise, cond, null, weight, rescale=rescale)
-        )
+        return model.codec.bound(guide.classifier_free_batched(denoise, cond, null, weight, rescale=rescale))
     if cond is None and "guide" in weights:
         weaker = ask(guide_model or model, weights["guide"])
         return model.codec.bound(guide.classifier_free(denoise, weaker, weight, rescale=rescale))
@@ -132,7 +130,8 @@ class Sampler:
             pad = lambda v: jnp.pad(v, [(0, -len(v) % mesh.size)] + [(0, 0)] * (v.ndim - 1), mode="edge")
             num, (index, cond, x_T) = len(index), jax.tree.map(pad, (index, cond, x_T))
             out = run(weights, key, plan, index, cond, weight, x_T)
-            return jax.lax.with_sharding_constraint(out[:num], everywhere)
+            constrained: Shaped[Array, "n ..."] = jax.lax.with_sharding_constraint(out[:num], everywhere)
+            return constrained
 
         self._program = jax.jit(program)
 
@@ -147,7 +146,10 @@ class Sampler:
         x_T: PyTree = None,
     ) -> Shaped[Array, "n ..."]:
         """Data of the samples `index`; arguments that are not on the devices yet are copied there."""
-        return self._program(*self.place((weights, key, plan, index, cond, weight, x_T)))
+        out: Shaped[Array, "n ..."] = self._program(
+            *self.place((weights, key, plan, index, cond, weight, x_T))
+        )
+        return out
 
     def lower(self, *arguments: PyTree) -> jax.stages.Lowered:
         """The program for these arguments, to read or compile it."""
@@ -156,8 +158,14 @@ class Sampler:
     def place(self, tree: PyTree) -> PyTree:
         """Arrays on all devices of the mesh; those that are there, in whatever parts, stay as they are."""
         layout, devices = Layout(mesh=self._mesh), set(self._mesh.devices.flat)
-        there = lambda x: isinstance(x, jax.Array) and x.sharding.device_set == devices
-        return jax.tree.map(lambda x: x if there(x) else layout.put_data(jnp.asarray(x)), tree)
+
+        def put(x: ArrayLike) -> jax.Array:
+            if isinstance(x, jax.Array) and x.sharding.device_set == devices:
+                return x
+            placed: jax.Array = layout.put_data(jnp.asarray(x))
+            return placed
+
+        return jax.tree.map(put, tree)
 
 
 def sampler(

@@ -22,13 +22,14 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from gen_jax import conditioning, samplers
+from gen_jax import samplers
 from gen_jax.codec import Codec, Latents, Pixels
 from gen_jax.conditioning import Condition, Labels, Nothing
 from gen_jax.diffusion import process
-from gen_jax.diffusion.prediction import Predicts, check_predicts
+from gen_jax.diffusion.prediction import check_predicts
 from gen_jax.diffusion.process import Process
 from gen_jax.networks.unet import UNetConfig
+from gen_jax.types import Predicts
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 FORMAT = 2
@@ -39,11 +40,13 @@ FORMAT = 2
 class Network(Protocol):
     """A network without its parameters; what a linen module is."""
 
-    def init(self, rngs: Key[Array, ""], *args: PyTree) -> PyTree:
-        """Parameters, for arguments like those of `apply`."""
+    @property
+    def init(self) -> Callable[..., PyTree]:
+        """`init(key, x_t, t) -> params`."""
         ...
 
-    def apply(self, params: PyTree, *args: PyTree, **options: PyTree) -> PyTree:
+    @property
+    def apply(self) -> Callable[..., PyTree]:
         """`apply(params, x_t [B, ...], t [B], cond) -> array like x_t`."""
         ...
 
@@ -173,7 +176,9 @@ def from_json(text: str, types: Sequence[type] = ()) -> Model:
         raise ValueError(f"expected a description in JSON: {error}.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = found.get("format") if isinstance(found, dict) else type(found).__name__
-        raise ValueError(f"expected a description of format {FORMAT}, got {got!r}; a newer gen_jax may read it.")
+        raise ValueError(
+            f"expected a description of format {FORMAT}, got {got!r}; a newer gen_jax may read it."
+        )
     return from_dict(found.get("model"), types)
 
 

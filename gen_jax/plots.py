@@ -82,7 +82,8 @@ def figure(
 def read_metrics(path: str | Path) -> list[dict[str, float | int]]:
     """The lines of a `metrics.jsonl`, a dict for each log point; a null is NaN."""
     lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
+    number = lambda value: math.nan if value is None else float(value)
+    return [{name: number(value) for name, value in line.items()} for line in lines]
 
 
 def save_loss(path: str | Path, metrics: str | Path, *, name: str = "loss", label: str = "loss") -> None:

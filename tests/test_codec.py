@@ -49,7 +49,10 @@ IMAGE = np.zeros((2, 4, 4, 1), np.uint8)
         (lambda: Pixels((28, 0, 1)), "positive"),
         (lambda: Pixels((4, 4, 1)).encode({"image": IMAGE.astype(np.float32)}), "got float32"),
         (lambda: Pixels((4, 4, 1)).encode({"image": IMAGE.astype(np.int32)}), "got int32"),
-        (lambda: Pixels((4, 4, 3)).encode({"image": IMAGE}), r"shape \(4, 4, 3\), got uint8 of shape \(4, 4, 1\)"),
+        (
+            lambda: Pixels((4, 4, 3)).encode({"image": IMAGE}),
+            r"shape \(4, 4, 3\), got uint8 of shape \(4, 4, 1\)",
+        ),
         (lambda: Latents(()), "at least one"),
         (lambda: Latents((3,), scale=0.0), "scale"),
         (lambda: Latents((3,), scale=float("inf")), "scale"),

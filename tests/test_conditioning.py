@@ -64,7 +64,10 @@ def test_only_a_network_that_saw_no_label_can_guide():
         (lambda: conditioning.check_labels(np.array([-1]), 10), "from 0 to 9, got -1"),
         (lambda: conditioning.check_labels(np.array([0.0]), 10), "integers, got float64"),
         (lambda: Labels(10).choose(KEY, jnp.arange(3), 10), "from 0 to 9, got 10"),
-        (lambda: Nothing().choose(KEY, jnp.arange(3), 3), "unconditional. Train one whose condition is Labels"),
+        (
+            lambda: Nothing().choose(KEY, jnp.arange(3), 3),
+            "unconditional. Train one whose condition is Labels",
+        ),
         (lambda: Labels(0), "at least 1 class"),
         (lambda: Labels(3, dropout=1.0), r"dropout in \[0, 1\)"),
         (lambda: Labels(3, dropout=float("nan")), r"dropout in \[0, 1\)"),

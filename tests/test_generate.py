@@ -58,9 +58,7 @@ def test_what_is_not_asked_for_is_as_the_model_says(conditional):
     assert not np.array_equal(by_default, generate.sample(m, weights, KEY, 2)[0])
     recommended = dataclasses.replace(m, sampling=Sampling(None, 8))
     solver, times = samplers.recommended(m.process, 8)
-    for column, expected in zip(
-        generate.plan(recommended), solver.plan(m.process, times), strict=True
-    ):
+    for column, expected in zip(generate.plan(recommended), solver.plan(m.process, times), strict=True):
         np.testing.assert_array_equal(column, expected)
 
 
@@ -101,7 +99,9 @@ def test_an_unconditional_model_is_guided_by_a_weaker_one(unconditional):
         np.testing.assert_allclose(ask(both, weight), expected, atol=1e-5)
     draw = lambda weights, **options: generate.sample(m, weights, KEY, 2, **options)[0]
     assert not np.array_equal(draw(both, guidance=3.0), draw(both, guidance=1.0))
-    np.testing.assert_array_equal(draw(weights), draw(both, guidance=1.0))  # what the model says, where it can be done
+    np.testing.assert_array_equal(
+        draw(weights), draw(both, guidance=1.0)
+    )  # what the model says, where it can be done
     with pytest.raises(ValueError, match="guidance 3: there is nothing to be guided by"):
         draw(weights, guidance=3.0)
 
@@ -196,7 +196,9 @@ class Exact:
         return self
 
     def apply(self, params, x_t, t, cond):
-        alpha, sigma = (f(t).reshape(-1, *[1] * (x_t.ndim - 1)) for f in (self.process.alpha, self.process.sigma))
+        alpha, sigma = (
+            f(t).reshape(-1, *[1] * (x_t.ndim - 1)) for f in (self.process.alpha, self.process.sigma)
+        )
         return params * alpha * self.std**2 * x_t / (alpha**2 * self.std**2 + sigma**2)
 
 
@@ -270,7 +272,9 @@ def test_denoiser_is_that_of_the_network(unconditional):
     m, weights = unconditional
     x_t, t = jax.random.normal(KEY, (2, *described.SHAPE)), jnp.float32(500)
     net = m.network.build()
-    by_hand = prediction.as_denoiser(lambda x, t: net.apply(weights["network"], x, t), m.process, predicts="v")
+    by_hand = prediction.as_denoiser(
+        lambda x, t: net.apply(weights["network"], x, t), m.process, predicts="v"
+    )
     np.testing.assert_allclose(
         generate.denoiser(m, weights)(x_t, t), np.clip(by_hand(x_t, t), -1, 1), atol=1e-6
     )

@@ -185,7 +185,12 @@ def test_reading_runs_nothing_but_the_table(monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("code was run")
 
-    for place, name in ((importlib, "import_module"), (pickle, "loads"), (pickle, "load"), (builtins, "eval")):
+    for place, name in (
+        (importlib, "import_module"),
+        (pickle, "loads"),
+        (pickle, "load"),
+        (builtins, "eval"),
+    ):
         monkeypatch.setattr(place, name, refuse)
     assert model.from_json(text) == SMALL
 

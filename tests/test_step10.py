@@ -105,8 +105,7 @@ def test_classifier_guidance_trains_and_leads(unconditional, conditional, tmp_pa
     config = step10.Config(
         unconditional,
         tmp_path,
-        steps=4,
-        batch_size=16,
+        training=launch.Training(steps=4, batch_size=16),
         channels=(4, 8),
         run=training.Options(steps_per_call=2),
         sampling=launch.Sampling(num=12, nfe=4, solver="unipc", guidance=2.0),

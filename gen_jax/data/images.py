@@ -1,5 +1,6 @@
 """Image files and arrays as 8-bit arrays: every mode of Pillow, 16 bits, transparency, orientation."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,14 @@ def header(path: Path) -> tuple[int, int, str]:
     `ValueError` for a mode that has no 8-bit form.
     """
     from PIL import ExifTags, Image
+    from PIL.TiffImagePlugin import TiffImageFile
 
     with Image.open(path) as image:
         _check(image)
-        width, height = image.size
+        # Newer versions of Pillow turn the size of a TIFF themselves: take it from the tags.
+        width, height = (
+            (image.tag_v2[256], image.tag_v2[257]) if isinstance(image, TiffImageFile) else image.size
+        )
         # Image's own method: that of PNG would decode the file.
         turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return (width, height, image.mode) if turned else (height, width, image.mode)
@@ -60,7 +65,8 @@ def load(path: Path, channels: int) -> np.ndarray:
 
     with Image.open(path) as image:
         _check(image)
-        return _to_array(ImageOps.exif_transpose(image), channels)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_array(image, channels)
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -80,11 +86,12 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """The largest window of the shape `size` in an image [h, w, C], resampled to [H, W, C].
+    """Resize an image [h, w, C] until it just covers `size` = (H, W), and crop it to that: [H, W, C].
 
-    This is what "resize until it covers, then crop" gives. `at` is where the window lies in the space that is left, 0
-    (top, left) to 1; the default is the centre. Pillow's bicubic filter, which is antialiased (Keys 1981, a = -0.5).
-    Channels are resampled one by one; but colours of RGBA are weighted by their alpha.
+    The window is cropped at whole pixels of the resized image; `at` says where, for rows and columns: of the n + 1 places
+    that there are, that of number `floor(at (n + 1))`, which is the centre for 0.5. The filter is Pillow's bicubic one, which
+    is antialiased (Keys 1981, a = -0.5); where the size is right, pixels stay as they are. Channels are resampled each
+    for itself, but the colours of RGBA are weighted by their alpha.
     """
     from PIL import Image
 
@@ -92,16 +99,24 @@ def resize(image: np.ndarray, size: tuple[int, int], at: tuple[float, float] = (
     if (height, width) == size:
         return image
     scale = max(size[0] / height, size[1] / width)
-    window = min(height, size[0] / scale), min(width, size[1] / scale)
-    top, left = at[0] * (height - window[0]), at[1] * (width - window[1])
-    box = (left, top, min(width, left + window[1]), min(height, top + window[0]))
+    top, bottom = _window(height, size[0], scale, at[0])
+    left, right = _window(width, size[1], scale, at[1])
 
     def resample(picture: Picture) -> np.ndarray:
-        return np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+        return np.asarray(
+            picture.resize(size[::-1], Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+        )
 
     if image.dtype == np.uint8 and channels in _MODES:
         return resample(_picture(image)).reshape(*size, channels)
     return np.stack([resample(_picture(image[..., c : c + 1])) for c in range(channels)], -1)
+
+
+def _window(length: int, size: int, scale: float, at: float) -> tuple[float, float]:
+    """Begin and end of the window along an axis, in pixels of the image before it is resized."""
+    places = max(0, math.floor(length * scale - size + 1e-6)) + 1
+    begin = min(places - 1, math.floor(at * places)) / scale
+    return begin, min(float(length), begin + size / scale)
 
 
 def to_pixels(name: str, image: np.ndarray) -> np.ndarray:
@@ -139,7 +154,8 @@ def _to_array(image: Picture, channels: int) -> np.ndarray:
         image = image.convert("RGBA")
         if channels != 4:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert(_MODES[channels])
+    if image.mode != _MODES[channels]:
+        image = image.convert(_MODES[channels])
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 

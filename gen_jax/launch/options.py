@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gen_jax import training
+import optax
+
+from gen_jax import data, training
 from gen_jax.model import FORMAT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,10 @@ class Data:
     image_size: int | None = None
     """Resize and crop the images to squares of this side (default: as they are)."""
 
+    def source(self, split: str = "train") -> data.Source:
+        """The set, of which nothing is read yet."""
+        return data.source(self.dataset, split=split, data_dir=self.data_dir, image_size=self.image_size)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -49,6 +55,20 @@ class Training:
     """Steps whose gradients are averaged into one update."""
     microbatches: int = 1
     """Parts in which a step takes its batch, one after the other: less memory, and faster where a part fits a cache."""
+
+    def make_optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The optimizer and its learning rate at each step."""
+        return {"adam": training.adam, "muon": training.muon}[self.optimizer](
+            self.learning_rate,
+            num_steps=self.steps,
+            warmup_steps=min(self.steps // 10, 1000),
+            accumulate=self.accumulate,
+            b2=0.99,
+        )
+
+    def make_step(self, loss: training.Loss, optimizer: optax.GradientTransformation) -> training.Step:
+        """One step of training."""
+        return training.make_step(loss, optimizer, ema_decay=self.ema_decay, microbatches=self.microbatches)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import tyro
@@ -32,21 +32,29 @@ def parse(
         presets: values of `config` by name, of which `--preset` chooses; the first is the default.
         description: of the program, for `--help`.
     """
-    default = None
-    if presets:
-
-        @dataclass
-        class Choice:
-            preset: str = next(iter(presets))
-
-        choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
-        default = presets.get(choice.preset)
-        if default is None:
-            sys.exit(f"--preset must be one of {', '.join(presets)}; got {choice.preset}.")
+    default = None if presets is None else _preset(presets, args)
     made: C = tyro.cli(
-        config, args=args, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,)
+        config,
+        args=args,
+        default=cast(C, default),
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
     )
     return made
+
+
+def _preset(presets: Mapping[str, C], args: Sequence[str] | None) -> C:
+    """The preset that a command line names; a wrong name ends the program."""
+    first = next(iter(presets))
+
+    @dataclass
+    class Choice:
+        preset: str = first
+
+    choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
+    if choice.preset not in presets:
+        sys.exit(f"--preset must be one of {', '.join(presets)}; got {choice.preset}.")
+    return presets[choice.preset]
 
 
 def run(file: str) -> None:
@@ -94,9 +102,7 @@ def finish(
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         if config is not None:
-            run_directory.write_json(
-                workdir / "config.json", run_directory.plain(record(experiment, config))
-            )
+            run_directory.write_json(workdir / "config.json", run_directory.plain(record(experiment, config)))
         run_directory.write_json(workdir / "summary.json", dict(summary))
         width = max((len(name) for name in summary), default=0)
         for name, value in summary.items():

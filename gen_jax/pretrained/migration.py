@@ -9,6 +9,7 @@ from gen_jax.conditioning import Labels, Nothing
 from gen_jax.diffusion import process
 from gen_jax.model import Model, Sampling
 from gen_jax.networks.unet import UNetConfig
+from gen_jax.types import Predicts
 
 _SMALL = UNetConfig(
     channels=(24, 64),
@@ -71,8 +72,10 @@ def from_format_1(config: Mapping[str, object], where: str) -> Model:
     return Model(
         network=network,
         process=proc,
-        predicts=str(config["predicts"]),
-        condition=Nothing() if classes is None else Labels(classes, cast(float, config.get("label_dropout", 0.1))),
+        predicts=cast(Predicts, config["predicts"]),
+        condition=Nothing()
+        if classes is None
+        else Labels(classes, cast(float, config.get("label_dropout", 0.1))),
         codec=Pixels((height, width, channels)),
         sampling=Sampling(
             solver=cast("str | None", config.get("solver", "unipc")),

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 from jaxtyping import DTypeLike, PyTree
 
-from gen_jax import training
 from gen_jax import model as models
+from gen_jax import training
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import migration
@@ -58,7 +58,7 @@ def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
     config = _read(file) if file.exists() else saved
     if config.get("format") == models.FORMAT and "model" in config:
         model = models.from_dict(config["model"], types)
-        options = config.get("options", {})
+        options = cast("Mapping[str, object]", config.get("options", {}))
     else:
         model, options = migration.from_format_1(config, str(path)), config
     _check_shapes(path, model, params)
@@ -74,7 +74,9 @@ def _read(file: Path) -> dict[str, object]:
     try:
         found = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} can not be read: {error}. Remove it to use what the checkpoint says.") from None
+        raise ValueError(
+            f"{file} can not be read: {error}. Remove it to use what the checkpoint says."
+        ) from None
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected an object, got {type(found).__name__}.")
     return found
@@ -83,8 +85,10 @@ def _read(file: Path) -> dict[str, object]:
 def _check_shapes(path: Path, model: Model, params: PyTree) -> None:
     """ValueError, which names an array, unless the network of the description has parameters like these."""
     wanted = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = lambda tree: {jax.tree_util.keystr(k): x.shape for k, x in jax.tree.leaves_with_path(tree)}
-    have, want = shapes(params), shapes(wanted)
+    have, want = (
+        {jax.tree_util.keystr(k): x.shape for k, x in jax.tree.leaves_with_path(tree)}
+        for tree in (params, wanted)
+    )
     if have != want:
         name = next(name for name in {**want, **have} if have.get(name) != want.get(name))
         raise ValueError(

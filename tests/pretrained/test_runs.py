@@ -18,7 +18,7 @@ from gen_jax.pretrained import migration
 from tests import described
 
 OLD = Path(__file__).parent / "run_0_1"
-"""A run of step10_conditional.py of gen_jax 0.1 (commit ea0c4a2): 20 steps of 16. samples.npz is what that version drew."""
+"""A run of step10_conditional.py of gen_jax 0.1 (commit ea0c4a2): 20 steps. It drew samples.npz."""
 
 
 def test_a_run_is_read_back(tmp_path):
@@ -74,9 +74,9 @@ def test_presets_of_the_previous_version_do_not_follow_those_of_this_one():
 
 def test_an_unconditional_run_is_guided_by_its_own_earlier_parameters(tmp_path):
     at = lambda step: described.model(sampling=model.Sampling("ddpm", 4, 2.0, guide_step=step))
-    load = lambda name, step, saved: pretrained.load_run(
-        described.run(tmp_path / name, at(step), saved)
-    ).weights
+    load = lambda name, step, saved: (
+        pretrained.load_run(described.run(tmp_path / name, at(step), saved)).weights
+    )
     assert "guide" not in load("interrupted", 200, (1, 2, 3))
     assert "guide" not in load("lost", 2, (1, 3))  # nothing left from 2 on but the last
     assert "guide" not in load("single", 1, (0,))

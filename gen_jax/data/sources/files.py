@@ -1,9 +1,11 @@
 """Arrays in files: `.npy`, and `.npz` with the arrays "image" and perhaps "label" and "text", or a single one."""
 
+import contextlib
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +13,14 @@ from gen_jax.data import splits
 from gen_jax.data.images import to_pixels
 from gen_jax.data.protocol import Arrays, Info, Source
 from gen_jax.data.sources.request import Request
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A file, or a member of an archive."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes."""
 
 
 class Stored(NamedTuple):
@@ -30,15 +40,12 @@ def find(request: Request) -> Source | None:
     path = Path(request.name).expanduser()
     if path.suffix.lower() not in (".npy", ".npz"):
         return None
-    try:
-        arrays = _choose(path, _npz(path) if path.suffix.lower() == ".npz" else {"image": _npy(path)})
-        sizes = {"train": arrays["image"].shape[0]}
-        rows = [part for _, part in splits.select(request.name, request.split, sizes)]
-        labels = _take(arrays["label"].read(), rows) if "label" in arrays else None
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"the file {path.absolute()} can not be read: {error}. Expected one of numpy.save or numpy.savez."
-        ) from error
+    with _naming(path):
+        arrays = _npz(path) if path.suffix.lower() == ".npz" else {"image": _npy(path)}
+    arrays = _choose(path, arrays)
+    sizes = {"train": arrays["image"].shape[0]}
+    rows = [part for _, part in splits.select(request.name, request.split, sizes)]
+    labels = _take(arrays["label"].read(), rows) if "label" in arrays else None
     height, width, channels = (*arrays["image"].shape[1:], 1)[:3]
     info = Info(
         name=request.name,
@@ -48,6 +55,17 @@ def find(request: Request) -> Source | None:
         has_text="text" in arrays,
     )
     return Arrays(lambda: _read(request.name, arrays, rows), info)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of reading a file as a `ValueError` that names it."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"the file {path.absolute()} can not be read: {error}. Expected one of numpy.save or numpy.savez."
+        ) from error
 
 
 def _read(name: str, arrays: dict[str, Stored], rows: list[slice]) -> dict[str, np.ndarray]:
@@ -105,7 +123,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> St
         length = file.tell()
 
     def unpack() -> np.ndarray:
-        with np.load(path) as arrays:
+        with _naming(path), np.load(path) as arrays:
             return arrays[member.filename.removesuffix(".npy")]
 
     def map_() -> np.ndarray:
@@ -118,7 +136,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> St
     return Stored(shape, dtype, map_ if member.compress_type == zipfile.ZIP_STORED else unpack)
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(file: Readable) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)
