@@ -107,14 +107,25 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages of the API, and those from elsewhere in the tree."""
+    """Adds the pages of the API, the presets, and pages from elsewhere in the tree."""
     for name in config["api"]:
         files.append(
             File.generated(config, f"api/{name.removeprefix('gen_jax.')}.md", content=f"::: {name}\n")
         )
+    files.append(File.generated(config, "presets.md", content=presets()))
     for place, source in ELSEWHERE.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
     return files
+
+
+def presets() -> str:
+    """A page of what the presets say of themselves: command, machine, time and result."""
+    page = "# Presets\n\nOne file for each in `experiments/configs/`; `--preset NAME` chooses.\n"
+    for path in sorted((ROOT / "experiments/configs").glob("step*_*.py")):
+        step, _, name = path.stem.partition("_")
+        said = ast.get_docstring(ast.parse(path.read_text()))
+        page += f"\n## Step {int(step.removeprefix('step'))}, {name}\n\n{said}\n"
+    return page
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -1,6 +1,7 @@
 """The pages for readers as a program: their Python runs and prints what they say, their commands parse."""
 
 import argparse
+import ast
 import contextlib
 import functools
 import importlib
@@ -19,6 +20,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+SCRIPTS = [*sorted((ROOT / "experiments").rglob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
 FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 
@@ -94,6 +96,13 @@ def agree(got, want):
         if abs(float(g) - float(w)) > (0 if "." not in g + w else 1.001 * unit):
             return False
     return True
+
+
+def commands_of_docstring(script):
+    """The commands that a script says of itself, one a line, with the flags in brackets, too."""
+    text = ast.get_docstring(ast.parse(script.read_text())) or ""
+    lines = re.findall(r"^ *((?:python experiments|python benchmarks|gen-jax)[ /].*)$", text, re.MULTILINE)
+    return [shlex.split(re.sub(r"\[(--[^]]*)\]", r"\1", line), comments=True) for line in lines]
 
 
 class Parsed(Exception):

@@ -15,12 +15,13 @@ name = lambda page: str(page.relative_to(documents.ROOT))
 GUIDES = [page for page in documents.PAGES if page.parent == documents.ROOT / "docs"]
 WITH_PYTHON = [page for page in GUIDES if documents.blocks(page, "python")]
 MADE = {block.title for page in documents.PAGES for block in documents.blocks(page)}
+SAID = [
+    *(words for page in documents.PAGES for words in documents.commands(page)),
+    *(words for script in documents.SCRIPTS for words in documents.commands_of_docstring(script)),
+]
 COMMANDS = {
-    shlex.join(words): words
-    for page in documents.PAGES
-    for words in documents.commands(page)
-    if not MADE & set(words)  # what a recipe makes is run by its own test
-}
+    shlex.join(words): words for words in SAID if not MADE & set(words)
+}  # a recipe's has a test of its own
 RUN = "checkpoints/step10_conditional"
 
 
@@ -34,7 +35,7 @@ def test_python_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS), ids=str)
-def test_command_of_a_page_parses(command):
+def test_command_of_a_page_or_a_script_parses(command):
     documents.check_command(COMMANDS[command])
 
 
@@ -136,7 +137,10 @@ def test_site_is_built_without_warnings_and_has_all_that_is_public(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=documents.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    pages = {page.parent.relative_to(tmp_path).as_posix(): page.read_text() for page in tmp_path.rglob("index.html")}
+    pages = {
+        page.parent.relative_to(tmp_path).as_posix(): page.read_text()
+        for page in tmp_path.rglob("index.html")
+    }
     packages = {path.parent: exports(path) for path in (documents.ROOT / "gen_jax").rglob("__init__.py")}
     assert sum(map(len, packages.values())) > 100
     for package, names in packages.items():
