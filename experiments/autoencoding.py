@@ -44,6 +44,24 @@ class Training(launch.Training):
     clip_norm: float | None = None
     """Greatest norm of a gradient."""
 
+    def make_optimizer(self, *, iterations: int = 5) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The optimizer and its learning rate at each step; `iterations` of Muon for each matrix."""
+        muon = functools.partial(training.muon, iterations=iterations)
+        rule = muon if self.optimizer == "muon" else training.adam
+        return rule(
+            self.learning_rate,
+            num_steps=self.steps,
+            warmup_steps=self.warmup,
+            schedule=self.schedule,
+            clip_norm=self.clip_norm,
+            accumulate=self.accumulate,
+        )
+
+    def make_step(self, loss: training.Loss, optimizer: optax.GradientTransformation) -> training.Step:
+        """One step of training; the loss takes `aux`, for the KL warm-up."""
+        ema, parts = self.ema_decay, self.microbatches
+        return training.make_step(loss, optimizer, ema_decay=ema, aux=True, microbatches=parts)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -154,9 +172,8 @@ class Experiment(Generic[C, M]):
         if config.start_from is not None:
             given = parameters_of(config.start_from, jax.eval_shape(init), self.restore)
             init = lambda: given
-        loss = self.make_loss(model, config)
         return training.fit(
-            training.make_step(loss, optimizer, ema_decay=t.ema_decay, aux=True, microbatches=t.microbatches),
+            t.make_step(self.make_loss(model, config), optimizer),
             lambda: training.TrainState.create(init(), optimizer, key_steps, ema=t.ema_decay is not None),
             data.batches(arrays, t.batch_size, key=key_data),
             num_steps=t.steps,
@@ -193,22 +210,6 @@ class Experiment(Generic[C, M]):
             plots.save_grid(config.workdir / "samples.png", images[:64], columns=8)
             print(f"{config.num} samples at step {step}")
         return images
-
-
-def make_optimizer(
-    t: Training, *, iterations: int = 5
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Adam, or Muon with so many iterations for each matrix."""
-    muon = functools.partial(training.muon, iterations=iterations)
-    rule = muon if t.optimizer == "muon" else training.adam
-    return rule(
-        t.learning_rate,
-        num_steps=t.steps,
-        warmup_steps=t.warmup,
-        schedule=t.schedule,
-        clip_norm=t.clip_norm,
-        accumulate=t.accumulate,
-    )
 
 
 def parameters_of(workdir: Path, like: PyTree, restore: Callable[[PyTree], PyTree]) -> PyTree:

@@ -37,16 +37,13 @@ def load_images(
     A data set without a test split is cut: the last tenth of the images is for testing. With "static" the images become
     bits, 0 and 255; with "dynamic" only the test images do.
     """
-    find = functools.partial(
-        data.source, options.dataset, data_dir=options.data_dir, image_size=options.image_size
-    )
-    sources = [find(split="train")]
+    sources = [options.source("train")]
     try:
-        sources.append(find(split="test"))
+        sources.append(options.source("test"))
     except ValueError as error:
         if not str(error).startswith('no split "test"'):
             raise
-        sources = [find(split="train[:90%]"), find(split="train[90%:]")]
+        sources = [options.source("train[:90%]"), options.source("train[90%:]")]
     num_classes = sources[0].info().num_classes if labels else None
     if labels and num_classes is None:
         raise ValueError(f"{options.dataset} has no labels: train without --labels.")

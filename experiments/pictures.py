@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from gen_jax import generate, launch, plots, pretrained, samplers, training
+from gen_jax import data, generate, launch, plots, pretrained, samplers, training
 from gen_jax.conditioning import check_labels
 from gen_jax.model import Model
 from gen_jax.pretrained import Run

@@ -164,7 +164,7 @@ EXPERIMENT = autoencoding.Experiment(
     name="step07_vae",
     build=build,
     make_loss=make_loss,
-    make_optimizer=lambda config: autoencoding.make_optimizer(config.training, iterations=4),
+    make_optimizer=lambda config: config.training.make_optimizer(iterations=4),
     restore=lambda params: vae.Params(**params) if isinstance(params, dict) else params,
     bounds=bounds,
     sampler=sampler,

@@ -138,7 +138,7 @@ def make_loss(model: Model, config: Config) -> training.Loss:
 
 def make_optimizer(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The rule of the configuration, which leaves out steps with too long a gradient where that is asked for."""
-    rule, schedule = autoencoding.make_optimizer(config.training)
+    rule, schedule = config.training.make_optimizer()
     return rule if config.skip is None else training.skip_exploding(rule, factor=config.skip), schedule
 
 

@@ -116,5 +116,5 @@ def batches(
     return InMemory.create(_apply(transform, load(source)), batch_size, key=key)
 
 
-def _apply(transform: Transform | None, batch: dict[str, Any]) -> Columns:
+def _apply(transform: Transform | None, batch: Columns) -> Columns:
     return batch if transform is None else transform(batch)

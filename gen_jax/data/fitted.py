@@ -36,7 +36,7 @@ class Fitted:
         return replace(info, image_shape=(height, width, self._channels or channels))
 
     def entry(self) -> Path | None:
-        """A directory of its own for this size and these channels."""
+        """Its place in the cache, one for each size and number of channels."""
         entry = self._source.entry() if isinstance(self._source, Stored) else None
         size = "x".join(map(str, self._size or ()))
         return entry and entry.with_name(f"{entry.name}-{size}c{self._channels or ''}")

@@ -88,10 +88,10 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 def resize(image: np.ndarray, size: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """Resize an image [h, w, C] until it just covers `size` = (H, W), and crop it to that: [H, W, C].
 
-    The window is cropped at whole pixels of the resized image; `at` says where, for rows and columns: of the n + 1 places
-    that there are, that of number `floor(at (n + 1))`, which is the centre for 0.5. The filter is Pillow's bicubic one, which
-    is antialiased (Keys 1981, a = -0.5); where the size is right, pixels stay as they are. Channels are resampled each
-    for itself, but the colours of RGBA are weighted by their alpha.
+    The window is cropped at whole pixels of the resized image. `at` says where, for rows and columns: at place
+    `floor(at (n + 1))` of the places 0 to n, which is the centre for 0.5. The filter is Pillow's bicubic one, which is
+    antialiased (Keys 1981, a = -0.5); where no resizing is needed, pixels stay as they are. Channels are resampled one
+    by one, but the colours of RGBA are weighted by their alpha.
     """
     from PIL import Image
 

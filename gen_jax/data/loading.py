@@ -66,10 +66,11 @@ def source(
                                    `~/tensorflow_datasets`. So is "mnist", where `data_dir` is given.
     A name is a path where it exists, ends in .npz or .npy, or begins with "/", "." or "~".
 
-    `split` may be a slice or a sum: "train[:10%]", "train+test". `cache_dir` (`$GEN_JAX_CACHE`, `~/.cache/gen_jax`) keeps
-    indices and decoded images. `image_size`, an int or (height, width), resizes images until they cover it and crops
-    what juts out: at the centre, or with `crop="random"` at a place drawn for each example and epoch. `channels` converts
-    to grey, RGB or RGBA. `unreadable="skip"` leaves out the files of a folder that can not be decoded, with a warning.
+    `split` may be a slice or a sum: "train[:10%]", "train+test". `cache_dir` (`$GEN_JAX_CACHE`, `~/.cache/gen_jax`)
+    keeps indices and decoded images. `image_size`, an int or (height, width), resizes images until they cover it and
+    crops them: at the centre, or with `crop="random"` at a place drawn for each example and epoch. `channels` converts
+    to grey (1), RGB (3) or RGBA (4). `unreadable="skip"` leaves out the files of a folder that can not be decoded, with
+    a warning.
 
     `ValueError`, with what to do, for: an unknown name, path, config, version or split; a TFDS set that is not
     prepared and can not be (no TensorFlow, no network); damaged files; images of several shapes without
@@ -81,7 +82,8 @@ def source(
     _check(unreadable, ("raise", "skip"), "unreadable")
     if crop == "random" and size is None:
         raise ValueError('crop="random" needs an image_size to crop to.')
-    name = name if isinstance(name, str) else os.path.abspath(name)  # a path, whatever it looks like
+    if not isinstance(name, str):  # a path, whatever it looks like
+        name = os.path.abspath(os.path.expanduser(name))
     request = Request(name, split, data_dir, cache_dir, size, channels, unreadable)
     found = next(found for find in FINDERS if (found := find(request)) is not None)
     if size is None and channels is None:
@@ -96,7 +98,7 @@ def load(name: str | os.PathLike[str] | Source, **options: Unpack[Options]) -> d
     floating point are float32, unscaled. Folders and TFDS sets are decoded once, into the cache, and memory-mapped from
     there, read-only.
     """
-    found = name if isinstance(name, Source) else source(name, **options)
+    found = _find(name, options)
     if isinstance(found, Random):
         raise ValueError(
             'crop="random" is drawn anew each epoch, so there is no array of it: give the source to '
@@ -127,7 +129,15 @@ def info(name: str | os.PathLike[str] | Source, **options: Unpack[Options]) -> I
     The number of classes is the one that the data set declares, or else its largest label plus one: then labels are
     read, and kept in the cache.
     """
-    return (name if isinstance(name, Source) else source(name, **options)).info()
+    return _find(name, options).info()
+
+
+def _find(name: str | os.PathLike[str] | Source, options: Options) -> Source:
+    if not isinstance(name, Source):
+        return source(name, **options)
+    if options:
+        raise ValueError(f"a source is complete, so expected no options beside it, got {', '.join(options)}.")
+    return name
 
 
 def _size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -135,7 +135,7 @@ class Arrays:
         self._count = num_examples(self.arrays) if info is None else info.num_examples
 
     @cached_property
-    def arrays(self) -> dict[str, Any]:
+    def arrays(self) -> Columns:
         """The arrays themselves."""
         return dict(self._make() if callable(self._make) else self._make)
 

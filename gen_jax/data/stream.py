@@ -10,8 +10,7 @@ from jaxtyping import Array, Key
 
 from gen_jax.data.protocol import Arrays, Columns, Random, Source, as_source, read, reading_threads, stack
 
-Batch = dict[str, np.ndarray]
-Transform = Callable[[Batch], Mapping[str, Any]]
+Transform = Callable[[Columns], Columns]
 """A function of arrays `[n, ...]` that treats each row alone: to leave out keys, or to make tokens of captions."""
 
 
@@ -131,10 +130,10 @@ class Stream:
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._prefetch)
         return iter(self._dataset[self._step :].to_iter_dataset(options))
 
-    def _read(self, step: int, rows: np.ndarray) -> Mapping[str, Any]:
+    def _read(self, step: int, rows: np.ndarray) -> Columns:
         source = self._source
         if isinstance(source, Arrays):
-            batch = source.gather(rows)
+            batch: Columns = source.gather(rows)
         elif isinstance(source, Random):
             batch = stack(source.draw(rows.tolist(), self._generators(step, rows)))
         else:

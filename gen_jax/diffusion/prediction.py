@@ -118,8 +118,8 @@ def from_x0(
 ) -> Float[Array, "B *x"]:
     """The prediction that an estimate of `x_0` implies, in float32 or better: the inverse of `to_x0`.
 
-    It is the target of `x0_hat` and `eps_hat = (x_t - alpha_t x0_hat) / sigma_t`. Except for "x0", `sigma_t` must not be
-    0.
+    It is the target of `x0_hat` and `eps_hat = (x_t - alpha_t x0_hat) / sigma_t`. Except for "x0", `sigma_t` must not
+    be 0.
 
     Raises:
         ValueError: `predicts` is not one of `PREDICTIONS`.
@@ -160,9 +160,10 @@ def as_denoiser(
         1000 t (SD3, Flux)                                 FlowMatching      1000 * t
         the log signal-to-noise ratio (VDM)                any               process.log_snr(t)
 
-    `process.at_log_snr(other, process.log_snr(t))` is the time at which `other` has the same noise. So a network trained
-    with one variance-preserving process can be used with any other. `t / 1000` of `DDPM()` is about the same time of
-    `VP()`, its limit. With a table of embeddings a grid between integers is fine: rounding costs little next to a step.
+    `process.at_log_snr(other, process.log_snr(t))` is the time at which `other` has the same noise. So a network
+    trained with one variance-preserving process can be used with any other. `t / 1000` of `DDPM()` is about the same
+    time of `VP()`, its limit. With a table of embeddings a grid between integers is fine: rounding costs little next
+    to a step.
 
     Args:
         apply: `(x_t [B, ...], time(t) [B]) -> y`, a network with parameters and conditions bound. `x_t` may be any

@@ -118,7 +118,7 @@ def objective(
         raise ValueError(f"free_bits must be at least 0 nats, got {free_bits}.")
     free = jnp.broadcast_to(jnp.asarray(free_bits, bound.kl.dtype), bound.kl.shape[1:])
     kl = bound.kl.mean(0)
-    paid = jnp.where(keys.over_devices(kl) > free, kl, free)
+    paid = jnp.where(keys.mean_over_devices(kl) > free, kl, free)
     weight = 1.0 if balance is None else jnp.asarray(balance, kl.dtype)
     return jnp.asarray(beta * (weight * paid).sum() - bound.reconstruction.mean())
 
@@ -133,5 +133,5 @@ def balanced(bound: Elbo, sizes: Float[Array | np.ndarray, "L"]) -> Float[Array,
 
     Source: Vahdat & Kautz 2020, Appendix A, with the division by the size as in NVlabs/NVAE, issue 26.
     """
-    share = (keys.over_devices(bound.kl.mean(0)) + _MIN_KL) / jnp.asarray(sizes, bound.kl.dtype)
+    share = (keys.mean_over_devices(bound.kl.mean(0)) + _MIN_KL) / jnp.asarray(sizes, bound.kl.dtype)
     return jax.lax.stop_gradient(share / share.mean())

@@ -72,9 +72,10 @@ class TrainState(NamedTuple):
 
 def check_params(params: PyTree) -> None:
     """Raise ValueError, that names it, for a leaf of `params` that gradients do not move."""
-    is_statistic = lambda x: type(x).__name__ == "BatchStat"  # of flax.nnx, which takes a second to import
-    linen = isinstance(params, Mapping) and "batch_stats" in params
-    if linen or any(map(is_statistic, jax.tree.leaves(params, is_leaf=is_statistic))):
+    # by name: flax.nnx takes a second to import, and Equinox need not be there
+    is_statistic = lambda x: type(x).__name__ in ("BatchStat", "StateIndex")
+    found = [x for x in jax.tree.leaves(params, is_leaf=is_statistic) if is_statistic(x)]
+    if jax.tree.leaves(found) or (isinstance(params, Mapping) and "batch_stats" in params):
         raise ValueError(
             "params hold the statistics of a BatchNorm (batch_stats). A step changes only what has a gradient, so they "
             "would never change; use GroupNorm or LayerNorm"

@@ -175,7 +175,7 @@ def free_bits_kl(kl: Float[Array, "B *L"], free_bits: float = 0.0) -> Float[Arra
     mean = kl.mean(0)
     if free_bits == 0:
         return mean.sum()
-    return jnp.where(keys.over_devices(mean) > free_bits, mean, free_bits).sum()
+    return jnp.where(keys.mean_over_devices(mean) > free_bits, mean, free_bits).sum()
 
 
 def weight_at(beta: float | optax.Schedule, aux: Aux | None) -> Array | float:

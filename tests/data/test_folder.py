@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -313,7 +314,10 @@ def test_an_index_that_is_damaged_is_made_anew(tmp_path, cache_dir, contents):
 def test_without_a_writable_cache_it_goes_on(tmp_path):
     save(tmp_path / "images" / "a.png", 1)
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="the index .*can not be written .*GEN_JAX_CACHE or cache_dir="):
+    with (
+        pytest.warns(UserWarning, match="the index .*can not be written .*GEN_JAX_CACHE or cache_dir="),
+        pytest.warns(UserWarning, match="the cache .*can not be written"),
+    ):
         assert numbers(tmp_path / "images", cache_dir=tmp_path / "file" / "x") == [1]
 
 
@@ -441,6 +445,8 @@ def test_paths_are_told_from_names(tmp_path, monkeypatch):
         str(tmp_path / "faces"),
         tmp_path / "faces",
         "faces/../faces",
+        Path("faces"),
+        Path("~/faces"),
     ):
         assert data.info(name).num_examples == 1
     assert data.info("mnist").num_examples == 60_000

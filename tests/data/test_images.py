@@ -36,8 +36,8 @@ def cases():
     """A name, an image, how it is saved, and its pixels [7, 5, 1 or 3] as numbers."""
     yield "L.png", Image.fromarray(GREY), {}, GREY[..., None]
     yield "L.bmp", Image.fromarray(GREY), {}, GREY[..., None]
-    yield "1.png", Image.fromarray(GREY > 99), {}, (GREY > 99)[..., None] * 255
-    yield "1.tif", Image.fromarray(GREY > 99), {}, (GREY > 99)[..., None] * 255
+    yield "1.png", Image.fromarray(GREY > 99), {}, np.where(GREY[..., None] > 99, 255, 0)
+    yield "1.tif", Image.fromarray(GREY > 99), {}, np.where(GREY[..., None] > 99, 255, 0)
     yield "RGB.ppm", Image.fromarray(COLOUR), {}, COLOUR
     yield "RGB.webp", Image.fromarray(COLOUR), {"lossless": True}, COLOUR
     yield "RGB.tga", Image.fromarray(COLOUR), {}, COLOUR
@@ -50,7 +50,7 @@ def cases():
     rgba = np.dstack([COLOUR, ALPHA])
     yield "RGBA.png", Image.fromarray(rgba), {}, over_white(COLOUR, ALPHA)
     yield "LA.png", Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), {}, over_white(GREY[..., None], ALPHA)
-    seen = np.where((COLOUR == COLOUR[2, 3]).all(-1, keepdims=True), 255, COLOUR)
+    seen = np.where((COLOUR[2, 3] == COLOUR).all(-1, keepdims=True), 255, COLOUR)
     yield "RGB-clear.png", Image.fromarray(COLOUR), {"transparency": tuple(COLOUR[2, 3].tolist())}, seen
     cmyk = RNG.integers(0, 256, (7, 5, 4), dtype=np.uint8)
     ink = cmyk.astype(float) / 255

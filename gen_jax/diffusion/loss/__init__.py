@@ -25,9 +25,9 @@ The error is computed in the space of the prediction, where it is well-condition
     "x0"       1                  min(SNR, 5)
     "v"        SNR + 1            min(SNR, 5) / (SNR + 1)
 
-Each example has its own noise (`gen_jax.keys`), and times are spread over the global batch, so the value is the same on
-1 and on 8 devices: under `pmap` or `shard_map` over `keys.AXIS`, with one key for all devices, the `pmean` of the losses
-is the loss of the whole batch.
+Each example has its own noise (`gen_jax.keys`), and times are spread over the global batch, so the value is the same
+on 1 and on 8 devices: under `pmap` or `shard_map` over `keys.AXIS`, with one key for all devices, the `pmean` of the
+losses is the loss of the whole batch.
 """
 
 from gen_jax.diffusion.loss.denoising import denoising

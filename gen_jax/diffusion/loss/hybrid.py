@@ -31,15 +31,15 @@ def hybrid(
         L_vlb = T mean_i L_i,     L at t > 1:  KL(q(x_{t-1} | x_t, x_0) || N(mean_hat, var_hat))
                                   L at t = 1:  -log P(x_0 | N(mean_hat, var_hat)), in bins
 
-    `L_vlb` is in bits per dimension, as in the authors' code (`T / 1000` times a term in bits), so their weight 0.001 has
-    the same meaning. In `L_vlb` the mean is constant (`stop_gradient`): the network's `y` learns from `L_simple` only, its
-    `v` from `L_vlb` only.
+    `L_vlb` is in bits per dimension, as in the authors' code (`T / 1000` times a term in bits), so their weight 0.001
+    has the same meaning. In `L_vlb` the mean is constant (`stop_gradient`): the network's `y` learns from `L_simple`
+    only, its `v` from `L_vlb` only.
 
     Args:
         key: as in `denoising`.
-        predict: `(x_t [B, ...], t [B]) -> (y, v)`, both of the shape of `x_t`. The variance lies between `beta_tilde_t`
-            (`v = 0`) and `beta_t` (`v = 1`), see `variance.log_variance`. `variance.split` makes the pair from an output
-            with twice the channels.
+        predict: `(x_t [B, ...], t [B]) -> (y, v)`, both of the shape of `x_t`. The variance lies between
+            `beta_tilde_t` (`v = 0`) and `beta_t` (`v = 1`), see `variance.log_variance`. `variance.split` makes the
+            pair from an output with twice the channels.
         process: a `DDPM` of two steps or more.
         x_0: as in `denoising`.
         predicts: as in `denoising`.

@@ -1,8 +1,8 @@
 """The variational bound as a training loss, also for learned noise schedules.
 
 The bound weights the error in `x_0` by how fast the signal-to-noise ratio falls with time. This is not a function of
-`log_snr` alone. In continuous time the expectation of the loss does not depend on the schedule between its ends, only its
-variance does. So a learned schedule (`networks.monotone`) has two kinds of parameters with a loss each:
+`log_snr` alone. In continuous time the expectation of the loss does not depend on the schedule between its ends, only
+its variance does. So a learned schedule (`networks.monotone`) has two kinds of parameters with a loss each:
 
     gamma = Monotone()
     proc = lambda params: process.LogSNR(lambda t: -gamma.apply(params, t))
@@ -41,12 +41,13 @@ def variational(
         r = -d SNR / du  with  t = process.times(u)          continuous time (Kingma et al. 2021, Eq. 16)
         r = T (SNR_{t-1} - SNR_t)                            `DDPM` (Eq. 13), but 0 at t = 1
 
-    Its expectation is `likelihood.vlb(...).diffusion` divided by the number of dimensions, and equals the loss of Kingma &
-    Gao 2023 (Eq. 2) with `w = 1`. The prior and the reconstruction, to which DDPM's `t = 1` belongs, are not included.
-    Its variance depends on `process.times`: times that are even in `log_snr` are a good choice.
+    Its expectation is `likelihood.vlb(...).diffusion` divided by the number of dimensions, and equals the loss of
+    Kingma & Gao 2023 (Eq. 2) with `w = 1`. The prior and the reconstruction, to which DDPM's `t = 1` belongs, are not
+    included. Its variance depends on `process.times`: times that are even in `log_snr` are a good choice.
 
-    It is differentiable with respect to parameters of the process, such as those of `LogSNR(lambda t: ...)`. Arguments and
-    errors are those of `denoising`; `time_sampling` must be uniform, such as `stratified` and `independent`.
+    It is differentiable with respect to parameters of the process, such as those of `LogSNR(lambda t: ...)`.
+    Arguments and errors are those of `denoising`; `time_sampling` must be uniform, such as `stratified` and
+    `independent`.
 
     Returns:
         The loss, a scalar in float32 or better, and `{"mse": ...}`, the error of the prediction without weights.

@@ -101,7 +101,7 @@ class Folder:
         return self._info
 
     def entry(self) -> Path:
-        """Another one where a file has changed."""
+        """Its place in the cache, which changes when one of its files does."""
         return self._entry
 
     def _read(self, row: int) -> Example:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ def find(request: Request) -> Source:
 class Tfds:
     """A split of a prepared data set."""
 
-    def __init__(self, name: str, records: Any, features: decode.Features, entry: Path):
+    def __init__(self, name: str, records: decode.Records, features: decode.Features, entry: Path):
         """`records` yields serialized examples; `entry` is where they are kept when decoded."""
         self._name = name
         self._records = records
@@ -56,7 +55,7 @@ class Tfds:
         return Info(self._name, len(self), (height, width, channels), classes, self._features.class_names)
 
     def entry(self) -> Path:
-        """Another one where the set was prepared again."""
+        """Its place in the cache, which changes when the set is prepared again."""
         return self._entry
 
     def _labels(self) -> np.ndarray:
@@ -74,7 +73,7 @@ class Tfds:
             yield {"label": decode.labels(self._name, self._records, self._features, rows)}
 
 
-def _records(name: str, builder: Any, split: str) -> Any:
+def _records(name: str, builder: prepared.Builder, split: str) -> decode.Records:
     """The serialized examples of a split: random access, no decoding."""
     import tensorflow_datasets as tfds
 

@@ -10,6 +10,10 @@ from gen_jax.data import images
 from gen_jax.data.protocol import Example
 
 T = TypeVar("T")
+Feature = Any
+"""A `tfds.features.FeatureConnector`; TFDS is imported when it is needed, and has no types."""
+Records = Any
+"""Serialized examples with random access, as `tfds.data_source` gives them."""
 
 CHUNK = 256
 """Labels read at a time."""
@@ -24,10 +28,10 @@ class Features(NamedTuple):
     has_label: bool
     num_classes: int | None  # None: the set does not say
     class_names: tuple[str, ...] | None
-    parser: Any  # tfds.features.FeaturesDict of these features alone
+    parser: Feature  # of these features alone
 
 
-def choose(name: str, features: Any) -> Features:
+def choose(name: str, features: Feature) -> Features:
     """The image and the label among the features of a data set.
 
     The image is the feature "image", or else the only one of that kind: a `tfds.features.Image`, or a
@@ -69,7 +73,7 @@ def _shape(declared: tuple[int | None, ...]) -> tuple[int, int, int] | None:
     return None if height is None or width is None or channels is None else (height, width, channels)
 
 
-def examples(name: str, records: Any, features: Features, rows: Sequence[int]) -> list[Example]:
+def examples(name: str, records: Records, features: Features, rows: Sequence[int]) -> list[Example]:
     """The examples of these rows: `{"image": [H, W, C], "label": int32}`, pixels by the rules of `images.to_pixels`.
 
     `ValueError` where a record can not be read.
@@ -96,7 +100,7 @@ def examples(name: str, records: Any, features: Features, rows: Sequence[int]) -
     ]
 
 
-def labels(name: str, records: Any, features: Features, rows: Sequence[int]) -> np.ndarray:
+def labels(name: str, records: Records, features: Features, rows: Sequence[int]) -> np.ndarray:
     """The labels of these rows, int32, without decoding the images."""
     import tensorflow_datasets as tfds
 
@@ -105,7 +109,7 @@ def labels(name: str, records: Any, features: Features, rows: Sequence[int]) -> 
     return np.asarray([example["label"] for example in parsed], np.int32)
 
 
-def _parse(name: str, records: Any, rows: Sequence[int], parse: Callable[[bytes], T]) -> list[T]:
+def _parse(name: str, records: Records, rows: Sequence[int], parse: Callable[[bytes], T]) -> list[T]:
     try:
         return [parse(record) for record in records.__getitems__(rows)]
     except Exception as error:  # array_record, protobuf and PIL each have errors of their own
@@ -116,7 +120,7 @@ def _parse(name: str, records: Any, rows: Sequence[int], parse: Callable[[bytes]
         ) from error
 
 
-def _is_image(feature: Any) -> bool:
+def _is_image(feature: Feature) -> bool:
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.Image):

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+Builder = Any
+"""A `tfds.core.DatasetBuilder`; TFDS is imported when it is needed, and has no types."""
 _log = logging.getLogger(__name__)
 
 
-def find(name: str, data_dir: str | os.PathLike | None = None) -> Any:
+def find(name: str, data_dir: str | os.PathLike | None = None) -> Builder:
     """The `tfds.core.DatasetBuilder` of a prepared data set, prepared now if it was not.
 
     `name` is `name[/config][:version]`, looked for in `data_dir`, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`
@@ -50,7 +52,7 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Any:
     return builder
 
 
-def _from_files(name: str, where: str | None) -> Any | None:
+def _from_files(name: str, where: str | None) -> Builder | None:
     """The builder of what is prepared, made of the files alone; None where there is nothing."""
     import tensorflow_datasets as tfds
 
@@ -60,11 +62,11 @@ def _from_files(name: str, where: str | None) -> Any | None:
         return None
 
 
-def _of_tfds(builder: Any) -> bool:
+def _of_tfds(builder: Builder) -> bool:
     return type(builder).__module__.startswith("tensorflow_datasets.")
 
 
-def _prepare(builder: Any) -> None:
+def _prepare(builder: Builder) -> None:
     """Download and prepare in array_record form, with an answer in seconds where it can not work."""
     have_tensorflow = importlib.util.find_spec("tensorflow") is not None
     if not have_tensorflow and _of_tfds(builder):
@@ -81,7 +83,7 @@ def _prepare(builder: Any) -> None:
         raise
 
 
-def _check_network(builder: Any) -> None:
+def _check_network(builder: Builder) -> None:
     """Ask once for the first file of a download: TFDS would repeat it for minutes before it gives up."""
     import requests
 
@@ -111,7 +113,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def prepare_command(builder: Any, data_dir: str | os.PathLike | None = None) -> str:
+def prepare_command(builder: Builder, data_dir: str | os.PathLike | None = None) -> str:
     """The shell command that prepares this data set, in `data_dir` or where it was looked for.
 
     Not `tfds build`, which wants apache_beam as well.
@@ -121,7 +123,7 @@ def prepare_command(builder: Any, data_dir: str | os.PathLike | None = None) -> 
     return f"python -c {shlex.quote(f'import tensorflow_datasets as tfds; {call}')}"
 
 
-def _no_tensorflow(builder: Any) -> str:
+def _no_tensorflow(builder: Builder) -> str:
     return (
         f'the data set "{builder.name}" is known but not prepared in {builder.data_dir}, and preparing it '
         "needs TensorFlow, which is not installed (reading it afterwards does not). Either\n"
@@ -132,7 +134,7 @@ def _no_tensorflow(builder: Any) -> str:
     )
 
 
-def _no_network(builder: Any, error: Exception, have_tensorflow: bool) -> str:
+def _no_network(builder: Builder, error: Exception, have_tensorflow: bool) -> str:
     also = "" if have_tensorflow else " It may also need TensorFlow: pip install 'gen-jax[prepare]'."
     return (
         f'the data set "{builder.name}" is not prepared in {builder.data_dir} and can not be downloaded: no '
