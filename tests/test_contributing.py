@@ -45,7 +45,7 @@ def apply(block, root):
 
 
 def copy_of_the_tree(to):
-    for name in ("gen_jax", "experiments", "tests"):
+    for name in ("gen_jax", "experiments", "tests", "benchmarks"):
         shutil.copytree(documents.ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(documents.ROOT / "pyproject.toml", to)
     return to
