@@ -144,12 +144,13 @@ def parse_flags(script, flags):
     """Runs a script up to where its flags are parsed; of one whose peers are not installed, looks for their names."""
     assert script.exists(), script
     try:
-        with parsing([str(script), *flags]):
+        with parsing([str(script), *flags]) as patch:
+            patch.syspath_prepend(script.parent)
             runpy.run_path(str(script), run_name="__main__")
     except ModuleNotFoundError as error:
         if script.parent.name != "benchmarks" or error.name.startswith("gen_jax"):
             raise
-        for flag in (f.lstrip("-") for f in flags if f.startswith("--")):
+        for flag in (f.lstrip("-") for f in flags if f.startswith("--") and f != "--help"):
             name = re.sub("^no-", "", flag).replace("-", "_")
             assert re.search(rf'^    {name}: |"--{flag}"', script.read_text(), re.MULTILINE), (script, flag)
 
@@ -189,7 +190,7 @@ def parsing(argv):
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_old)
         patch.setattr(tyro.extras.SubcommandApp, "cli", parse_command)
         try:
-            yield
+            yield patch
         except Parsed:
             return
         except SystemExit:
