@@ -37,9 +37,15 @@ def save_loss(workdir: Path, label: str) -> dict[str, object]:
 def draw(workdir: Path, seed: int, sampling: launch.Sampling) -> dict[str, object]:
     """Samples of the run in `workdir`: writes samples.npy, samples.png, labels.npy and denoising.png; returns figures."""
     run, key = pretrained.load_run(workdir), jax.random.key(seed)
-    options = {"solver": sampling.solver, "nfe": sampling.nfe, "guidance": sampling.guidance}
     images, labels = generate.sample(
-        run.model, run.weights, key, sampling.num, label=sampling.label, **options
+        run.model,
+        run.weights,
+        key,
+        sampling.num,
+        label=sampling.label,
+        solver=sampling.solver,
+        nfe=sampling.nfe,
+        guidance=sampling.guidance,
     )
     plan = generate.plan(run.model, sampling.solver, sampling.nfe)
     weight = generate.weight(run.model, run.weights, sampling.guidance)
