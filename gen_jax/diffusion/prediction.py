@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from gen_jax.diffusion.process import Process, Times, expand
-from gen_jax.types import Predicts
+from gen_jax.types import Predicts as Predicts
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity")
 
