@@ -30,7 +30,12 @@ def adam(
 
 
 def muon(
-    learning_rate: float, *, momentum: float = 0.95, b2: float = 0.999, iterations: int = 5, **options: Any
+    learning_rate: float,
+    *,
+    momentum: float = 0.95,
+    b2: float = 0.999,
+    iterations: int = 5,
+    **options: Any,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Muon for matrices and kernels, Adam for vectors, with the options of `scheduled`.
 
@@ -101,7 +106,7 @@ def scheduled(
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rate], [warmup])
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    optimizer: Any = optax.chain(*clip, rule(rate))
+    optimizer: optax.GradientTransformation = optax.chain(*clip, rule(rate))
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
     return optimizer, lambda step: rate(step // accumulate)
