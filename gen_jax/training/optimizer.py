@@ -41,10 +41,10 @@ def muon(
 
         M <- momentum M + (1 - momentum) G,   W <- W - lr 0.2 sqrt(max(m, n)) U V^T   where   U S V^T = svd(M)
 
-    with Nesterov's look-ahead in `M`. `iterations` of Newton and Schulz, after a rescaling that saves one of them (AOL;
-    Boissin et al. 2025), come near enough to `U V^T`: singular values between 0.6 and 1.3. A convolution's kernel counts
-    as the matrix `[k l C, D]` that it multiplies patches by. The factor makes an entry's step as large as Adam's, so
-    rates carry over.
+    with Nesterov's momentum in `M`. `iterations` of Newton and Schulz approximate `U V^T`: the singular values come to lie
+    between 0.6 and 1.3. A rescaling before them saves one iteration (AOL; Boissin et al. 2025). The kernel of a
+    convolution is taken as the matrix `[k l C, D]`. The factor makes steps as large as Adam's, so the same learning
+    rates work.
 
     Source: Jordan et al. 2024; the factor, Liu et al. 2025, Eq. 4.
     """

@@ -104,9 +104,9 @@ class Step(Protocol):
     ) -> tuple[TrainState, Metrics]:
         """Gradients and metrics are averaged over `axis_name`, where one is bound; the loss is of `gather(params)`.
 
-        `frozen` is for the loss (`Aux`), whole on every device. `gather` changes where arrays are, not their values: under
-        FSDP parameters and gradients are split over the devices, and it makes them whole. Both are given only where they
-        are needed.
+        `frozen` is for the loss (`Aux`), whole on every device. `gather` changes where arrays are, not their values:
+        under FSDP parameters and gradients are split over the devices, and it makes them whole. Both are given only
+        where they are needed.
         """
 
 
