@@ -15,6 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import pytest
 import tyro
 
@@ -82,7 +83,8 @@ def execute(page, program):
             for token in tokenize.generate_tokens(io.StringIO(lines).readline)
             if token.type == tokenize.COMMENT and token.line.lstrip().startswith("print(")
         }
-        exec(compile(lines, str(page), "exec"), code)
+        with jax.numpy_rank_promotion("allow"):  # as for a reader: conftest is stricter
+            exec(compile(lines, str(page), "exec"), code)
     return printed
 
 

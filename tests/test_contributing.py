@@ -34,15 +34,18 @@ def apply(block, root):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text)
         return
-    lines = [line for line in block.text.splitlines() if line]
-    before, after = ("\n".join(line[1:] for line in lines if line[0] in keep) for keep in (" -", " +"))
     text = path.read_text()
-    assert text.count(before) == 1, f"{block.title} has not, or more than once:\n{before}"
-    path.write_text(text.replace(before, after))
+    for part in block.text.split("@@\n"):
+        before, after = (
+            "\n".join(line[1:] for line in part.splitlines() if line[:1] in kept) for kept in (" -", " +")
+        )
+        assert text.count(before) == 1, f"{block.title} has this not once:\n{before}"
+        text = text.replace(before, after)
+    path.write_text(text)
 
 
 def copy_of_the_tree(to):
-    for name in ("gen_jax", "experiments", "tests"):
+    for name in ("gen_jax", "experiments", "tests", "benchmarks"):
         shutil.copytree(documents.ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(documents.ROOT / "pyproject.toml", to)
     return to
