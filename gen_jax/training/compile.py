@@ -91,8 +91,8 @@ class Compiled:
     def lower(self, state: TrainState, data: PyTree, frozen: PyTree = None) -> jax.stages.Lowered:
         """Lower the program for these arguments, or for their shapes (`jax.ShapeDtypeStruct`), without running it.
 
-        Compile the result, and the first call has nothing left to compile. With `parallel="jit"` the mesh may be of
-        devices that are not there (`jax.experimental.topologies`).
+        Compiled, it is a function of `(state, data, frozen)`, and the first call has nothing left to compile. With
+        `parallel="jit"` the mesh may be of devices that are not there (`jax.experimental.topologies`).
         """
         return self._made(state, frozen).lower(state, data, frozen)
 

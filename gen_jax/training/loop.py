@@ -223,7 +223,7 @@ def _begin(
     shardings: PyTree,
     lower_step: Callable[[], jax.stages.Lowered] | None = None,
 ) -> TrainState:
-    """The state that `make` makes, while the step's program compiles in a second thread: XLA uses one core for much of it."""
+    """The state that `make` makes, while the step compiles in a second thread: for much of it XLA uses one core."""
     program = lower_once(make, out_shardings=shardings)
     if lower_step is None:
         return program.compile()()

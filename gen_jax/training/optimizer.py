@@ -41,7 +41,7 @@ def muon(
 
         M <- momentum M + (1 - momentum) G,   W <- W - lr 0.2 sqrt(max(m, n)) U V^T   where   U S V^T = svd(M)
 
-    with Nesterov's momentum in `M`. `iterations` of Newton and Schulz approximate `U V^T`: the singular values come to lie
+    with Nesterov's momentum in `M`. `iterations` of Newton and Schulz approximate `U V^T`: all singular values are then
     between 0.6 and 1.3. A rescaling before them saves one iteration (AOL; Boissin et al. 2025). The kernel of a
     convolution is taken as the matrix `[k l C, D]`. The factor makes steps as large as Adam's, so the same learning
     rates work.
