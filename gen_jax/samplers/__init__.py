@@ -41,9 +41,10 @@ from typing import Any
 from gen_jax.samplers import learned, named, times
 from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
 from gen_jax.samplers.langevin import AnnealedLangevin, PredictorCorrector
-from gen_jax.samplers.multistep import Plan, State, finalize, init, sample, step
+from gen_jax.samplers.multistep import Plan, State, finalize, init, step
 from gen_jax.samplers.named import recommended
 from gen_jax.samplers.pseudo import IPNDM, PNDM
+from gen_jax.samplers.sampling import sample
 from gen_jax.samplers.solvers import DDIM, DDPM, Euler, EulerAncestral, Solver
 from gen_jax.samplers.stages import DPMSolverPPSingle, Heun
 
