@@ -114,7 +114,8 @@ class SampleGrids(training.Callback):
 
     def on_sample(self, step: int, state: training.TrainState) -> None:
         """Draw with the averaged parameters."""
-        weights = {"network": state.ema_params}
+        average = state.params if state.ema_params is None else state.ema_params
+        weights = {"network": average}
         grid = self.draw(weights, self.key, self.plan, self.index, self.cond, self.weight)
         if jax.process_index() == 0:
             plots.save_grid(self.workdir / f"samples_{step}.png", np.asarray(grid))

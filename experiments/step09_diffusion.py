@@ -156,7 +156,9 @@ def train(config: Config, experiment: str = "step09_diffusion") -> dict[str, obj
     early = model.sampling.guide_step
     state = training.fit(
         t.make_step(make_loss(model, config), optimizer),
-        lambda: training.TrainState.create(model.init(key_params), optimizer, key_steps),
+        lambda: training.TrainState.create(
+            model.init(key_params), optimizer, key_steps, ema=t.ema_decay is not None
+        ),
         pictures.feed(source, t.batch_size, key_data, labels=config.labels),
         num_steps=t.steps,
         workdir=config.workdir,
