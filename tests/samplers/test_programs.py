@@ -20,6 +20,7 @@ from gen_jax.samplers import learned, named, programs, times
 KEY = jax.random.key(5)
 PROCESS = DDPM()
 X_T = jnp.linspace(-1.0, 1.0, 6).reshape(3, 2)
+TWICE = 2 * X_T
 PLANS = {name: named.plan(PROCESS, name, 8) for name in ("ddpm", "dpmpp3")}
 each_plan = pytest.mark.parametrize("name", PLANS)
 
@@ -99,13 +100,21 @@ class Scaled:
 
 def test_kinds_of_denoisers_that_a_second_call_finds_compiled():
     kept = prediction.clipped(prediction.as_denoiser(lambda x, t: 0.5 * x, PROCESS))
+    first_of_equals = Scaled(0.5)
     partial, model = functools.partial(lambda scale, x, t: scale * x, 0.5), Scaled(0.25)
     compiled = jax.jit(denoise)
-    for make in (lambda: kept, lambda: partial, lambda: Scaled(0.5), lambda: model.method, lambda: compiled):
-        x_0 = samplers.sample(KEY, make(), PLANS["dpmpp3"], X_T)
+    makes = {
+        "library": lambda: kept,
+        "partial": lambda: partial,
+        "equal": lambda: Scaled(0.5),
+        "method": lambda: model.method,
+        "jit": lambda: compiled,
+    }
+    for name, make in makes.items():
+        x_0 = samplers.sample(KEY, first_of_equals if name == "equal" else make(), PLANS["dpmpp3"], X_T)
         with compilations() as found:
             again = samplers.sample(KEY, make(), PLANS["dpmpp3"], X_T)
-        assert found == []
+        assert found == [], name
         np.testing.assert_array_equal(again, x_0)
         equal(x_0, jax.jit(lambda x, make=make: samplers.sample(KEY, make(), PLANS["dpmpp3"], x))(X_T))
     call, method = (samplers.sample(KEY, d, PLANS["dpmpp3"], X_T) for d in (model, model.method))
@@ -248,10 +257,10 @@ def test_a_second_ode_compiles_nothing():
     run = lambda x: samplers.adaptive.ode(denoise, VP(), x, rtol=1e-2, atol=1e-2)
     run(X_T)
     with compilations() as found:
-        solution = run(2 * X_T)
+        solution = run(TWICE)
     assert found == []
     assert solution.success
-    equal(solution.x, jax.jit(run)(2 * X_T).x)
+    equal(solution.x, jax.jit(run)(TWICE).x)
 
 
 def test_a_second_sample_of_a_learned_variance_compiles_nothing():
@@ -260,9 +269,9 @@ def test_a_second_sample_of_a_learned_variance_compiles_nothing():
     run = lambda x: learned.sample(KEY, pair, plans, x)
     run(X_T)
     with compilations() as found:
-        again = run(2 * X_T)
+        again = run(TWICE)
     assert found == []
-    equal(again, jax.jit(run)(2 * X_T))
+    equal(again, jax.jit(run)(TWICE))
 
 
 # --- nothing is kept for ever ---
