@@ -435,13 +435,14 @@ as ours. Settings that can be run at 10 evaluations: {settings}.
 The denoiser is asked at their own `sigma`, where a scheduler rounds it for the network. Left out, as it has no fixed
 number of evaluations: `sample_dpm_adaptive`. Grids are `times.*`, or nodes even in a function of time between the two
 times given, and then 0: `karras(rho)` in `(sigma / alpha)^(1 / rho)`, `exponential(p)` as
-`get_sigmas_polyexponential`, `time^p` in that power of `t`, `angle` in `arctan(sigma / alpha)`. `leading` is `1 + k
-(1000 // n)`, `leading(n + 1)` the same for one step more, without its last time.
+`get_sigmas_polyexponential` (`times.exponential`), `time^p` in that power of `t` (`times.power`), `angle` in
+`arctan(sigma / alpha)` (`times.cosine`). `leading` is `1 + k (1000 // n)`, `leading(n + 1)` the same for one step more,
+without its last time (`times.leading(skip=1)`).
 
 ## To take
 
 By number of evaluations, the deterministic solver and grid whose worst ratio to the peers' best of each kind of data is
-least. The peers' best is another setting for each; this is one for all.
+least. The peers' best is another setting for each; this is one for all. `samplers.recommended` returns it.
 
 {defaults}
 

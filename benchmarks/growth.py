@@ -120,7 +120,7 @@ def train_step(network: unet.UNetConfig, size: int, batch: int) -> Program:
 
     def run() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(program(state, x_0))
+        state, _ = jax.block_until_ready(program(state, x_0, None))
 
     return run, {"memory": memory(program), "FLOPs": lowered.cost_analysis()["flops"]}
 

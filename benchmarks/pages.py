@@ -1,5 +1,6 @@
 """What the pages that benchmarks make have in common. It needs the standard library alone: any environment will do."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -51,6 +52,25 @@ def machine() -> str:
 def versions(*names: str) -> str:
     """Of packages: "jax 0.10.2, flax 0.12.8"."""
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def code(solver: Any) -> str:
+    """How a solver is written, without defaults but with its order: `UniPC(3)`, `SDEDPMSolverPP(2, 0.3)`."""
+    parts, skipped = [], False
+    for field in dataclasses.fields(solver):
+        value = getattr(solver, field.name)
+        said = (
+            code(value)
+            if dataclasses.is_dataclass(value)
+            else json.dumps(value)
+            if value != float("inf")
+            else "inf"
+        )
+        if value == field.default and field.name != "order":
+            skipped = True
+        else:
+            parts.append(f"{field.name}={said}" if skipped else said)
+    return f"{type(solver).__name__}({', '.join(parts)})"
 
 
 def row(cells: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ import datetime
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,53 +21,12 @@ from gen_jax import samplers
 from gen_jax.diffusion import prediction, process
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers import Plan, times
+from gen_jax.samplers.named import SOLVERS
 
 WEIGHTS, MEANS, STDS = (0.3, 0.7), (-1.0, 1.0), (0.3, 0.5)
 """Data: a mixture of two normals."""
 
 
-class Row(NamedTuple):
-    """A solver, and the order that it claims; None for a stochastic one."""
-
-    solver: Any
-    order: int | None = None
-    grid: str = "any"
-    """The grids on which it claims it: "any", or "even", those with equal steps of `sigma / alpha`."""
-
-
-SOLVERS = {
-    "DDIM()": Row(samplers.DDIM(), 1),
-    "LMS(2)": Row(samplers.LMS(2), 2),
-    "LMS(3)": Row(samplers.LMS(3), 3),
-    "LMS(4)": Row(samplers.LMS(4), 4),
-    "DEIS(2)": Row(samplers.DEIS(2), 2),
-    "DEIS(3)": Row(samplers.DEIS(3), 3),
-    "DEIS(4)": Row(samplers.DEIS(4), 4),
-    "DPMSolverPP(2)": Row(samplers.DPMSolverPP(2), 2),
-    'DPMSolverPP(2, "exact")': Row(samplers.DPMSolverPP(2, "exact"), 2),
-    "DPMSolverPP(3)": Row(samplers.DPMSolverPP(3), 3),
-    "UniPC(1)": Row(samplers.UniPC(1), 2),
-    "UniPC(2)": Row(samplers.UniPC(2), 3),
-    "UniPC(3)": Row(samplers.UniPC(3), 4),
-    "Heun()": Row(samplers.Heun(), 2),
-    "DPMSolverPPSingle(2)": Row(samplers.DPMSolverPPSingle(2), 2),
-    "DPMSolverPPSingle(3)": Row(samplers.DPMSolverPPSingle(3), 3),
-    "IPNDM(2)": Row(samplers.IPNDM(2), 2),
-    "IPNDM(3)": Row(samplers.IPNDM(3), 2),
-    "IPNDM(4)": Row(samplers.IPNDM(4), 2),
-    'PNDM("heun")': Row(samplers.PNDM("heun"), 4, "even"),
-    'PNDM("runge-kutta")': Row(samplers.PNDM("runge-kutta"), 4, "even"),
-    "DDPM()": Row(samplers.DDPM()),
-    'DDPM("beta")': Row(samplers.DDPM("beta")),
-    "DDIM(0.5)": Row(samplers.DDIM(0.5)),
-    "DDIM(1.0)": Row(samplers.DDIM(1.0)),
-    "SDEDPMSolverPP(1)": Row(samplers.SDEDPMSolverPP(1)),
-    "SDEDPMSolverPP(2)": Row(samplers.SDEDPMSolverPP(2)),
-    "SDEDPMSolverPP(3)": Row(samplers.SDEDPMSolverPP(3)),
-    "Heun(churn=40)": Row(samplers.Heun(churn=40.0)),
-    "PredictorCorrector(DDPM())": Row(samplers.PredictorCorrector(samplers.DDPM())),
-    "AnnealedLangevin(1)": Row(samplers.AnnealedLangevin(1, 0.5)),
-}
 PROCESSES = {
     "DDPM": process.DDPM(),
     "DDPM scaled": process.DDPM(schedule="scaled_linear", beta_min=0.00085, beta_max=0.012),
@@ -170,13 +128,12 @@ def order(
     predicts: str = "x0",
     *,
     steps: tuple[int, int] = (320, 640),
-    grid: Callable[[Process, int], np.ndarray] | None = None,
+    grid: Callable[[Process, int], np.ndarray] = graded,
 ) -> float:
     """Observed order: slope of the logarithm of the error between two numbers of steps, in float64."""
     proc, row, errors = PROCESSES[name], SOLVERS[solver], []
-    if row.grid == "even":  # of high order, and not graded: asymptotic later
+    if grid is even:  # of high order, and not graded: asymptotic later
         steps = 2 * steps[0], 2 * steps[1]
-    grid = grid or (even if row.grid == "even" else graded)
     with jax.enable_x64(True):
         for n in steps:
             t = grid(proc, n)
@@ -239,34 +196,35 @@ def distance(solver: str, name: str, nfe: int, n: int = 20_000) -> float:
 
 def evaluations_per_step(solver: str) -> str:
     """How often the denoiser is asked in a step, and how often besides."""
-    few, many = (plan_of_steps(solver, n).nfe for n in (20, 40))
-    each = (many - few) // 20
-    extra = few - 20 * each
-    return str(each) if extra == 0 else f"{each} ({extra:+d} in all)"
+    row = SOLVERS[solver]
+    return f"{row.stages} ({row.extra:+d} in all)" if row.extra else str(row.stages)
 
 
-def plan_of_steps(solver: str, n: int) -> Plan:
-    """A plan of `n` steps to the data."""
-    return SOLVERS[solver].solver.plan(PROCESSES["VP"], times.log_snr(PROCESSES["VP"], n))
-
-
-def order_cell(solver: str, name: str) -> str:
+def order_cell(solver: str, name: str, grid: Callable[[Process, int], np.ndarray]) -> str:
     """The observed order, or its range over the five predictions."""
-    try:
-        found = [order(solver, name, predicts) for predicts in prediction.PREDICTIONS]
-    except ValueError:
-        return ""
+    found = [order(solver, name, predicts, grid=grid) for predicts in prediction.PREDICTIONS]
     low, high = f"{min(found):.2f}", f"{max(found):.2f}"
     return low if low == high else f"{low} to {high}"
 
 
+def claims(solver: str) -> list[tuple[str, int, Callable[[Process, int], np.ndarray]]]:
+    """What a row claims, `(its name on the page, order, grid)`; nothing of a stochastic solver."""
+    row = SOLVERS[solver]
+    both = (solver, row.order, graded), (f"{solver}, even", row.even_order, even)
+    return [(said, order, grid) for said, order, grid in both if order]
+
+
 def rows_of_orders() -> Iterator[list[str]]:
     """The first table."""
-    yield ["solver", "evaluations a step", "claims", *PROCESSES]
+    from pages import code
+
+    yield ["name", "solver", "evaluations a step", "claims", *PROCESSES]
     for solver, row in SOLVERS.items():
-        claims = "stochastic" if row.order is None else f"{row.order}"
-        cells = [""] * len(PROCESSES) if row.order is None else [order_cell(solver, p) for p in PROCESSES]
-        yield [f"`{solver}`", evaluations_per_step(solver), claims + "*" * (row.grid == "even"), *cells]
+        about = [f"`{code(row.solver)}`", evaluations_per_step(solver)]
+        for said, claimed, grid in claims(solver):
+            yield [said, *about, str(claimed), *(order_cell(solver, p, grid) for p in PROCESSES)]
+        if row.stochastic:
+            yield [solver, *about, "stochastic", *[""] * len(PROCESSES)]
 
 
 def rows_of_distances(name: str) -> Iterator[list[str]]:
@@ -274,7 +232,7 @@ def rows_of_distances(name: str) -> Iterator[list[str]]:
     yield ["solver", *map(str, EVALUATIONS)]
     for solver in SOLVERS:
         found = [distance(solver, name, nfe) for nfe in EVALUATIONS]
-        yield [f"`{solver}`", *("" if np.isnan(d) else f"{d:.4f}" for d in found)]
+        yield [solver, *("" if np.isnan(d) else f"{d:.4f}" for d in found)]
 
 
 PAGE = """# Which solver, and how well it is known
@@ -287,9 +245,9 @@ dimension, whose denoiser is exact; all error is the solver's. What to take at f
 Observed in float64 from 320 and 640 steps, even in `log_snr` between {low:g} and {high:g}, against scipy's solution of
 the same ordinary differential equation. A number stands for all five predictions ("eps", "x0", "v", "score",
 "velocity"), or the range over them. `UniPC` is measured with its corrector. The first steps of a multistep solver are
-of lower order; the first interval is divided geometrically so that they do not count. An asterisk: claimed, and
-measured, on grids that are even in `sigma / alpha`, where `PNDM`'s warm-up has the order of the rest; on others it is of
-order 2, as `IPNDM` is everywhere.
+of lower order; the first interval is divided geometrically so that they do not count. Rows called "even" are measured
+on grids that are even in `sigma / alpha`, where `PNDM`'s warm-up has the order of the rest. The names are those of
+`samplers.named`.
 
 {orders}
 

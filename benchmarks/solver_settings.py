@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import torch
+from pages import code
 from peer_tables import Table, TooManyError, k_sampling, of_diffusers, of_k_diffusion, of_plan
 
 from gen_jax import samplers
 from gen_jax.diffusion.process import DDPM, at_log_snr
-from gen_jax.samplers import times
+from gen_jax.samplers import named, times
 
 PROCESS = DDPM()
+Grid = Callable[[int], np.ndarray]
 
 
 class Setting(NamedTuple):
@@ -65,13 +67,6 @@ def at_most(make: Callable[[int], Table]) -> Callable[[int], Table | None]:
 Grid = Callable[[int], np.ndarray]
 
 
-def even(to: Callable, back: Callable, start: float, least: float, power: float = 1.0) -> Grid:
-    """`n` times even in `to(t)` from `start` to `least`, and 0: `least + (start - least) u^power`, `u = 1, ..., 0`."""
-    first, last = (float(to(np.float64(t))) for t in (start, least))
-    inner = lambda n: back(last + (first - last) * np.linspace(1, 0, n) ** power)
-    return lambda n: np.concatenate([[start], inner(n)[1:-1], [least, 0.0]] if n > 1 else [[start], [0.0]])
-
-
 def ratio(t: Any) -> np.ndarray:
     """`sigma / alpha`."""
     return np.exp(-0.5 * np.asarray(PROCESS.log_snr(np.asarray(t, np.float64))))
@@ -82,47 +77,17 @@ def at_ratio(r: Any) -> np.ndarray:
     return np.asarray(at_log_snr(PROCESS, -2 * np.log(np.asarray(r, np.float64))))
 
 
-def karras(rho: float, start: float, least: float) -> Grid:
-    """`times.karras` with its own last time."""
-    return even(lambda t: ratio(t) ** (1 / rho), lambda v: at_ratio(v**rho), start, least)
-
-
-def exponential(power: float, start: float, least: float) -> Grid:
-    """`get_sigmas_polyexponential` of k-diffusion; with 1, `times.log_snr`."""
-    return even(lambda t: np.log(ratio(t)), lambda v: at_ratio(np.exp(v)), start, least, power)
-
-
-def of_time(power: float, start: float, least: float) -> Grid:
-    """Even in `t^power`: 1 is `times.uniform`, 1/2 `times.quadratic`, neither rounded."""
-    return even(lambda t: t**power, lambda v: v ** (1 / power), start, least)
-
-
-def angle(start: float, least: float) -> Grid:
-    """`times.cosine` with its own last time."""
-    return even(lambda t: np.arctan(ratio(t)), lambda v: at_ratio(np.tan(v)), start, least)
-
-
+WITH_NOISE = [
+    samplers.DDPM(),
+    samplers.DDIM(0.5),
+    *(samplers.SDEDPMSolverPP(order, eta) for order in (1, 2, 3) for eta in (0.3, 1.0)),
+    samplers.Heun(churn=2.0),
+]
 OURS = {
-    "DDIM()": samplers.DDIM(),
-    **{f"DPMSolverPP({k})": samplers.DPMSolverPP(k) for k in (2, 3)},
-    'DPMSolverPP(2, "exact")': samplers.DPMSolverPP(2, "exact"),
-    **{f"UniPC({k})": samplers.UniPC(k) for k in (1, 2, 3)},
-    **{f'UniPC({k}, variant="bh2")': samplers.UniPC(k, variant="bh2") for k in (2, 3)},
-    **{f"DEIS({k})": samplers.DEIS(k) for k in (2, 3, 4)},
-    **{f"LMS({k})": samplers.LMS(k) for k in (2, 3, 4)},
-    **{f"IPNDM({k})": samplers.IPNDM(k) for k in (2, 3, 4)},
-    "PNDM()": samplers.PNDM(),
-    "Heun()": samplers.Heun(),
-    **{f"DPMSolverPPSingle({k})": samplers.DPMSolverPPSingle(k) for k in (2, 3)},
-    "DDPM()": samplers.DDPM(),
-    "DDIM(0.5)": samplers.DDIM(0.5),
-    **{
-        f"SDEDPMSolverPP({k}, {eta})": samplers.SDEDPMSolverPP(k, eta)
-        for k in (1, 2, 3)
-        for eta in (0.3, 1.0)
-    },
-    "Heun(churn=2)": samplers.Heun(churn=2.0),
+    code(solver): solver
+    for solver in [*(row.solver for row in named.SOLVERS.values() if row.order), *WITH_NOISE]
 }
+"""The deterministic solvers of the library, and stochastic ones at more settings than have names."""
 RHOS = (1.5, 2.0, 3.0, 5.0, 7.0)
 
 
@@ -146,25 +111,22 @@ def library_grids() -> dict[str, Grid]:
 def free_grids(start: float, least: float) -> dict[str, Grid]:
     """Families of grids that begin and end where asked."""
     ends = f"t={start:g}..{least:g}"
-    grids = {f"karras(rho={rho:g}), {ends}": karras(rho, start, least) for rho in RHOS}
-    grids |= {f"exponential({p:g}), {ends}": exponential(p, start, least) for p in (0.7, 1.0, 1.5)}
-    grids |= {f"time^{p:g}, {ends}": of_time(p, start, least) for p in (0.35, 0.5, 0.7, 1.0)}
-    return grids | {f"angle, {ends}": angle(start, least)}
 
+    def family(make: Callable[..., np.ndarray], **options: Any) -> Grid:
+        return lambda n: make(PROCESS, n, final="denoise", t_start=start, t_end=least, **options)
 
-def leading(n: int) -> np.ndarray:
-    """`n` times from 1 in steps of `T // n`, and 0: diffusers' "leading" with an offset of 1."""
-    return np.append(1.0 + (PROCESS.num_steps // n) * np.arange(n)[::-1], 0.0)
-
-
-def leading_but_last(n: int) -> np.ndarray:
-    """`leading(n + 1)` without its last time: what diffusers' multistep solvers make of "leading"."""
-    return np.delete(leading(n + 1), -2)
+    grids = {f"karras(rho={rho:g}), {ends}": family(times.karras, rho=rho) for rho in RHOS}
+    grids |= {f"exponential({p:g}), {ends}": family(times.exponential, p=p) for p in (0.7, 1.0, 1.5)}
+    grids |= {f"time^{p:g}, {ends}": family(times.power, p=p) for p in (0.35, 0.5, 0.7, 1.0)}
+    return grids | {f"angle, {ends}": family(times.cosine)}
 
 
 def grids_of_all() -> dict[str, Grid]:
     """What our solvers and k-diffusion's are tried on at first."""
-    diffusers_grids = {"leading": leading, "leading(n + 1)": leading_but_last}
+    diffusers_grids: dict[str, Grid] = {
+        "leading": lambda n: times.leading(PROCESS, n),
+        "leading(n + 1)": lambda n: times.leading(PROCESS, n, skip=1),
+    }
     return library_grids() | free_grids(1000.0, 1.0) | diffusers_grids
 
 

@@ -35,7 +35,7 @@ class Training(launch.Training):
     optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = 1e-3
     """Highest rate."""
-    ema_decay: float | None = None  # type: ignore[assignment]
+    ema_decay: float | None = None
     """Of the average of the parameters, which is tested and sampled from (default: no average)."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The rate after the warm-up: constant, or falling to zero."""

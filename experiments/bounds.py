@@ -40,9 +40,7 @@ def load_images(
     sources = [options.source("train")]
     try:
         sources.append(options.source("test"))
-    except ValueError as error:
-        if not str(error).startswith('no split "test"'):
-            raise
+    except data.NoSplit:
         sources = [options.source("train[:90%]"), options.source("train[90%:]")]
     num_classes = sources[0].info().num_classes if labels else None
     if labels and num_classes is None:

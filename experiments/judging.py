@@ -6,7 +6,7 @@ that guides, which reads noised images and is a part of the model.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,12 @@ def train(
         launch.ROOT / "checkpoints" / f"judge_{dataset.replace('/', '_')}" if workdir is None else workdir
     )
 
+    apply_net = cast("Callable[..., Array]", net.apply)
+
     def loss(
         params: PyTree, key: Key[Array, ""], batch: dict[str, Array]
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        logits = net.apply(params, data.to_unit(batch["image"]), jnp.zeros(len(batch["label"])))
+        logits = apply_net(params, data.to_unit(batch["image"]), jnp.zeros(len(batch["label"])))
         wrong = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return wrong.mean(), {"accuracy": (logits.argmax(1) == batch["label"]).mean(dtype=jnp.float32)}
 
@@ -65,7 +67,7 @@ def train(
     @jax.jit
     def apply(params: PyTree, images: Array) -> tuple[Array, Array]:
         x, t = data.to_unit(images), jnp.zeros(len(images))
-        return jax.nn.softmax(net.apply(params, x, t)), net.apply(params, x, t, features=True)
+        return jax.nn.softmax(apply_net(params, x, t)), apply_net(params, x, t, features=True)
 
     def read(images: UInt8[np.ndarray, "N H W C"], chunk: int = 500) -> tuple[np.ndarray, np.ndarray]:
         pad = np.concatenate([images, np.repeat(images[-1:], -len(images) % chunk, axis=0)])

@@ -37,9 +37,15 @@ def save_loss(workdir: Path, label: str) -> dict[str, object]:
 def draw(workdir: Path, seed: int, sampling: launch.Sampling) -> dict[str, object]:
     """Samples of the run in `workdir`: writes samples.npy, samples.png, labels.npy and denoising.png; returns figures."""
     run, key = pretrained.load_run(workdir), jax.random.key(seed)
-    options = {"solver": sampling.solver, "nfe": sampling.nfe, "guidance": sampling.guidance}
     images, labels = generate.sample(
-        run.model, run.weights, key, sampling.num, label=sampling.label, **options
+        run.model,
+        run.weights,
+        key,
+        sampling.num,
+        label=sampling.label,
+        solver=sampling.solver,
+        nfe=sampling.nfe,
+        guidance=sampling.guidance,
     )
     plan = generate.plan(run.model, sampling.solver, sampling.nfe)
     weight = generate.weight(run.model, run.weights, sampling.guidance)
@@ -108,7 +114,8 @@ class SampleGrids(training.Callback):
 
     def on_sample(self, step: int, state: training.TrainState) -> None:
         """Draw with the averaged parameters."""
-        weights = {"network": state.ema_params}
+        average = state.params if state.ema_params is None else state.ema_params
+        weights = {"network": average}
         grid = self.draw(weights, self.key, self.plan, self.index, self.cond, self.weight)
         if jax.process_index() == 0:
             plots.save_grid(self.workdir / f"samples_{step}.png", np.asarray(grid))

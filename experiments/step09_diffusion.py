@@ -29,7 +29,7 @@ from gen_jax import data, launch, training
 from gen_jax.codec import Pixels
 from gen_jax.conditioning import Labels, Nothing
 from gen_jax.diffusion import loss, process
-from gen_jax.model import Model, NetworkConfig, Sampling, to_dict
+from gen_jax.model import Model, Sampling, to_dict
 from gen_jax.networks import unet
 from gen_jax.training import Options
 
@@ -51,7 +51,7 @@ class Config:
     seed: int = 0
     """Of parameters, data order and noise; with --sample-only, of the samples."""
 
-    network: Annotated[NetworkConfig, tyro.conf.Suppress] = unet.mnist_small
+    network: Annotated[unet.UNetConfig, tyro.conf.Suppress] = unet.mnist_small
     """The network of the preset, before --dropout, --dtype and --remat."""
     defaults: Annotated[Sampling, tyro.conf.Suppress] = Sampling("ddpm", 50, 2.0)
     """How the model is sampled, unless --solver, --nfe or --guidance say otherwise."""
@@ -156,7 +156,9 @@ def train(config: Config, experiment: str = "step09_diffusion") -> dict[str, obj
     early = model.sampling.guide_step
     state = training.fit(
         t.make_step(make_loss(model, config), optimizer),
-        lambda: training.TrainState.create(model.init(key_params), optimizer, key_steps),
+        lambda: training.TrainState.create(
+            model.init(key_params), optimizer, key_steps, ema=t.ema_decay is not None
+        ),
         pictures.feed(source, t.batch_size, key_data, labels=config.labels),
         num_steps=t.steps,
         workdir=config.workdir,

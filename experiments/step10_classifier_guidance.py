@@ -18,7 +18,7 @@ draws from the checkpoint.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def train(config: Config, run: Run) -> None:
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     optimizer, schedule = config.training.make_optimizer()
     prepare = lambda key, image: run.model.codec.encode({"image": image})
-    loss = guidance.classifier_loss(net.apply, run.model.process, prepare=prepare)
+    loss = guidance.classifier_loss(cast("Callable[..., Array]", net.apply), run.model.process, prepare=prepare)
     example = jnp.zeros((1, *run.model.codec.shape)), jnp.zeros(1)
     training.fit(
         config.training.make_step(loss, optimizer),
@@ -102,7 +102,7 @@ class Led(NamedTuple):
         ) -> UInt8[Array, "n H W C"]:
             key_prior, key_noise = jax.random.split(jax.random.key(config.seed))
             x_T = model.process.prior(key_prior, (len(index), *model.codec.shape), index=index)
-            classify = lambda x_t, t: self.classifier.apply(params, x_t, t)
+            classify = lambda x_t, t: _apply(self.classifier, params, x_t, t)
             plain = generate.denoiser(model, weights)
             led = guidance.classifier(plain, guidance.log_class(classify, label), model.process, weight)
             x_0 = samplers.sample(key_noise, model.codec.bound(led), plan, x_T, index=index)
@@ -120,7 +120,7 @@ class Led(NamedTuple):
 
 @jax.jit(static_argnums=0)
 def _apply(classifier: Classifier, params: PyTree, x: Array, t: Array) -> Array:
-    return classifier.apply(params, x, jnp.broadcast_to(t, len(x)))
+    return cast(Array, classifier.apply(params, x, jnp.broadcast_to(t, len(x))))
 
 
 def load(config: Config, run: Run) -> Led:
@@ -186,7 +186,7 @@ def main(config: Config) -> dict[str, object]:
             f"{config.checkpoint} knows labels; classifier guidance is for a run of step09_diffusion.py."
         )
     if config.sampling.sample_only:
-        return draw_samples(config, load(config, run))
+        return dict(draw_samples(config, load(config, run)))
     train(config, run)
     led, asked = load(config, run), config.sampling
     summary: dict[str, object] = {

@@ -23,6 +23,7 @@ import numpy as np
 import step09_diffusion as step09
 
 from gen_jax import editing, generate, launch, plots, pretrained, samplers
+from gen_jax.conditioning import Labels
 from gen_jax.model import Sampling
 from gen_jax.pretrained import Run
 
@@ -43,9 +44,15 @@ def parse(args: Sequence[str] | None = None) -> Config:
     return step09.parse(args, presets=presets, description=__doc__)
 
 
+def num_classes(run: Run) -> int:
+    """How many labels the model of a run knows."""
+    assert isinstance(run.model.condition, Labels)
+    return run.model.condition.num_classes
+
+
 def save_classes(config: Config, run: Run, rows: int = 10) -> None:
     """classes.png: a column for each class, the same noise along a row."""
-    classes = min(run.model.condition.num_classes, 20)
+    classes = min(num_classes(run), 20)
     label, index = np.tile(np.arange(classes, dtype=np.int32), rows), np.repeat(np.arange(rows), classes)
     plan = generate.plan(run.model, config.sampling.solver, config.sampling.nfe)
     weight = generate.weight(run.model, run.weights, config.sampling.guidance)
@@ -56,7 +63,7 @@ def save_classes(config: Config, run: Run, rows: int = 10) -> None:
 
 def save_interpolation(config: Config, run: Run, rows: int = 10, columns: int = 10) -> None:
     """interpolation.png: a class a row, from one noise to another on the arc between them, by DDIM."""
-    classes, shape = run.model.condition.num_classes, (rows, *run.model.codec.shape)
+    classes, shape = num_classes(run), (rows, *run.model.codec.shape)
     label = np.repeat(np.arange(rows, dtype=np.int32) % classes, columns)
     keys = jax.random.split(jax.random.key(config.seed))
     start, end = (jnp.repeat(run.model.process.prior(key, shape), columns, axis=0) for key in keys)

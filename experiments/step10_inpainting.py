@@ -70,9 +70,7 @@ def masks(shape: tuple[int, ...], key: Array) -> dict[str, Array]:
     return {name: mask[None, :, :, None] for name, mask in found.items()}
 
 
-def compiled(
-    config: Config, run: Run, x_0: Array, rule: Callable[..., Array]
-) -> Callable[[Array], np.ndarray]:
+def compiled(config: Config, run: Run, x_0: Array, rule: Callable[..., Array]) -> Callable[[Array], Array]:
     """`rule(denoise, key, plan, x_T, x_0, known)` as a program of `known`, with all arrays as its arguments."""
     cond = None
     if config.label is not None:

@@ -84,7 +84,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.solver is not None:
-            samplers.named.check(self.solver)
+            samplers.named.find(self.solver)
         if self.nfe < 1 or not math.isfinite(self.guidance):
             raise ValueError(
                 f"expected nfe of at least 1 and a finite guidance, got {self.nfe} and {self.guidance}."

@@ -79,7 +79,7 @@ def figure(
         drawn.savefig(path, dpi=150)
 
 
-def read_metrics(path: str | Path) -> list[dict[str, float | int]]:
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """The lines of a `metrics.jsonl`, a dict for each log point; a null is NaN."""
     lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
     number = lambda value: math.nan if value is None else float(value)

@@ -32,7 +32,9 @@ def packages_of(source):
 
 
 def test_imports_of_functions_count():
-    source = "def f():\n    from gen_jax import data, em\n    import gen_jax.vae.loss\nfrom gen_jax.gmm import GMM\nimport jax"
+    source = (
+        "def f():\n    from gen_jax import data, em\n    import gen_jax.vae.loss\nfrom gen_jax.gmm import GMM"
+    )
     assert packages_of(source) == {"data", "em", "vae", "gmm"}
 
 

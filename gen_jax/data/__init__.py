@@ -6,6 +6,7 @@ Importing this package imports neither tensorflow_datasets nor grain nor Pillow:
 from gen_jax.data.feed import InMemory, batches
 from gen_jax.data.loading import info, load, source
 from gen_jax.data.protocol import Arrays, Info, Random, Source
+from gen_jax.data.splits import NoSplit
 from gen_jax.data.stream import Stream
 from gen_jax.data.tables import table
 from gen_jax.data.transforms import (
@@ -22,6 +23,7 @@ __all__ = [
     "Arrays",
     "InMemory",
     "Info",
+    "NoSplit",
     "Random",
     "Source",
     "Stream",

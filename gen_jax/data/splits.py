@@ -27,10 +27,14 @@ def _parse(name: str, split: str, sizes: Mapping[str, int]) -> list[tuple[str, s
         raise wrong(name, split, sizes, error) from error
 
 
-def wrong(name: str, split: str, sizes: Mapping[str, int], why: object) -> ValueError:
+class NoSplit(ValueError):
+    """A data set has no split of this name, or of a name in this expression."""
+
+
+def wrong(name: str, split: str, sizes: Mapping[str, int], why: object) -> NoSplit:
     """The error for a split that a data set does not have."""
     there = ", ".join(f'"{s}" ({n:,} examples)' for s, n in sizes.items())
-    return ValueError(
+    return NoSplit(
         f'no split "{split}" in "{name}": it has {there}, and slices and sums of these: "train[:10%]", '
         f'"train+test". ({why})'
     )

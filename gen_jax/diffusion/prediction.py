@@ -22,15 +22,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from gen_jax.diffusion.process import Process, expand
-from gen_jax.types import Predicts
+from gen_jax.diffusion.process import Process, Times, expand
+from gen_jax.types import Predicts as Predicts
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity")
 
 Apply: TypeAlias = Callable[[PyTree, Shaped[Array, "B"]], PyTree]
 """A network with parameters and conditions bound: `(x_t [B, ...], t [B]) -> y`, of the shape of `x_t`."""
 
-Denoiser: TypeAlias = Callable[[PyTree, Float[Array, ""]], PyTree]
+Denoiser: TypeAlias = Callable[[PyTree, Times], PyTree]
 """`(x_t [B, ...], t []) -> x0_hat`, of the shape of `x_t`: an estimate of `E[x_0 | x_t]`."""
 
 Coefficient: TypeAlias = Float[Array, ""] | Float[Array, "B"]
@@ -182,7 +182,7 @@ def as_denoiser(
     """
     check_predicts(predicts)
 
-    def denoise(x_t: PyTree, t: Shaped[Array, ""] | float | int) -> PyTree:
+    def denoise(x_t: PyTree, t: Times) -> PyTree:
         t = jnp.asarray(t)
         batch = jax.tree.leaves(x_t)[0].shape[0]
         asked = t if time is None else jnp.asarray(time(t))

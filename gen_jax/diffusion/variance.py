@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from gen_jax.diffusion import prediction
-from gen_jax.diffusion.process import DDPM, Process, expand
+from gen_jax.diffusion.process import DDPM, Process, Times, expand
 from gen_jax.types import Predicts
 
-VarianceDenoiser: TypeAlias = Callable[[PyTree, Float[Array, ""]], tuple[PyTree, PyTree]]
+VarianceDenoiser: TypeAlias = Callable[[PyTree, Times], tuple[PyTree, PyTree]]
 """`(x_t [B, ...], t []) -> (x0_hat, v)`, each of the shape of `x_t`."""
 
 
@@ -90,7 +90,7 @@ def as_denoiser(
 ) -> VarianceDenoiser:
     """`denoise(x_t, t) -> (x0_hat, v)` of a network that returns `(y, v)`; otherwise as `prediction.as_denoiser`."""
 
-    def denoise(x_t: PyTree, t: Float[Array, ""]) -> tuple[PyTree, PyTree]:
+    def denoise(x_t: PyTree, t: Times) -> tuple[PyTree, PyTree]:
         seen = []
 
         def mean(x_t: PyTree, t: Float[Array, "B"]) -> PyTree:

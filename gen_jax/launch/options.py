@@ -49,8 +49,8 @@ class Training:
     """Adam, or Muon for all matrices and kernels, which needs about a third fewer steps."""
     learning_rate: float = 8e-3
     """Highest rate, after a warm-up over the first tenth of the steps (1,000 at most) and before a cosine decay."""
-    ema_decay: float = 0.995
-    """Of the average of the parameters, with which samples are drawn."""
+    ema_decay: float | None = 0.995
+    """Of the average of the parameters, with which samples are drawn; None: there is no average."""
     accumulate: int = 1
     """Steps whose gradients are averaged into one update."""
     microbatches: int = 1

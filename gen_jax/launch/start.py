@@ -71,7 +71,7 @@ def start(batch_size: int = 2) -> None:
     """Join the other processes of the run, if any, set up the devices, and keep compiled programs for the next run.
 
     Call it before anything touches a device. `batch_size` is that of a step: an even one is shared by two devices made
-    of a CPU's cores.
+    of a CPU's cores, with 1 there is one device.
     """
     training.initialize_distributed()
     training.split_cpu_devices(batch_size)
@@ -85,7 +85,7 @@ def finish(
     config: object = None,
     experiment: str = "",
     lines: Sequence[str] = (),
-    form: Callable[[object], str] = lambda value: f"{value:.4g}" if isinstance(value, float) else f"{value}",
+    form: Callable[[object], str] = lambda value: f"{value:.6g}" if isinstance(value, float) else f"{value}",
 ) -> dict[str, object]:
     """Write `summary.json` (and `config.json`, where nothing else did), and say what was found and what can be done next.
 

@@ -38,11 +38,13 @@ first asked for: `diffrax` takes half a second, all the rest of this package a t
 import importlib
 from typing import Any
 
-from gen_jax.samplers import learned, times
+from gen_jax.samplers import learned, named, times
 from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
 from gen_jax.samplers.langevin import AnnealedLangevin, PredictorCorrector
-from gen_jax.samplers.multistep import Plan, State, finalize, init, sample, step
+from gen_jax.samplers.multistep import Plan, State, finalize, init, step
+from gen_jax.samplers.named import recommended
 from gen_jax.samplers.pseudo import IPNDM, PNDM
+from gen_jax.samplers.sampling import sample
 from gen_jax.samplers.solvers import DDIM, DDPM, Euler, EulerAncestral, Solver
 from gen_jax.samplers.stages import DPMSolverPPSingle, Heun
 
@@ -69,6 +71,8 @@ __all__ = [
     "finalize",
     "init",
     "learned",
+    "named",
+    "recommended",
     "sample",
     "step",
     "times",

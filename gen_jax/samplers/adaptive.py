@@ -5,6 +5,7 @@ this where the answer must be exact: as the reference that solvers are measured 
 its variables are those of `diffusion.flow`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import diffrax
@@ -18,6 +19,7 @@ from gen_jax.diffusion.flow import CHECKPOINTED, TSIT5
 from gen_jax.diffusion.marginals import marginals
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
+from gen_jax.samplers import programs
 from gen_jax.types import Final
 
 
@@ -81,37 +83,58 @@ def ode(
         ValueError: `x` is not floating or its arrays differ in `B`, times as above, an unknown `final`, tolerances not
             positive, a solver of another kind, or the denoiser's output does not look like `x_t`.
     """
-    start = flow.check_time(process, process.t_max if t_start is None else t_start, "t_start")
-    end = flow.check_time(process, t_end, "t_end")
-    if start == end:
-        raise ValueError(f"t_start and t_end must differ, got {start:g} for both.")
-    if final not in ("denoise", "zero", "stop"):
-        raise ValueError(f'final must be "denoise", "zero" or "stop", got {final!r}.')
-    path = marginals(process, np.maximum([start, end], process.t_min))
-    norm = np.hypot(path.alpha, path.sigma)
-    z, scale, crossed = flow.widen(x), 1 / norm[0], 0
-    if start == 0:
-        z, scale, crossed = (
-            jax.tree.map(jnp.add, z, flow.half_step(denoise, process, z)),
-            path.alpha[0] / norm[0],
-            1,
+    options = process, t_start, t_end, final, rtol, atol, solver, max_steps, adjoint
+    return programs.run(_follower, denoise, options, x)
+
+
+def _follower(
+    denoise: Denoiser,
+    process: Process,
+    t_start: float | None,
+    t_end: float,
+    final: Final,
+    rtol: float,
+    atol: float,
+    solver: flow.Solver,
+    max_steps: int | None,
+    adjoint: diffrax.AbstractAdjoint,
+) -> Callable[[PyTree], Solution]:
+    """`x -> Solution`."""
+
+    def follow(x: PyTree) -> Solution:
+        start = flow.check_time(process, process.t_max if t_start is None else t_start, "t_start")
+        end = flow.check_time(process, t_end, "t_end")
+        if start == end:
+            raise ValueError(f"t_start and t_end must differ, got {start:g} for both.")
+        if final not in ("denoise", "zero", "stop"):
+            raise ValueError(f'final must be "denoise", "zero" or "stop", got {final!r}.')
+        path = marginals(process, np.maximum([start, end], process.t_min))
+        norm = np.hypot(path.alpha, path.sigma)
+        z, scale, crossed = flow.widen(x), 1 / norm[0], 0
+        if start == 0:
+            z, scale, crossed = (
+                jax.tree.map(jnp.add, z, flow.half_step(denoise, process, z)),
+                path.alpha[0] / norm[0],
+                1,
+            )
+        z, nfe, success = flow.solve(
+            lambda point, z: flow.slope(denoise, point, z),
+            process,
+            path,
+            flow.scaled(scale, z),
+            rtol=rtol,
+            atol=atol,
+            solver=solver,
+            max_steps=max_steps,
+            adjoint=adjoint,
         )
-    z, nfe, success = flow.solve(
-        lambda point, z: flow.slope(denoise, point, z),
-        process,
-        path,
-        flow.scaled(scale, z),
-        rtol=rtol,
-        atol=atol,
-        solver=solver,
-        max_steps=max_steps,
-        adjoint=adjoint,
-    )
-    x_t = flow.scaled(norm[1], z)
-    if end == 0 and final != "stop":
-        crossed, y = 1, flow.scaled(1 / path.alpha[1], x_t)
-        x_t = flow.ask(denoise, x_t, path.time[1])
-        if final == "zero":
-            x_t = jax.tree.map(lambda y, x0_hat: (y + x0_hat) / 2, y, x_t)  # the inverse of half_step
-    x_s = jax.tree.map(lambda x, like: x.astype(like.dtype), x_t, x)
-    return Solution(x_s, nfe + crossed, success)
+        x_t = flow.scaled(norm[1], z)
+        if end == 0 and final != "stop":
+            crossed, y = 1, flow.scaled(1 / path.alpha[1], x_t)
+            x_t = flow.ask(denoise, x_t, path.time[1])
+            if final == "zero":
+                x_t = jax.tree.map(lambda y, x0_hat: (y + x0_hat) / 2, y, x_t)  # the inverse of half_step
+        x_s = jax.tree.map(lambda x, like: x.astype(like.dtype), x_t, x)
+        return Solution(x_s, nfe + crossed, success)
+
+    return follow

@@ -7,7 +7,8 @@
 the noise is `n_posterior^(1 - v) n_beta^v`, where a number `v` an element comes with `x0_hat`.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from gen_jax import keys
 from gen_jax.diffusion.prediction import check_like
 from gen_jax.diffusion.process import Process
 from gen_jax.diffusion.variance import VarianceDenoiser
-from gen_jax.samplers import multistep
+from gen_jax.samplers import multistep, programs
 from gen_jax.samplers.multistep import Plan
 from gen_jax.samplers.solvers import DDPM, Times
 
@@ -66,21 +67,33 @@ def sample(
     Raises:
         ValueError: as of `samplers.sample`.
     """
-
-    def body(state: multistep.State, _: None) -> tuple[multistep.State, None]:
-        k = state.step
-        x0_hat, v = denoise(state.x, plans.mean.t[k])
-        check_like(v, state.x, "the denoiser (as v)")
-        after, _ = multistep.step(key, lambda x, t: x0_hat, plans.mean, state, index=index)
-        low, log_ratio = (column[k].astype(after.x.dtype) for column in (plans.low, plans.log_ratio))
-        n = low * jnp.exp(v.astype(after.x.dtype) * log_ratio)
-        return after._replace(x=after.x + n * _noise(key, k, state.x, index)), None
-
-    state, _ = jax.lax.scan(body, multistep.init(plans.mean, x_T), length=plans.mean.num_steps)
-    return multistep.finalize(state).astype(x_T.dtype)
+    return programs.run(_follower, denoise, (), key, plans, x_T, index)
 
 
-def _noise(key: Key[Array, ""], k: Array, like: Array, index: Int[Array, "B"] | None) -> Any:
+def _follower(denoise: VarianceDenoiser) -> Callable[..., Array]:
+    """`(key, plans, x_T, index) -> x_0`."""
+
+    def follow(key: Key[Array, ""], plans: Plans, x_T: Array, index: Int[Array, "B"] | None) -> Array:
+        def body(state: multistep.State, _: None) -> tuple[multistep.State, None]:
+            k = state.step
+            x0_hat, v = denoise(state.x, plans.mean.t[k])
+            check_like(v, state.x, "the denoiser (as v)")
+            after, _ = multistep.step(key, lambda x, t: x0_hat, plans.mean, state, index=index)
+            low, log_ratio = (column[k].astype(after.x.dtype) for column in (plans.low, plans.log_ratio))
+            n = low * jnp.exp(v.astype(after.x.dtype) * log_ratio)
+            return after._replace(x=after.x + n * _noise(key, k, state.x, index)), None
+
+        state, _ = jax.lax.scan(body, multistep.init(plans.mean, x_T), length=plans.mean.num_steps)
+        x_0: Array = multistep.finalize(state)
+        return x_0.astype(x_T.dtype)
+
+    return follow
+
+
+def _noise(key: Key[Array, ""], k: Array, like: Array, index: Int[Array, "B"] | None) -> Array:
     """Row `i` comes from `fold_in(fold_in(key, i), k)`, as of `samplers.sample`."""
-    draw = lambda key: jax.random.normal(jax.random.fold_in(key, k), like.shape[1:], like.dtype)
+
+    def draw(key: Key[Array, ""]) -> Array:
+        return jax.random.normal(jax.random.fold_in(key, k), like.shape[1:], like.dtype)
+
     return jax.vmap(draw)(keys.per_example(key, len(like), index))

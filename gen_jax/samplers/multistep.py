@@ -1,4 +1,4 @@
-"""Sampling as a table of coefficients: `Plan`, and the one `lax.scan` that follows it.
+"""Sampling as a table of coefficients: `Plan`, and the one step that follows a row of it (`sampling` follows them all).
 
 Every multistep solver, of an ODE or of an SDE, is linear in what it knows: the state `x`, the denoiser's
 answers so far, and fresh noise `z`. So one step from `t_i` to `t_{i+1}` is
@@ -18,8 +18,7 @@ ring, not ages, so that the host does the bookkeeping and the loop moves no memo
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +28,6 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from gen_jax import keys
 from gen_jax.diffusion.prediction import Denoiser, check_like
-
-Trace: TypeAlias = Callable[[Any, Any], Any]
-"""What to keep of a step: `(x_s, x0_hat) -> pytree`, with `x_s` the state after the step."""
 
 
 class Plan(NamedTuple):
@@ -146,9 +142,7 @@ def init(plan: Plan, x_T: PyTree[Shaped[Array | np.ndarray, "..."]]) -> State:
         )
     x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), x_T)
     slots = plan.h.shape[1]
-    past = jax.tree.map(
-        lambda leaf: jnp.zeros((slots if slots > 1 else 0, *_flat(leaf).shape), leaf.dtype), x
-    )
+    past = jax.tree.map(lambda leaf: jnp.zeros((slots if slots > 1 else 0, *flat(leaf).shape), leaf.dtype), x)
     return State(x, past, jnp.zeros((), int))
 
 
@@ -181,8 +175,8 @@ def step(
     row = jax.tree.map(lambda column: column[state.step], plan)
     x0_hat = denoise(state.x, row.t)
     check_like(x0_hat, state.x, "the denoiser")
-    x = jax.tree.map(_flat, state.x)
-    h = jax.tree.map(lambda x, x0: _combine((row.h_x, x), (row.h_x0, _flat(x0).astype(x.dtype))), x, x0_hat)
+    x = jax.tree.map(flat, state.x)
+    h = jax.tree.map(lambda x, x0: _combine((row.h_x, x), (row.h_x0, flat(x0).astype(x.dtype))), x, x0_hat)
     past, slots = state.past, plan.h.shape[1]
     if slots > 1:  # written before it is read, so that it can be in place
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=state.step % slots, axis=0)
@@ -195,7 +189,7 @@ def step(
     if row.noise is not None:
         z = _noise(key, state.step, x, index)
         x_s = jax.tree.map(lambda x, z: x + row.noise.astype(x.dtype) * z, x_s, z)
-    x_s = jax.tree.map(_like, x_s, state.x)
+    x_s = jax.tree.map(like_shape, x_s, state.x)
     return State(x_s, past, state.step + 1), x0_hat
 
 
@@ -204,108 +198,13 @@ def finalize(state: State) -> PyTree[Float[Array, "B ..."]]:
     return state.x
 
 
-def sample(
-    key: Key[Array, ""],
-    denoise: Denoiser,
-    plan: Plan,
-    x_T: PyTree[Shaped[Array | np.ndarray, "..."]],
-    *,
-    index: Int[Array, "B"] | None = None,
-    trace: Trace | None = None,
-    checkpoint: bool = False,
-    check_finite: bool = False,
-) -> Any:
-    """Follows `plan` from `x_T` to the last of its times, in one `lax.scan`: jit, vmap, differentiate it.
-
-    Args:
-        key: of the noise; not the one that drew `x_T`. Sample `i` gets at step `k` the noise of
-            `fold_in(fold_in(key, i), k)`, so it depends neither on the batch nor on the number of devices. A
-            deterministic plan ignores it.
-        denoise: `(x_t [B, ...], t []) -> x0_hat [B, ...]`, with parameters, labels and guidance bound.
-        plan: from a solver: `DDIM().plan(process, times.uniform(process, 50))`.
-        x_T: the start, `process.prior(key, shape)`: any pytree of floating arrays `[B, ...]`.
-        index: numbers `i` of the samples, `0..B-1` by default (counted over all devices): samples 64..127 by
-            themselves are `index=jnp.arange(64, 128)`.
-        trace: `(x_s, x0_hat) -> pytree`, what to keep of every step; `lambda x, x0_hat: x[:8]` keeps the path
-            of eight samples.
-        checkpoint: for gradients by `jax.grad` in memory that grows as the square root of the steps, not as the
-            steps, for one evaluation more a step: about `sqrt(n)` states are kept, and the steps between two of them
-            are taken again (Chen et al. 2016, Section 4.1). Of those `sqrt(n)` steps all that the denoiser's gradient
-            needs is held at once; a denoiser in `jax.checkpoint` brings that down to one step's.
-        check_finite: for debugging, an error when the denoiser returns NaN or inf, that says at which step and time,
-            and whether `x_t` was finite.
-
-    Returns:
-        `x_0`, like `x_T` in structure, shapes and dtype (arithmetic is in float32 or better in between); with
-        `trace`, `(x_0, traced)` with a leading axis of `plan.num_steps` on every array of `traced`.
-
-    Raises:
-        ValueError: `x_T` is not floating or its arrays differ in `B`, or the denoiser's output does not look
-            like `x_t`.
-        FloatingPointError: with `check_finite`; in jit when the result is computed, as a `jax.errors.JaxRuntimeError`
-            with this message, which JAX repeats at `jax.effects_barrier` and at the end of the program.
-    """
-
-    start = init(plan, x_T)
-    shaped = lambda state: state._replace(x=jax.tree.map(_like, state.x, start.x))
-    flat = lambda state: state._replace(x=jax.tree.map(_flat, state.x))
-
-    def body(carry: State, _: None) -> tuple[State, Any]:
-        state = shaped(carry)
-        next_state, x0_hat = step(key, denoise, plan, state, index=index)
-        bad = (_not_finite(state.x), _not_finite(x0_hat)) if check_finite else None
-        return flat(next_state), (None if trace is None else trace(next_state.x, x0_hat), bad)
-
-    scan = _checkpointed if checkpoint else jax.lax.scan
-    state, (traced, bad) = scan(body, flat(start), length=plan.num_steps)
-    if check_finite:
-        jax.debug.callback(_raise_if_not_finite, plan.t, *bad)
-    x_0 = jax.tree.map(lambda x, like: x.astype(like.dtype), finalize(shaped(state)), x_T)
-    return x_0 if trace is None else (x_0, traced)
-
-
-def _checkpointed(body: Callable[[State, None], tuple[State, Any]], state: State, *, length: int) -> Any:
-    """`lax.scan` in segments of about `sqrt(length)` steps, each of which keeps for gradients its start alone."""
-
-    def segment(steps: int) -> Callable[[State, None], tuple[State, Any]]:
-        return jax.checkpoint(lambda state, _: jax.lax.scan(body, state, length=steps))
-
-    each = math.isqrt(length)
-    state, out = jax.lax.scan(segment(each), state, length=length // each)
-    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-    if rest := length % each:
-        state, last = segment(rest)(state, None)
-        out = jax.tree.map(lambda *parts: jnp.concatenate(parts), out, last)
-    return state, out
-
-
-def _not_finite(x: Any) -> Int[Array, ""]:
-    """How many of the samples have a number that is not finite."""
-    rows = [~jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in jax.tree.leaves(x)]
-    return functools.reduce(jnp.logical_or, rows).sum()
-
-
-def _raise_if_not_finite(t: Any, of_x: Any, of_x0: Any) -> None:
-    """Names the first of the steps `[n]` at which samples were not finite, given how many."""
-    bad = np.flatnonzero(np.asarray(of_x) + np.asarray(of_x0))
-    if not len(bad):
-        return
-    i, where = bad[0], f"at step {bad[0]} of {len(t)}, t = {t[bad[0]]:g}"
-    if of_x[i]:
-        cause = "x_T was given so" if i == 0 else "x0_hat was finite, but too large, at the step before"
-        raise FloatingPointError(f"x_t was NaN or inf in {of_x[i]} samples {where}: {cause}.")
-    raise FloatingPointError(
-        f"the denoiser returned NaN or inf in {of_x0[i]} samples {where}, where x_t was still finite."
-    )
-
-
-def _flat(x: Array) -> Array:
+def flat(x: Array) -> Array:
     """`[B, H, W, C]` as `[B, H W C]`: XLA vectorises loops on a CPU along a long last axis alone."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
-def _like(x: Array, like: Array) -> Array:
-    """The inverse of `_flat`."""
+def like_shape(x: Array, like: Array) -> Array:
+    """The inverse of `flat`."""
     return x.reshape(like.shape)
 
 
@@ -316,10 +215,10 @@ def _combine(*terms: tuple[Array, Array]) -> Array:
 
 def _noise(key: Key[Array, ""], k: Int[Array, ""], like: Any, index: Int[Array, "B"] | None) -> Any:
     """Standard normal draws like `like`, `[B, ...]`; row `i` comes from `fold_in(fold_in(key, i), k)`."""
-    flat, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], like))
+    one, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], like))
     batch = jax.tree.leaves(like)[0].shape[0]
 
     def draw(key: Key[Array, ""]) -> Any:
-        return unravel(jax.random.normal(jax.random.fold_in(key, k), flat.shape, flat.dtype))
+        return unravel(jax.random.normal(jax.random.fold_in(key, k), one.shape, one.dtype))
 
     return jax.vmap(draw)(keys.per_example(key, batch, index))

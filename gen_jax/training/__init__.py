@@ -9,10 +9,11 @@
 from gen_jax.training import ema
 from gen_jax.training.cache import enable_compilation_cache
 from gen_jax.training.callbacks import Callback, JSONLines, TensorBoard
-from gen_jax.training.checkpoint import CheckpointError, Checkpoints, Loaded, load
+from gen_jax.training.checkpoint import CheckpointError, Checkpoints
 from gen_jax.training.compile import Compiled, compile_step
 from gen_jax.training.distributed import default_parallel, initialize_distributed, split_cpu_devices
 from gen_jax.training.layout import Layout
+from gen_jax.training.loading import Loaded, load
 from gen_jax.training.loop import InMemory, Options, Stream, fit
 from gen_jax.training.optimizer import adam, muon, scheduled
 from gen_jax.training.run import Preempted, TrainingDiverged

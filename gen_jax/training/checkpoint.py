@@ -7,11 +7,9 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from gen_jax.training import ema as averages
@@ -34,33 +32,28 @@ class NotFiniteError(FloatingPointError):
     """A state that must not replace a good checkpoint."""
 
 
-class Loaded(NamedTuple):
-    """What sampling needs of a run."""
-
-    params: PyTree
-    config: Json
-    step: int
-
-
 def split(state: TrainState) -> dict[str, PyTree]:
     """The state as the items of a checkpoint: plain arrays, with the key as its data.
 
     They are `params`, the averages, and `rest`: the optimizer's state, the step and the key.
     """
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(state.params)):
+        raise ValueError('params that are one array cannot be saved; give it a name, as in {"w": array}')
     rest = {"step": state.step, "opt_state": state.opt_state, "key": jax.random.key_data(state.key)}
     named = averages.by_name(state.ema_params, state.params)
-    return {"params": state.params, **{_item(name): tree for name, tree in named.items()}, "rest": rest}
+    return {"params": state.params, **{item_of(name): tree for name, tree in named.items()}, "rest": rest}
 
 
 def join(items: dict[str, PyTree], like: TrainState) -> TrainState:
     """Inverse of `split`, for a state with the averages and the kind of key of `like`."""
     rest, names = items["rest"], averages.by_name(like.ema_params, like.params)
     key = jax.random.wrap_key_data(rest["key"], impl=jax.random.key_impl(like.key))
-    average = averages.from_names({name: items[_item(name)] for name in names})
+    average = averages.from_names({name: items[item_of(name)] for name in names})
     return TrainState(rest["step"], items["params"], rest["opt_state"], average, key)
 
 
-def _item(name: str) -> str:
+def item_of(name: str) -> str:
+    """The item that holds the average of that name."""
     return f"{AVERAGE}.{name}" if name else AVERAGE
 
 
@@ -197,7 +190,7 @@ class Checkpoints:
             except Exception as error:
                 damaged[step] = error
         if damaged:
-            reasons = "".join(f"\n  step {step}: {_first_line(error)}" for step, error in damaged.items())
+            reasons = "".join(f"\n  step {step}: {first_line(error)}" for step, error in damaged.items())
             raise CheckpointError(
                 f"no checkpoint in {self.directory} can be read:{reasons}\n"
                 "Move the directory away to start again from step 0."
@@ -231,7 +224,7 @@ class Checkpoints:
             return
         for step, error in damaged.items():
             warnings.warn(
-                f"checkpoint {self.directory / str(step)} is damaged ({_first_line(error)}); "
+                f"checkpoint {self.directory / str(step)} is damaged ({first_line(error)}); "
                 f"using step {used} instead and moving it to {self.directory.name}.damaged",
                 stacklevel=3,
             )
@@ -247,7 +240,8 @@ class Checkpoints:
         self._manager.reload()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -260,82 +254,3 @@ def verify(items: dict[str, PyTree], sums: dict[str, int]) -> None:
     for name, found in fingerprint(items).items():
         if found.checksum != sums[name]:
             raise CheckpointError(f"the arrays of {name!r} do not match their checksum")
-
-
-def load(
-    workdir: str | Path,
-    *,
-    like: PyTree | None = None,
-    ema: bool | str = True,
-    dtype: DTypeLike | None = None,
-    first_from: int | None = None,
-) -> Loaded:
-    """The averaged parameters, the config and the step of a run, from its newest whole checkpoint, on one device.
-
-    Args:
-        workdir: the directory that `fit` was given.
-        like: a tree of arrays, or of ShapeDtypeStructs, with the structure of the parameters. Dicts and lists come back
-            as they were without it; NamedTuples and the classes of flax.nnx and Equinox need it.
-        ema: the average, or the last parameters where there is none; False: the last parameters; a name: that average of
-            several.
-        dtype: to cast floating-point arrays to. Averages are float32 or better, whatever the parameters were.
-        first_from: read the first checkpoint at or after this step instead of the newest.
-
-    Raises CheckpointError where there is no checkpoint; ValueError where its arrays do not fit `like`, or it has several
-    averages or none of that name.
-    """
-    directory = Path(workdir) / DIRECTORY
-    missing = CheckpointError(
-        f"no checkpoint in {directory}: train first, or give the workdir of a run that has been trained"
-    )
-    if not directory.is_dir():
-        raise missing
-
-    def fits(meta: Json) -> None:
-        item = _chosen(meta, ema)
-        if like is not None:
-            arrays = {k: array for k, array in meta["arrays"].items() if k.split("/")[0] == item}
-            check_arrays(arrays, describe({item: _shapes(item, like)}))
-
-    with Checkpoints(directory, create=False) as checkpoints:
-
-        def target(meta: Json) -> dict[str, PyTree]:
-            item = _chosen(meta, ema)
-            tree = checkpoints.saved(meta["step"], item) if like is None else _shapes(item, like)
-            return {item: _on_one_device(tree)}
-
-        found = checkpoints.find(target, fits, first_from=first_from)
-    if found is None:
-        raise missing
-    items, meta, damaged = found
-    for step, error in damaged.items():
-        warnings.warn(f"checkpoint {directory / str(step)} is damaged ({_first_line(error)})", stacklevel=2)
-    (params,) = items.values()
-    if dtype is not None:
-        cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        params = jax.tree.map(cast, params)
-    return Loaded(params, meta.get("config", {}), meta["step"])
-
-
-def _chosen(meta: Json, ema: bool | str) -> str:
-    """The item of a checkpoint that holds the parameters asked for."""
-    items = [item for item in meta["checksum"] if item.split(".")[0] == AVERAGE]
-    if ema is False or (ema is True and not items):
-        return "params"
-    wanted = items if ema is True else [item for item in items if item == f"{AVERAGE}.{ema}"]
-    if len(wanted) != 1:
-        names = ", ".join(repr(item.removeprefix(f"{AVERAGE}.")) for item in items if item != AVERAGE)
-        raise ValueError(
-            f"ema must name one of the averages of the run, {names or 'which has no names'}; got {ema!r}"
-        )
-    return wanted[0]
-
-
-def _shapes(item: str, like: PyTree) -> PyTree:
-    """Shapes and dtypes of an item of parameters like these."""
-    return jax.eval_shape(averages.start, like) if item.split(".")[0] == AVERAGE else like
-
-
-def _on_one_device(tree: PyTree) -> PyTree:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)

@@ -18,9 +18,9 @@ Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
 
 
 def lower_once(f: Callable[..., PyTree], *args: PyTree, out_shardings: PyTree = None) -> jax.stages.Lowered:
-    """`f(*args)` as one program, not optimised on CPUs: what runs once should not compile for longer than that saves.
+    """Lower `f(*args)` to one program that will run once, such as the `init` of a network.
 
-    For `init` of a network, which a CPU compiles in seconds and runs in milliseconds.
+    A CPU compiles it without optimisations: those take seconds and would save milliseconds.
     """
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(f, out_shardings=out_shardings, compiler_options=options).lower(*args)
@@ -43,20 +43,20 @@ def compile_step(
         compiled(state, batch, frozen=None) -> (state, metrics)          metrics: float32 [K]
 
     - `batch` has leaves `[B, ...]`, or `[K, B, ...]` for `K > 1`; the `K` steps run in one `lax.scan`. With
-      `select` the second argument is the whole data set instead (leaves `[N, ...]`, on every device) and the
-      rows `select(step, K)` are gathered inside the program.
-    - `parallel="jit"`: one program sees the whole batch, split over `"data"`; parameters are replicated, or
-      with `fsdp=True` split along the largest dimension of each array that the mesh divides (small arrays are
-      replicated), the state of the optimizer and the averages too; a step gathers the parameters once.
-    - `parallel="pmap"`: one program a device sees a slice of the batch and averages gradients and metrics
-      explicitly.
+      `select` the second argument is the whole data set (leaves `[N, ...]`, on every device) in place of a batch, and
+      the program takes the rows `select(step, K)` from it.
+    - `parallel="jit"`: one program sees the whole batch, split over `"data"`. Parameters, averages and the state of the
+      optimizer are on every device. With `fsdp=True` each large array of them is split along its largest dimension that
+      the mesh divides, and a step gathers the parameters once.
+    - `parallel="pmap"`: a program on each device sees its slice of the batch; gradients and metrics are then averaged
+      over the devices.
     - `frozen` is a tree of weights that the loss uses and no gradient changes (`make_step(aux=True)`). It is an argument
       of the program, not a constant in it; it lies on the devices as parameters do, and under `fsdp` is gathered once a
       call. It is not donated: give the same arrays again.
 
-    All modes give the same parameters (to rounding) as long as the loss draws per-example noise with
-    `gen_jax.keys`. The state goes in and comes out in one form in all modes. It is donated: use the one that
-    is returned. Raises ValueError for a batch that does not divide over the devices.
+    All modes give the same parameters (to rounding) if the loss draws the noise of each example with `gen_jax.keys`. The
+    state has the same form in all modes. It is donated: use the one that is returned. Raises ValueError for a batch that
+    does not divide over the devices.
     """
     if steps_per_call < 1:
         raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
@@ -65,7 +65,7 @@ def compile_step(
 
 
 class Program(NamedTuple):
-    """What runs `K` steps, and what compiles it for shapes."""
+    """`run` does `K` steps; `lower` lowers them for arrays or their shapes."""
 
     run: Callable[..., tuple[TrainState, Metrics]]
     lower: Callable[..., jax.stages.Lowered]
@@ -89,10 +89,10 @@ class Compiled:
         return self._made(state, frozen).run(state, self.put(data), frozen)
 
     def lower(self, state: TrainState, data: PyTree, frozen: PyTree = None) -> jax.stages.Lowered:
-        """The program for these arguments or their shapes (`jax.ShapeDtypeStruct`), to compile and read it unrun.
+        """Lower the program for these arguments, or for their shapes (`jax.ShapeDtypeStruct`), without running it.
 
-        Once it is compiled, the first call need not. With `parallel="jit"` the devices of the mesh may be a description
-        alone (`jax.experimental.topologies`).
+        Compiled, it is a function of `(state, data, frozen)`, and the first call has nothing left to compile. With
+        `parallel="jit"` the mesh may be of devices that are not there (`jax.experimental.topologies`).
         """
         return self._made(state, frozen).lower(state, data, frozen)
 

@@ -1,4 +1,4 @@
-"""Several processes: joining them at the start, and agreeing on when to stop; several devices of one CPU."""
+"""Several processes: how they join at the start and agree on when to stop. Several devices on one CPU."""
 
 import contextlib
 import importlib.util

@@ -213,7 +213,7 @@ def fit(
 
 
 def _like(layout: Layout, shapes: TrainState) -> TrainState:
-    """Shapes and shardings of a state that is not there; its key is, for Orbax has no form for the shape of one."""
+    """Shapes and shardings of a state that is not made yet, but for the key, of which Orbax takes no shape."""
     key = layout.put_data(jnp.zeros((), shapes.key.dtype))
     return layout.shapes(shapes)._replace(key=key)
 
@@ -223,7 +223,7 @@ def _begin(
     shardings: PyTree,
     lower_step: Callable[[], jax.stages.Lowered] | None = None,
 ) -> TrainState:
-    """The state that `make` makes, in a program that compiles beside the step's: XLA does much of that on one core."""
+    """The state that `make` makes, while the step compiles in a second thread: for much of it XLA uses one core."""
     program = lower_once(make, out_shardings=shardings)
     if lower_step is None:
         return program.compile()()

@@ -1,4 +1,4 @@
-"""The books of a run: metrics read one call late, log points, checkpoints of what is finite, a clean end."""
+"""What `fit` counts and writes: metrics, log points, checkpoints, and the end of a run."""
 
 import contextlib
 import signal
@@ -16,7 +16,7 @@ from gen_jax.training.logs import Meter, Reporter
 from gen_jax.training.state import Metrics, TrainState
 
 PATIENCE = 100
-"""How many steps in a row may be skipped for not being finite (`skip_exploding`) before the run is given up."""
+"""How many steps in a row `skip_exploding` may leave out as not finite before the run ends with an error."""
 
 
 class TrainingDiverged(FloatingPointError):
@@ -28,7 +28,7 @@ class Preempted(SystemExit):
 
 
 class Run:
-    """What has been measured and saved so far. Metrics are read one call late: the devices never wait."""
+    """What has been measured and saved so far. Metrics are read one call late, so that the devices never wait."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Run:
         seconds: float,
     ):
         self.num_steps, self.log_every, self.batch_size = num_steps, log_every, batch_size
-        # once: while the devices work, asking for a rate would wait for them
+        # all at once: to ask for one later would wait for the devices
         self.rates = None if schedule is None else np.asarray(jax.vmap(schedule)(np.arange(num_steps)))
         self.meta, self.checkpoints, self.reporter, self.callbacks = meta, checkpoints, reporter, callbacks
         self.meter = Meter(start, time.perf_counter())

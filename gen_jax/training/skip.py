@@ -1,4 +1,4 @@
-"""Steps that are better not taken: gradients that are not finite, or far larger than those before."""
+"""Leaving out steps whose gradient is not finite or far larger than those before."""
 
 from typing import NamedTuple
 
@@ -27,18 +27,18 @@ def skip_exploding(
     decay: float = 0.99,
     warmup: int = 100,
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner`, but for gradients `g` that are not finite or longer than `factor` times what is usual.
+    """`inner` without the steps whose gradient `g` is not finite or is longer than `factor` times the usual.
 
         taken_k   <=>  g_k finite and (k < warmup or |g_k| <= factor n_k)
         n_k+1      =   n_k + (1 - decay) (min(|g_k|, factor n_k) - n_k)          for finite g_k
 
-    A skipped step changes neither the parameters nor the state of `inner`. The bound moves with the gradients, also with
-    those that were skipped: let them become a thousand times longer for good, and after `log(1000 / factor) /
-    log(1 + (1 - decay) (factor - 1))` steps they are taken again. A fixed bound, once passed for good, would end the
-    training without a word. Non-finite ones teach nothing and are always skipped; `training.fit` gives a run up after
+    A skipped step changes neither the parameters nor the state of `inner`. The bound follows the gradients, also those
+    that were skipped. If gradients become a thousand times longer and stay so, steps are taken again after
+    `log(1000 / factor) / log(1 + (1 - decay) (factor - 1))` of them. With a fixed bound training would stop there without
+    a message. Gradients that are not finite are always skipped and do not move the bound; `training.fit` ends a run after
     100 of them in a row. `factor=None` skips only those.
 
-    `optax.apply_if_finite` and `optax.skip_large_updates` are the parts of this without the bound that moves.
+    `optax.apply_if_finite` and `optax.skip_large_updates` do the same with a fixed bound.
 
     Returns a transformation; how many steps were skipped is `SkipState.skipped`.
     Raises ValueError for `factor <= 1`, or `decay` outside [0, 1).

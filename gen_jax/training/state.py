@@ -104,8 +104,8 @@ class Step(Protocol):
     ) -> tuple[TrainState, Metrics]:
         """Gradients and metrics are averaged over `axis_name`, where one is bound; the loss is of `gather(params)`.
 
-        `frozen` is for the loss (`Aux`), whole on every device. `gather` is the identity, said where to compute it: under
-        FSDP it makes whole what is split over devices, once the parameters and once their gradient. Both are given only
+        `frozen` is for the loss (`Aux`), whole on every device. `gather` changes where arrays are, not their values:
+        under FSDP parameters and gradients are split over the devices, and it makes them whole. Both are given only
         where they are needed.
         """
 
@@ -132,9 +132,9 @@ def make_step(
     With `aux=True` the loss is called as `loss(params, key, batch, aux)`, where `aux` holds the step, the average and
     frozen weights (`Aux`).
 
-    With `microbatches = n` the gradient is the mean of those of `n` parts of the batch, taken one after the other, each
-    as large as all: the activations of one part are in memory at a time, on a CPU in its cache. Part `p` has the rows
-    `p, p + n, p + 2n, ...` and draws from `fold_in(fold_in(key, k), p)`.
+    With `microbatches = n` the gradient is the mean of the gradients of `n` equal parts of the batch, one after the
+    other, so that only the activations of one part are in memory. Part `p` has the rows `p, p + n, p + 2n, ...` and
+    draws from `fold_in(fold_in(key, k), p)`.
 
     The optimizer may use the loss: `update` gets `value=` and `grad=` where it takes them
     (`optax.contrib.reduce_on_plateau`).
@@ -199,7 +199,7 @@ def mean_over_parts(
 ) -> PyTree:
     """`1/n sum_p f(fold_in(key, p), batch[p::n])` in a loop, summed in float32 or better.
 
-    With each `n`-th row a part has as many of each device, in their order, so that no row leaves its device. Raises
+    A part takes every `n`-th row, which is as many rows from each device, so that no row moves to another device. Raises
     ValueError where the rows do not divide into `n` parts.
     """
     rows = {len(x) for x in jax.tree.leaves(batch)}

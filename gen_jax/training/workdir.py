@@ -1,4 +1,4 @@
-"""The directory of a run: is there room, does its config fit, what is written there."""
+"""The directory of a run: whether it has room and the same config, and the JSON files in it."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def prepare(workdir: str | Path, state: PyTree, *, keep: int) -> Path:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"cannot write to workdir {workdir} ({error.strerror}); free it or give another workdir",
+            f"cannot write to workdir {workdir} ({error.strerror}); make room or give another workdir",
         ) from error
     need = (keep + 1) * num_bytes(state)
     free = shutil.disk_usage(workdir).free + num_bytes_on_disk(workdir)

@@ -3,12 +3,10 @@
 The data are a mixture of normals in two dimensions, whose denoiser is exact. Runs begin at exact samples of `x_T` and
 end at `t_min` (`final="stop"`), where the mixture with the process's noise is exact, too: all error is the solver's.
 Bounds are those of sampling: chi-squared for the moments, and for the energy distance its values between pairs of sets
-of exact samples. Adding a solver adds a row to `SOLVERS`.
+of exact samples. Solvers are those of `gen_jax.samplers.named`.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +18,7 @@ from gen_jax import gmm, samplers
 from gen_jax.diffusion import oracle
 from gen_jax.diffusion.process import VP, at_log_snr
 from gen_jax.gmm import GMM
-from gen_jax.samplers import times
+from gen_jax.samplers import named, times
 
 N = 100_000
 PROCESS = VP(t_min=float(at_log_snr(VP(), np.array(5.0))))
@@ -30,35 +28,15 @@ MEANS = np.array([[-1.0, 0.5], [1.0, 0.8], [0.2, -1.2]])
 COVS = np.array([[[0.05, 0.02], [0.02, 0.1]], [[0.2, -0.05], [-0.05, 0.08]], [[0.03, 0.0], [0.0, 0.25]]])
 
 
-class Row(NamedTuple):
-    make: Callable[[int], Any]
-    """The solver that takes so many steps."""
-    steps: int | None
-    """How many bring its bias below the error of 100,000 samples; None where they are too many to take."""
+SOLVERS = {name: row for name, row in named.SOLVERS.items() if row.stochastic}
 
 
-def fixed(solver):
-    return lambda steps: solver
-
-
-def annealed(steps):
-    """As many steps at each of the levels, and smaller ones: bias by lag and by size both fall as one over `steps`."""
-    return samplers.AnnealedLangevin(steps, min(1.0, 2 / steps))
-
-
-SOLVERS = {
-    "ddpm": Row(fixed(samplers.DDPM()), 1600),
-    "ddpm-beta": Row(fixed(samplers.DDPM("beta")), 1600),
-    "ddim-half": Row(fixed(samplers.DDIM(0.5)), 1600),
-    "euler-ancestral": Row(fixed(samplers.EulerAncestral(0.8)), 1600),
-    "sde-dpmpp-1": Row(fixed(samplers.SDEDPMSolverPP(1, 0.7)), 1600),
-    "sde-dpmpp-2": Row(fixed(samplers.SDEDPMSolverPP(2)), 200),
-    "sde-dpmpp-2-exact": Row(fixed(samplers.SDEDPMSolverPP(2, 0.5, "exact")), 200),
-    "sde-dpmpp-3": Row(fixed(samplers.SDEDPMSolverPP(3)), 200),
-    "heun-churn": Row(fixed(samplers.Heun(churn=20.0)), 200),
-    "predictor-corrector": Row(fixed(samplers.PredictorCorrector(samplers.DDPM(), snr=0.05)), 1600),
-    "langevin": Row(annealed, None),  # bias falls as the root of evaluations; see test_langevin_...
-}
+def solver_of(name, steps):
+    """Langevin takes as many steps at each of the levels, and smaller ones: bias by lag and by size fall alike."""
+    solver = SOLVERS[name].solver
+    if isinstance(solver, samplers.AnnealedLangevin):
+        return samplers.AnnealedLangevin(steps, min(1.0, 2 / steps))
+    return solver
 
 
 # --- exact samples, and what tells samples from them ---
@@ -206,7 +184,7 @@ def null():
 def test_bias_of_stochastic_solver_shrinks_with_steps(name, null):
     """The energy distance is the square of a bias, which falls at least as `steps^(-1/2)` until sampling hides it."""
     hidden, other = null[0].max(), null[1]
-    coarse, *finer = (energy_distance(draw(SOLVERS[name].make(n), n, N), other) for n in (10, 20, 40))
+    coarse, *finer = (energy_distance(draw(solver_of(name, n), n, N), other) for n in (10, 20, 40))
     assert coarse > hidden
     for fine in finer:
         assert fine < max(coarse / 2, hidden)
@@ -214,10 +192,10 @@ def test_bias_of_stochastic_solver_shrinks_with_steps(name, null):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, row in SOLVERS.items() if row.steps])
+@pytest.mark.parametrize("name", [name for name, row in SOLVERS.items() if row.enough])
 def test_stochastic_solver_gives_exact_samples(name, null):
     """Mean, covariance and energy distance of 100,000 are within the error of so many samples."""
-    steps = SOLVERS[name].steps
-    x = draw(SOLVERS[name].make(steps), steps, N)
+    steps = SOLVERS[name].enough
+    x = draw(solver_of(name, steps), steps, N)
     assert moments_statistic(x, *exact_moments()) < MOMENTS_BOUND
     assert energy_distance(x, null[1]) < null[0].max()

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from gen_jax import samplers
-from gen_jax.diffusion.process import DDPM, EDM, VE, VP, FlowMatching, LogSNR, Schedule, SubVP
+from gen_jax.diffusion.process import DDPM, EDM, VE, VP, FlowMatching, LogSNR, Schedule, SubVP, at_log_snr
 from gen_jax.samplers import times
 
 LATENT = DDPM(schedule="scaled_linear", beta_min=0.00085, beta_max=0.012)  # Stable Diffusion's
@@ -30,7 +30,7 @@ each_process = pytest.mark.parametrize("process", PROCESSES, ids=names)
 
 
 def interpolated(process, n, *, t_start=None, **options):
-    """Through 7 levels of the process's own, down from `t_start` or `t_max`."""
+    """Through 7 ratios of the process's own, down from `t_start` or `t_max`."""
     t = np.array([process.t_max if t_start is None else t_start, process.t_min])
     first, last = np.exp(-0.5 * process.log_snr(t))
     return times.interpolated(process, np.geomspace(first, last, 7), n, t_start=t_start, **options)
@@ -42,9 +42,11 @@ GRIDS = [
     for grid, finals in [
         (times.uniform, ALL),
         (times.quadratic, ALL),
+        (times.power, TO_T_MIN),
         (times.beta, ALL),
         (times.cosine, ALL),
         (times.log_snr, TO_T_MIN),
+        (times.exponential, TO_T_MIN),
         (times.karras, TO_T_MIN),
         (interpolated, ALL),
     ]
@@ -52,7 +54,7 @@ GRIDS = [
 ]
 each_grid = pytest.mark.parametrize(("grid", "final"), GRIDS, ids=[f"{g.__name__}-{f}" for g, f in GRIDS])
 ENDLESS = [p for p in PROCESSES if p.alpha(np.float64(p.t_max)) == 0]
-NEED_FINITE = (times.log_snr, times.karras, interpolated)
+NEED_FINITE = (times.log_snr, times.exponential, times.karras, interpolated)
 
 
 def tried(make):
@@ -89,6 +91,20 @@ def test_grid_is_n_plus_one_decreasing_times_that_a_solver_accepts(process, grid
 def test_grid_begins_at_t_start(process, grid, final):
     t_start = float(process.snap(0.6 * process.t_max))
     check(process, grid(process, 5, final=final, t_start=t_start), 5, t_start, final)
+
+
+@each_process
+@each_grid
+def test_grid_ends_at_t_end(process, grid, final):
+    if final == "zero" or grid is interpolated:
+        return
+    t_start, t_end = (float(process.snap(part * process.t_max)) for part in (0.6, 0.2))
+    t = grid(process, 5, final=final, t_start=t_start, t_end=t_end)
+    assert t.shape == (6,)
+    np.testing.assert_allclose(t[-2 if final == "denoise" else -1], t_end, rtol=1e-9)
+    assert (np.diff(t) < 0).all()
+    assert final == "stop" or t[-1] == 0
+    samplers.DDIM().plan(process, t)
 
 
 @each_grid
@@ -196,6 +212,47 @@ def test_beta_in_its_limits(final):
         np.testing.assert_allclose(t, np.sin(np.pi / 2 * u) ** 2, atol=1e-12)
 
 
+@pytest.mark.parametrize("p", [0.35, 0.5, 1.0])
+@pytest.mark.parametrize("process", [DDPM(), VP(), FlowMatching()], ids=names)
+def test_power_is_even_in_the_power_of_time(process, p):
+    t = times.power(process, 12, p=p, t_start=0.8 * process.t_max, t_end=0.05 * process.t_max)
+    steps = np.diff(t[:-1] ** p)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-9)
+    assert t[0] == 0.8 * process.t_max
+    if p == 1:
+        np.testing.assert_allclose(
+            times.power(VP(), 9, p=p, final="zero"), times.uniform(VP(), 9, final="zero"), atol=1e-15
+        )
+
+
+@pytest.mark.parametrize("p", [0.7, 1.0, 1.5])
+def test_exponential_is_the_polyexponential_of_k_diffusion(p):
+    """`ramp ** rho * (log(sigma_max) - log(sigma_min)) + log(sigma_min)`, `ramp` from 1 to 0, and a 0 at the end."""
+    low, high = 0.03, 40.0
+    expected = np.exp(np.linspace(1, 0, 9) ** p * (np.log(high) - np.log(low)) + np.log(low))
+    for process in (EDM(), VP(), FlowMatching()):
+        t_start, t_end = (float(at_log_snr(process, np.asarray(-2 * np.log(s)))) for s in (high, low))
+        t = times.exponential(process, 9, p=p, t_start=t_start, t_end=t_end)
+        assert t[-1] == 0
+        np.testing.assert_allclose(process.sigma(t[:-1]) / process.alpha(t[:-1]), expected, rtol=1e-6)
+    np.testing.assert_allclose(times.exponential(VP(), 9, p=1.0), times.log_snr(VP(), 9), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "offset"), [(4, 0), (10, 1), (7, 1)])
+def test_leading_is_that_of_diffusers(n, offset):
+    """Their times count from 0: `(arange(n) * (T // n)).round()[::-1] + steps_offset`, in DDIMScheduler."""
+    theirs = (np.arange(n) * (1000 // n)).round()[::-1] + offset
+    np.testing.assert_array_equal(times.leading(DDPM(), n, offset=offset), [*(theirs + 1), 0])
+    np.testing.assert_array_equal(times.leading(DDPM(), n - 1, offset=offset, final="stop"), theirs + 1)
+
+
+def test_leading_without_its_last_time_is_that_of_multistep_solvers_of_diffusers():
+    """`(arange(0, n + 1) * (T // (n + 1)))[::-1][:-1]` in DPMSolverMultistepScheduler."""
+    theirs = (np.arange(0, 11) * (1000 // 11)).round()[::-1][:-1]
+    np.testing.assert_array_equal(times.leading(DDPM(), 10, skip=1), [*(theirs + 1), 0])
+    samplers.DDIM().plan(DDPM(), times.leading(DDPM(), 10, skip=1))
+
+
 AYS = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
 
 
@@ -235,7 +292,7 @@ def test_interpolated_between_two_levels_is_log_snr():
 
 
 def test_denoise_is_stop_and_one_step_more():
-    for grid in (times.log_snr, times.karras, times.quadratic, times.beta, times.cosine, interpolated):
+    for grid, _ in {each for each in GRIDS if each[1] == "stop"}:
         stop = grid(VP(), 7, final="stop")
         np.testing.assert_array_equal(grid(VP(), 8, final="denoise")[:-1], stop)
 
@@ -255,6 +312,19 @@ def test_denoise_is_stop_and_one_step_more():
         (lambda: times.log_snr(FlowMatching(), 10), "finite at t_max.*uniform.*t_start below 1"),
         (lambda: times.karras(VP(), 10, rho=0.0), "rho must be positive.*7"),
         (lambda: times.beta(VP(), 10, a=0.0), "a and b must be positive, got 0.0 and 0.6.*0.6"),
+        (lambda: times.power(VP(), 10, p=0.0), "p must be positive, got 0.0: 1 is even in t"),
+        (lambda: times.exponential(VP(), 10, p=-1.0), "p must be positive, got -1.0: 1 is log_snr"),
+        (lambda: times.leading(VP(), 10), "discrete process, such as DDPM.*VP.*uniform"),
+        (lambda: times.leading(DDPM(), 1001), "1001 steps with offset=0 and skip=0 do not fit into the 1000"),
+        (lambda: times.leading(DDPM(), 10, offset=200), "offset=200 and skip=0 do not fit"),
+        (lambda: times.leading(DDPM(), 10, skip=-1), "must not be negative, got 0 and -1"),
+        (lambda: times.leading(DDPM(), 10, final="zero"), "'denoise', 'stop'.*'zero'"),
+        (lambda: times.uniform(VP(), 10, t_end=0.1), '"zero" ends at the data.*leave out t_end=0.1'),
+        (
+            lambda: times.karras(VP(), 10, t_start=0.2, t_end=0.3),
+            r"t_end must lie in \[0.001, 0.2\), got 0.3",
+        ),
+        (lambda: times.log_snr(VP(), 10, t_end=1e-4), r"t_end must lie in \[0.001, 1\), got 0.0001"),
         (lambda: times.log_snr(VP(), 10, t_start=1.5), r"t_start must lie in \(0.001, 1\], got 1.5"),
         (lambda: times.uniform(DDPM(), 10, t_start=1.0), r"t_start must lie in \(1, 1000\], got 1"),
         (lambda: times.interpolated(LATENT, [*AYS, 0.0], 10), "without the 0"),

@@ -325,6 +325,12 @@ def test_load_says_how_to_make_a_checkpoint(tmp_path):
         training.load(tmp_path)
 
 
+def test_save_refuses_an_array_without_a_name(tmp_path):
+    state = training.TrainState.create(jnp.ones(3), optax.sgd(0.1), jax.random.key(0))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r'\{"w": array\}'):
+        checkpoints.restore(state)
+
+
 def test_checkpoints_refuses_to_keep_none(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         Checkpoints(tmp_path, keep=0)

@@ -122,8 +122,8 @@ def expand(values: Times, like: Shaped[Array, "..."]) -> Array:
 
 
 def namespace(t: Times) -> Namespace:
-    """The array library of `t`; jax's of a Python number."""
-    return cast(Namespace, t.__array_namespace__() if hasattr(t, "__array_namespace__") else jnp)
+    """The array library of `t`; for a Python number, jax's."""
+    return cast(Namespace, np if isinstance(t, np.ndarray | np.generic) else jnp)
 
 
 def as_float(t: Times) -> tuple[Namespace, Values]:
