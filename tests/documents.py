@@ -143,6 +143,9 @@ def pyproject():
 def parse_flags(script, flags):
     """Runs a script up to where its flags are parsed; of one whose peers are not installed, looks for their names."""
     assert script.exists(), script
+    if not re.search(r"tyro\.cli|parse_args|launch\.(run|parse)", script.read_text()):
+        assert not flags, f"{script} takes no flags"
+        return  # nothing would end it where flags are parsed
     try:
         with parsing([str(script), *flags]) as patch:
             patch.syspath_prepend(script.parent)
