@@ -94,7 +94,7 @@ def scaled(network: unet.UNetConfig, factor: float) -> unet.UNetConfig:
     return dataclasses.replace(network, channels=tuple(round(factor * c) for c in network.channels))
 
 
-def parts(network: unet.UNetConfig, size: int, batch: int) -> tuple[training.state.Step, Any, Any]:
+def parts(network: unet.UNetConfig, size: int, batch: int) -> tuple[training.Step, Any, Any]:
     """A train step as step 9 takes it, a state, and images."""
     net, optimizer = unet.UNet(network), optax.adam(1e-3)
     images = jax.ShapeDtypeStruct((batch, size, size, 1), np.float32)
@@ -120,7 +120,7 @@ def train_step(network: unet.UNetConfig, size: int, batch: int) -> Program:
 
     def run() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(program(state, x_0))
+        state, _ = jax.block_until_ready(program(state, x_0, None))
 
     return run, {"memory": memory(program), "FLOPs": lowered.cost_analysis()["flops"]}
 
@@ -152,7 +152,7 @@ def sampler(nfe: int, num: int, size: int, network: unet.UNetConfig) -> Program:
 def read_collectives(config: Config, network: unet.UNetConfig, plain: bool) -> list[dict[str, float]]:
     """Bytes of each kind in a data-parallel train step, a dict a number of devices; for a process that has as many."""
     if plain:
-        lowering = mlir.lower_fun(conv._plain, multiple_results=False)
+        lowering = mlir.lower_fun(conv.plain, multiple_results=False)
         mlir.register_lowering(conv._conv_p, lowering, platform="cpu")
     found = []
     for n in config.devices:

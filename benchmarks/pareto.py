@@ -79,7 +79,7 @@ def run(name: str, steps: int, log_every: int, workdir: Path) -> None:
 
     from gen_jax import runs, training
 
-    training.share_cores()
+    training.split_cpu_devices()
     changes, network = VARIANTS[name]
     runs.NETWORKS["mnist_small"] = dataclasses.replace(runs.NETWORKS["mnist_small"], **network)
     step09.draw_samples = lambda config: np.zeros(0)

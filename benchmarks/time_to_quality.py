@@ -260,7 +260,7 @@ def main(config: Config) -> None:
     """Trains both sides, and says how far each was and when."""
     from gen_jax import metrics, training
 
-    training.share_cores()
+    training.split_cpu_devices()
     config.workdir.mkdir(parents=True, exist_ok=True)
     of = {"commit": commit(), "minutes": config.minutes, "marks": config.marks, "ours": config.ours}
     kept, ours = Kept(config.workdir / "kept.json", of), config.workdir / "ours"

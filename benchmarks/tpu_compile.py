@@ -69,7 +69,7 @@ class Case(NamedTuple):
 
 # --- what each family trains ---
 
-Family = Callable[[Case], tuple[training.state.Loss, Any, dict[str, Any]]]
+Family = Callable[[Case], tuple[training.Loss, Any, dict[str, Any]]]
 """Of a case the loss, the shapes of the parameters, and those of an example."""
 
 IMAGE, COLOUR, LABEL = ((28, 28, 1), np.uint8), ((32, 32, 3), np.uint8), ((), np.int32)

@@ -1,66 +1,221 @@
-"""What steps 7 and 8 share: images as a likelihood takes them, the bounds on a test set, and pictures."""
+"""What steps 7 and 8 share: options, training, figures of the test set, samples, pictures."""
 
+import dataclasses
 import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from bounds import Arrays, Binarize, Bounds, evaluate, load_images, meaning, to_bytes
+from jaxtyping import PyTree
 
-from gen_jax import data, likelihoods, plots, training
-from gen_jax.labels import check
+from gen_jax import data, hvae, launch, plots, training, vae
+from gen_jax.training import Options
 
-Binarize = Literal["dynamic", "static", "none"]
-LIKELIHOODS: dict[str, likelihoods.Likelihood] = {
-    "bernoulli": likelihoods.Bernoulli(),
-    "gaussian": likelihoods.Gaussian(squash=True),
-    "gaussian_learned": likelihoods.Gaussian(None, squash=True),
-    "discretized_gaussian": likelihoods.DiscretizedGaussian(),
-    "discretized_logistic": likelihoods.DiscretizedLogistic(),
-    "logistic_mixture": likelihoods.LogisticMixture(),
-}
-STATIC_KEY = 0
-"""Of bits that are drawn once: the same in every run, so that runs can be compared."""
+Shape: TypeAlias = tuple[int, int, int]
+FREE = ("test_images", "test_samples", "start_from")
+"""Options that a resumed run may change, beside those of `launch.may_change`."""
 
 
-def load_images(
-    dataset: str, data_dir: Path | None, *, labels: bool, binarize: Binarize
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int | None]:
-    """Train and test arrays, and the number of classes where `labels` are asked for.
+@dataclass(frozen=True)
+class Training(launch.Training):
+    """How to learn."""
 
-    Without a test split the last tenth of the images is kept for testing. With "static" the images come as bits, 0 and
-    255; the test images do with "dynamic", too.
-    """
-    try:
-        splits = [data.load(dataset, split=split, data_dir=data_dir) for split in ("train", "test")]
-    except ValueError:
-        splits = [
-            data.load(dataset, split=split, data_dir=data_dir) for split in ("train[:90%]", "train[90%:]")
-        ]
-    num_classes = data.info(dataset, data_dir=data_dir).num_classes if labels else None
-    if labels and num_classes is None:
-        raise ValueError(f"{dataset} has no labels: train without --labels.")
-    train, test = ({k: arrays[k] for k in ("image", "label")[: 1 + labels]} for arrays in splits)
-    if num_classes is not None:
-        check(np.concatenate([train["label"], test["label"]]), num_classes)
-    for i, arrays in enumerate((train, test)):
-        if binarize == "static" or (binarize == "dynamic" and arrays is test):
-            arrays["image"] = bits(jax.random.fold_in(jax.random.key(STATIC_KEY), i), arrays["image"])
-    return train, test, num_classes
+    steps: int = 56_250
+    """Updates in the whole run."""
+    batch_size: int = 32
+    """Images a step, over all devices."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    learning_rate: float = 1e-3
+    """Highest rate."""
+    ema_decay: float | None = None
+    """Of the average of the parameters, which is tested and sampled from (default: no average)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The rate after the warm-up: constant, or falling to zero."""
+    warmup: int = 0
+    """Steps over which the rate grows from 0."""
+    clip_norm: float | None = None
+    """Greatest norm of a gradient."""
+
+    def make_optimizer(self, *, iterations: int = 5) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The optimizer and its learning rate at each step; `iterations` of Muon for each matrix."""
+        muon = functools.partial(training.muon, iterations=iterations)
+        rule = muon if self.optimizer == "muon" else training.adam
+        return rule(
+            self.learning_rate,
+            num_steps=self.steps,
+            warmup_steps=self.warmup,
+            schedule=self.schedule,
+            clip_norm=self.clip_norm,
+            accumulate=self.accumulate,
+        )
+
+    def make_step(self, loss: training.Loss, optimizer: optax.GradientTransformation) -> training.Step:
+        """One step of training; the loss takes `aux`, for the KL warm-up."""
+        ema, parts = self.ema_decay, self.microbatches
+        return training.make_step(loss, optimizer, ema_decay=ema, aux=True, microbatches=parts)
 
 
-def bits(key: jax.Array, images: np.ndarray) -> np.ndarray:
-    """`data.binarize` as bytes, 0 and 255."""
-    return np.asarray(jax.jit(lambda x: data.from_zero_one(data.binarize(key, x)))(images))
+@dataclass(frozen=True)
+class Config:
+    """The options of both steps."""
+
+    preset: str = "book"
+    """See experiments/configs/."""
+    workdir: Path = launch.ROOT / "checkpoints"
+    """Where everything is written, and looked for when the run is resumed or sampled from."""
+    seed: int = 0
+    """Of parameters, data order and noise; with --sample-only, of the samples."""
+
+    binarize: Binarize = "none"
+    """Images as bits, with the grey values as probabilities, drawn at each step or once; or as they are."""
+    likelihood: Literal[
+        "bernoulli",
+        "gaussian",
+        "gaussian_learned",
+        "discretized_gaussian",
+        "discretized_logistic",
+        "logistic_mixture",
+    ] = "gaussian"
+    """The distribution of a pixel; "gaussian" has standard deviation 1 and a mean in [0, 1], as in the book."""
+    start_from: Path | None = None
+    """Workdir of another run, whose (averaged) parameters are the initial ones."""
+    kl_warmup: int = 0
+    """Steps over which the weight of the KL grows from 0, with elbo."""
+    test_images: int | None = 1000
+    """Number of test images for the bounds (None: all)."""
+    test_samples: int = 500
+    """Samples an image of the importance-weighted bound on them; papers report 5000."""
+    sample_only: bool = False
+    """Draw samples from the checkpoint in workdir: samples.npy and samples.png."""
+    num: int = 64
+    """How many samples."""
+
+    data: launch.Data = launch.Data()
+    training: Training = Training()
+    run: Options = Options(steps_per_call=1875, log_every=1875, checkpoint_every=9375)
 
 
-def parameters_of(workdir: Path, like: Any, restore: Callable[[Any], Any]) -> Any:
-    """The parameters that a run has ended with (their average), to start another from.
+C = TypeVar("C", bound=Config)
+M = TypeVar("M", bound=vae.VAE | hvae.HVAE | hvae.Ladder)
+Draw: TypeAlias = Callable[[PyTree, jax.Array], jax.Array]
+"""`(params, numbers of the samples) -> images in [0, 1]`."""
 
-    Raises ValueError unless they are of the shapes of `like`.
+
+@dataclass(frozen=True)
+class Experiment(Generic[C, M]):
+    """What is special to a step."""
+
+    name: str
+    build: Callable[[C, Shape, int | None], M]
+    """The model for images of a shape, and labels of a number of classes."""
+    make_loss: Callable[[M, C], training.Loss]
+    make_optimizer: Callable[[C], tuple[optax.GradientTransformation, optax.Schedule]]
+    restore: Callable[[PyTree], PyTree]
+    """Parameters of a checkpoint in the form that the model takes."""
+    bounds: Callable[[M, C], Bounds]
+    """With the figures `elbo`, `reconstruction`, `kl` and `log_prob`."""
+    sampler: Callable[[M, C, int | None], tuple[Draw, jax.Array | None]]
+    """How samples are drawn, and their labels."""
+    save_figures: Callable[[C, M, PyTree, Arrays], None]
+    free: tuple[str, ...] = ()
+    """Options of sampling, which a resumed run may change."""
+
+    def main(self, config: C, *, labels: bool = False) -> dict[str, object]:
+        """Train (or go on training), test and sample, or sample alone."""
+        launch.start(1)  # one device of a CPU, as the figures of the presets were measured
+        if config.sample_only:
+            self.draw_samples(config)
+            return {}
+        train, test, num_classes = load_images(config.data, labels=labels, binarize=config.binarize)
+        note, shape = meaning(config.likelihood, config.binarize, train["image"]), train["image"].shape[1:]
+        if jax.process_index() == 0:
+            print(f"nats are the log of: {note}")
+        model = self.build(config, shape, num_classes)
+        state = self.train(config, model, train, num_classes)
+        began, params = time.perf_counter(), self.restore(training.load(config.workdir).params)
+        summary = {
+            "steps": int(state.step),
+            "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+            "batch_size": config.training.batch_size,
+            "nats_are_the_log_of": note,
+            "test_images": min(config.test_images or len(test["image"]), len(test["image"])),
+            "test_samples": config.test_samples,
+            **test_figures(config, self.bounds(model, config), params, test),
+        }
+        if isinstance(state.opt_state, training.SkipState):
+            summary["steps_skipped"] = int(state.opt_state.skipped)
+        if jax.process_index() == 0:
+            self.save_figures(config, model, params, test)
+            last = plots.read_metrics(config.workdir / "metrics.jsonl")[-1]
+            names = ("loss", "book_loss", "elbo", "iwae", "reconstruction", "kl", "images_per_second")
+            summary |= {name: last[name] for name in names if name in last}
+            summary["seconds_of_training"] = last["seconds"]
+            summary["seconds_of_testing"] = time.perf_counter() - began
+        self.draw_samples(config)
+        return launch.finish(config.workdir, summary, lines=report(self.name, config, summary))
+
+    def train(self, config: C, model: M, arrays: Arrays, num_classes: int | None) -> training.TrainState:
+        """Train to the end, or to the end of what is left."""
+        t, shape = config.training, arrays["image"].shape[1:]
+        key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
+        optimizer, schedule = self.make_optimizer(config)
+        inputs = [jnp.zeros((1, *shape)), *([] if num_classes is None else [jnp.zeros(1, jnp.int32)])]
+        init = lambda: model.init(key_params, *inputs)
+        if config.start_from is not None:
+            given = parameters_of(config.start_from, jax.eval_shape(init), self.restore)
+            init = lambda: given
+        return training.fit(
+            t.make_step(self.make_loss(model, config), optimizer),
+            lambda: training.TrainState.create(init(), optimizer, key_steps, ema=t.ema_decay is not None),
+            data.batches(arrays, t.batch_size, key=key_data),
+            num_steps=t.steps,
+            workdir=config.workdir,
+            config=launch.record(self.name, config, image_shape=shape, num_classes=num_classes),
+            may_change=launch.may_change(*FREE, *self.free),
+            schedule=schedule,
+            options=config.run,
+        )
+
+    def draw_samples(self, config: C, chunk: int = 500) -> np.ndarray:
+        """Samples from the checkpoint in `config.workdir`, means of `p(x | z)`: writes samples.npy and samples.png."""
+        params, saved, step = training.load(config.workdir)
+        options = saved.get("options", saved)  # version 0.1 had no groups
+        as_saved: dict[str, Any] = {
+            f.name: tuple(value) if isinstance(value := options[f.name], list) else value
+            for f in dataclasses.fields(config)
+            if f.name in options
+            and f.name not in {"workdir", "seed", "sample_only", "num", *FREE, *self.free}
+        }
+        trained = dataclasses.replace(config, **as_saved)
+        model = self.build(trained, tuple(saved["image_shape"]), saved.get("num_classes"))
+        draw, labels = self.sampler(model, config, saved.get("num_classes"))
+        draw, params, parts = jax.jit(draw), self.restore(params), []
+        size = min(chunk, config.num)
+        for start in range(0, config.num, size):
+            rows = np.minimum(np.arange(start, start + size), config.num - 1)
+            parts.append(to_bytes(draw(params, jnp.asarray(rows))))
+        images = np.concatenate(parts)[: config.num]
+        if jax.process_index() == 0:
+            np.save(config.workdir / "samples.npy", images)
+            if labels is not None:
+                np.save(config.workdir / "labels.npy", labels)
+            plots.save_grid(config.workdir / "samples.png", images[:64], columns=8)
+            print(f"{config.num} samples at step {step}")
+        return images
+
+
+def parameters_of(workdir: Path, like: PyTree, restore: Callable[[PyTree], PyTree]) -> PyTree:
+    """The final (averaged) parameters of a run, as initial parameters of another.
+
+    Raises ValueError unless they have the shapes of `like`.
     """
     params = restore(training.load(workdir).params)
     shapes = [[(p, x.shape) for p, x in jax.tree.leaves_with_path(tree)] for tree in (params, like)]
@@ -72,98 +227,70 @@ def parameters_of(workdir: Path, like: Any, restore: Callable[[Any], Any]) -> An
     return params
 
 
-def preparer(binarize: Binarize) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`(key, image) -> x`: bytes as training takes them."""
-    return data.binarize if binarize == "dynamic" else lambda key, image: data.to_zero_one(image)
+def with_book_loss(loss: training.Loss, likelihood: str) -> training.Loss:
+    """The same loss, with the book's among its metrics if the likelihood is the book's.
 
-
-def meaning(likelihood: str, binarize: Binarize, images: np.ndarray) -> str:
-    """What the figures in nats are the log of."""
-    grey = bool(((images[:1000] > 0) & (images[:1000] < 255)).any())
-    if likelihood == "bernoulli" and binarize == "none" and grey:
-        return (
-            "minus a cross-entropy with grey values, not a likelihood of them: a Bernoulli distribution gives these "
-            "no probability, and no published figure may be compared with this; --binarize dynamic or static for one"
-        )
-    if likelihood == "bernoulli":
-        how = {
-            "dynamic": "drawn anew at each step",
-            "static": "drawn once",
-            "none": "as they are in the data",
-        }
-        return f"probability of an image's bits, {how[binarize]}"
-    if likelihood.startswith("gaussian"):
-        return "density of an image's values in [0, 1]"
-    return "probability of an image's 8-bit values"
-
-
-def book_loss(elbo: Mapping[str, Any], dims: int) -> Any:
-    """`|x_hat - x|^2 + 2 KL`, the book's loss: `-2 ELBO - D log(2 pi)` under a Gaussian of unit deviation."""
-    return -2 * elbo["elbo"] - dims * math.log(2 * math.pi)
-
-
-def evaluate(
-    bounds: Callable[..., dict[str, jax.Array]],
-    params: Any,
-    arrays: Mapping[str, np.ndarray],
-    *,
-    limit: int | None,
-    key: jax.Array,
-    chunk: int = 500,
-) -> dict[str, float]:
-    """Means of `bounds(params, key, batch, index)`, each `[B]`, over test images, and standard errors of the means.
-
-    Args:
-        bounds: named figures of each example; `batch` holds images in [0, 1], `index` their numbers.
-        params: its first argument.
-        arrays: images, bytes, and what else an example has.
-        limit: how many of them, the first ones; None for all.
-        key: of all noise.
-        chunk: examples in a call, which are split over the devices.
+    book_loss = |x_hat - x|^2 + 2 KL = -2 ELBO - D log(2 pi), under a Gaussian of standard deviation 1
     """
-    layout = training.Layout()
-    count = min(limit or len(arrays["image"]), len(arrays["image"]))
-    chunk = -(-min(chunk, count) // layout.shards) * layout.shards
 
-    @functools.partial(jax.jit, out_shardings=layout.sharding())
-    def call(params, key, batch, index):
-        batch, index = jax.lax.with_sharding_constraint((batch, index), layout.batch_sharding(False))
-        return bounds(params, key, {**batch, "image": data.to_zero_one(batch["image"])}, index)
+    def loss_fn(
+        params: PyTree, key: jax.Array, batch: Mapping[str, jax.Array], aux: training.Aux
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        value, metrics = loss(params, key, batch, aux)
+        dims = math.prod(batch["image"].shape[1:])
+        return value, metrics | {"book_loss": -2 * metrics["elbo"] - dims * math.log(2 * math.pi)}
 
-    params, parts, began = layout.put_data(params), [], time.perf_counter()
-    for start in range(0, count, chunk):
-        rows = np.minimum(np.arange(start, start + chunk), count - 1)
-        batch = layout.put_data({name: array[rows] for name, array in arrays.items()})
-        part = jax.device_get(call(params, key, batch, layout.put_data(rows.astype(np.int32))))
-        parts.append({name: np.float64(x[: count - start]) for name, x in part.items()})
-        if time.perf_counter() - began > 30 and jax.process_index() == 0:
-            print(f"test images: {min(start + chunk, count)} of {count}", flush=True)
-            began = time.perf_counter()
-    each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    means = {name: float(x.mean()) for name, x in each.items()}
-    return means | {f"{name}_standard_error": float(x.std() / len(x) ** 0.5) for name, x in each.items()}
+    return loss_fn if likelihood == "gaussian" else loss
 
 
-def to_bytes(x: jax.Array) -> np.ndarray:
-    """Pictures in [0, 1], whatever their leading axes, as bytes."""
-    return np.asarray(data.from_zero_one(x))
+def test_figures(config: Config, bounds: Bounds, params: PyTree, test: Arrays) -> dict[str, float]:
+    """The bounds on the test images; also bits per dimension if the likelihood is of bits or bytes."""
+    figures = evaluate(bounds, params, test, limit=config.test_images, key=jax.random.key(1))
+    found = {f"test_{name}": figure for name, figure in figures.items()}
+    if config.likelihood.startswith(("bernoulli", "discretized", "logistic")):
+        dims = math.prod(test["image"].shape[1:])
+        found["test_bits_per_dim"] = -found["test_log_prob"] / (dims * math.log(2))
+    return found
 
 
-def save_terms(path: Path, metrics: Path, terms: Mapping[str, str]) -> None:
-    """The loss's terms against the step: `terms` are metrics and what they are called, a panel each."""
-    lines = [line for line in plots.read_metrics(metrics) if all(line[name] is not None for name in terms)]
-    with plots.figure(path, width=4 * len(terms), height=3.5, ncols=len(terms), squeeze=False) as axes:
+def report(name: str, config: Config, summary: Mapping[str, object]) -> list[str]:
+    """The main figures with their units, and what can be done next."""
+    figure = lambda name: (
+        f"{summary[f'test_{name}']:.2f} +- {summary[f'test_{name}_standard_error']:.2f} nats"
+    )
+    book = "book_loss" in summary
+    return [
+        *(
+            [f"the book's loss, |x_hat - x|^2 + 2 KL, mean over the images: {summary['book_loss']:.2f}"]
+            if book
+            else []
+        ),
+        f"on {summary['test_images']} test images: ELBO {figure('elbo')} ({figure('kl')} of KL), bound of "
+        f"{summary['test_samples']} samples on log p(x) {figure('log_prob')}, the log of: "
+        f"{summary['nats_are_the_log_of']}",
+        f"sample again: python experiments/{name}.py --sample-only --workdir {config.workdir} --num 64 --seed 3",
+    ]
+
+
+def save_terms(workdir: Path, config: Config, iwae: str | None = None) -> None:
+    """loss.png: the terms of the loss against the step, a panel each; or the bound `iwae` of several samples."""
+    terms = {"elbo": "ELBO (nats)", "reconstruction": r"$\log p(x \mid z)$ (nats)", "kl": "KL (nats)"}
+    if config.likelihood == "gaussian":
+        terms = {"book_loss": "the book's loss"} | terms
+    if iwae is not None:
+        terms = {"iwae": f"{iwae} (nats)"}
+    lines = plots.read_metrics(workdir / "metrics.jsonl")
+    with plots.figure(
+        workdir / "loss.png", width=4 * len(terms), height=3.5, ncols=len(terms), squeeze=False
+    ) as axes:
         for axis, (name, label) in zip(axes[0], terms.items(), strict=True):
-            axis.plot(
-                [line["step"] for line in lines],
-                [line[name] for line in lines],
-                "." if len(lines) < 50 else "-",
-            )
+            curve = [(line["step"], line[name]) for line in lines]
+            axis.plot(*zip(*curve, strict=True), "." if len(lines) < 50 else "-")
             axis.set(xlabel="step", ylabel=label)
             axis.grid(alpha=0.3)
 
 
 def save_pairs(path: Path, images: np.ndarray, rebuilt: np.ndarray) -> None:
-    """Originals over their reconstructions, in rows of eight."""
+    """Originals above their reconstructions, in rows of eight."""
     rows = [part for i in range(0, len(images), 8) for part in (images[i : i + 8], rebuilt[i : i + 8])]
     plots.save_grid(path, np.concatenate(rows), columns=8)

@@ -6,24 +6,22 @@ that guides, which reads noised images and is a part of the model.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from gen_jax import data, training
+from gen_jax import data, launch, training
 from gen_jax.networks.classifier import Classifier
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Judge(NamedTuple):
     """A trained classifier."""
 
-    read: Callable[[Any], tuple[np.ndarray, np.ndarray]]
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     """Images, bytes, to class probabilities `[N, C]` and features `[N, F]`."""
     accuracy: float
     """On images that it was not trained on."""
@@ -37,10 +35,16 @@ def train(
     """The judge of a data set, from its checkpoint in checkpoints/judge_DATASET where there is one."""
     train_set, held_out, num_classes = split(dataset, data_dir)
     net = Classifier(num_classes)
-    workdir = ROOT / "checkpoints" / f"judge_{dataset.replace('/', '_')}" if workdir is None else workdir
+    workdir = (
+        launch.ROOT / "checkpoints" / f"judge_{dataset.replace('/', '_')}" if workdir is None else workdir
+    )
 
-    def loss(params: Any, key: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
-        logits: Any = net.apply(params, data.to_unit(batch["image"]), jnp.zeros(len(batch["label"])))
+    apply_net = cast("Callable[..., Array]", net.apply)
+
+    def loss(
+        params: PyTree, key: Key[Array, ""], batch: dict[str, Array]
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        logits = apply_net(params, data.to_unit(batch["image"]), jnp.zeros(len(batch["label"])))
         wrong = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return wrong.mean(), {"accuracy": (logits.argmax(1) == batch["label"]).mean(dtype=jnp.float32)}
 
@@ -56,20 +60,18 @@ def train(
         workdir=workdir,
         config={"dataset": dataset},
         schedule=schedule,
-        parallel=training.default_parallel(),
-        checkpoint_every=steps,
+        options=training.Options(checkpoint_every=steps),
     )
     params = training.load(workdir).params
 
     @jax.jit
-    def apply(images: Any) -> tuple[Any, Any]:
+    def apply(params: PyTree, images: Array) -> tuple[Array, Array]:
         x, t = data.to_unit(images), jnp.zeros(len(images))
-        logits: Any = net.apply(params, x, t)
-        return jax.nn.softmax(logits), net.apply(params, x, t, features=True)
+        return jax.nn.softmax(apply_net(params, x, t)), apply_net(params, x, t, features=True)
 
     def read(images: UInt8[np.ndarray, "N H W C"], chunk: int = 500) -> tuple[np.ndarray, np.ndarray]:
         pad = np.concatenate([images, np.repeat(images[-1:], -len(images) % chunk, axis=0)])
-        parts = [jax.device_get(apply(pad[i : i + chunk])) for i in range(0, len(pad), chunk)]
+        parts = [jax.device_get(apply(params, pad[i : i + chunk])) for i in range(0, len(pad), chunk)]
         probabilities, features = (np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True))
         return probabilities, features
 
@@ -80,10 +82,12 @@ def train(
 
 def split(dataset: str, data_dir: Path | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
     """Images to learn from, at most 10,000 others, and the number of classes; ValueError where there are no labels."""
-    num_classes = data.info(dataset, data_dir=data_dir).num_classes
+    num_classes, arrays = (
+        data.info(dataset, data_dir=data_dir).num_classes,
+        data.load(dataset, data_dir=data_dir),
+    )
     if num_classes is None:
         raise ValueError(f"{dataset} has no labels, so there are no classes to draw.")
-    arrays = data.load(dataset, data_dir=data_dir)
     order = np.random.default_rng(0).permutation(len(arrays["label"]))
     held = min(10_000, len(order) // 5)
     part = lambda rows: {name: arrays[name][rows] for name in ("image", "label")}

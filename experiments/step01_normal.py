@@ -1,4 +1,4 @@
-"""Step 1: the normal distribution, and why it is everywhere: the sum of many small things is normal.
+"""Step 1: the normal distribution, and why it is everywhere: the sum of many small numbers is nearly normal.
 
     python experiments/step01_normal.py
 
@@ -6,36 +6,34 @@ About 10 seconds on two cores. Leaves in checkpoints/step01_normal/:
 
     density.png      p(x) = exp(-(x - mean)^2 / (2 std^2)) / sqrt(2 pi std^2) of the standard normal
     parameters.png   what mean and standard deviation do
-    averages.png     means of n uniforms, with the normal that they tend to (mean 1/2, variance 1/(12 n))
+    averages.png     means of n uniforms, with the normal of the limit (mean 1/2, variance 1/(12 n))
     sums.png         sums of n uniforms (mean n/2, variance n/12)
-    summary.json     the greatest distance between the cdf of each sum and its normal's: it falls with n
+    summary.json     the greatest distance between the cdf of each sum and that of its normal: it falls with n
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from gen_jax import normal, plots
-from gen_jax.training import workdir as run_directory
+from gen_jax import launch, normal, plots
 
-ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = ((0.0, 1.0), (2.0, 1.0), (0.0, 0.5), (-1.0, 2.0))
 
 
 @dataclass(frozen=True)
 class Config:
-    """Draw the normal distribution, and see sums of uniforms become it."""
+    """Draw the normal distribution, and the sums of uniforms that tend to it."""
 
     num_samples: int = 100_000
     """Sums drawn for each n."""
     terms: tuple[int, ...] = (1, 2, 4, 10)
     """How many uniforms go into a sum."""
     seed: int = 0
-    workdir: Path = ROOT / "checkpoints" / "step01_normal"
+    workdir: Path = launch.ROOT / "checkpoints" / "step01_normal"
 
 
 def distance(x: jax.Array, params: normal.Normal) -> float:
@@ -84,8 +82,14 @@ def save_histograms(path: Path, drawn: dict[int, tuple[jax.Array, normal.Normal]
         axes[0, 0].set_ylabel("density")
 
 
-def main(config: Config) -> dict:
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line."""
+    return launch.parse(Config, args, description=__doc__)
+
+
+def main(config: Config) -> dict[str, object]:
     """Write the figures and return the distances."""
+    launch.start(1)
     config.workdir.mkdir(parents=True, exist_ok=True)
     save_density(config.workdir / "density.png")
     save_parameters(config.workdir / "parameters.png")
@@ -99,9 +103,9 @@ def main(config: Config) -> dict:
         summary[f"distance_to_normal_{n}"] = distance(total, params)
     save_histograms(config.workdir / "sums.png", sums, "sum")
     save_histograms(config.workdir / "averages.png", averages, "mean")
-    run_directory.write_summary(config.workdir, summary, form=".4f")
-    return summary
+    lines = ["next: python experiments/step02_maximum_likelihood.py"]
+    return launch.finish(config.workdir, summary, config=config, experiment="step01_normal", lines=lines)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    launch.run(__file__)

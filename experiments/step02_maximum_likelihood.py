@@ -5,11 +5,12 @@
 
     mean = sum_n x_n / N      std^2 = sum_n (x_n - mean)^2 / N
 
-About 10 seconds on two cores. The embedded data are the heights of 3,000 men (Macdonell 1902), in cm, classed to
-the inch. Leaves in checkpoints/step02_maximum_likelihood/: histogram.png, fit.png, generated.png, and summary.json
-with the fit, the log-likelihood a row in nats, and P(x <= 160), P(x > 180) of the model and of the data.
+About 10 seconds on two cores. The embedded data are the heights of 3,000 men (Macdonell 1902), in cm, in classes
+of one inch. Leaves in checkpoints/step02_maximum_likelihood/: histogram.png, fit.png, generated.png, and summary.json
+with the fit, the log-likelihood per row in nats, and P(x <= 160), P(x > 180) of the model and of the data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from gen_jax import data, normal, plots
-from gen_jax.training import workdir as run_directory
-
-ROOT = Path(__file__).resolve().parents[1]
+from gen_jax import data, launch, normal, plots
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,11 @@ class Config:
     num: int = 10_000
     """How many to generate."""
     seed: int = 0
-    workdir: Path = ROOT / "checkpoints" / "step02_maximum_likelihood"
+    workdir: Path = launch.ROOT / "checkpoints" / "step02_maximum_likelihood"
 
 
 def bin_edges(x: np.ndarray) -> np.ndarray:
-    """Bins around the values themselves where those are few, as of heights to the inch: others would beat with them."""
+    """One bin for each value if there are few, such as heights to the inch: other bins would give a false pattern."""
     values = np.unique(x)
     if not 2 <= len(values) <= 50:
         return np.histogram_bin_edges(x, bins="auto")
@@ -52,8 +49,14 @@ def bin_edges(x: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
 
 
-def main(config: Config) -> dict:
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line."""
+    return launch.parse(Config, args, description=__doc__)
+
+
+def main(config: Config) -> dict[str, object]:
     """Fit, generate, draw; returns the numbers."""
+    launch.start(1)
     config.workdir.mkdir(parents=True, exist_ok=True)
     x = data.table(config.data)[:, 0]
     params: Any = normal.fit(jnp.asarray(x))
@@ -84,9 +87,11 @@ def main(config: Config) -> dict:
         f"model_P(x>{config.more_than:g})": float(normal.interval(params, config.more_than, jnp.inf)),
         f"data_P(x>{config.more_than:g})": float(np.mean(x > config.more_than)),
     }
-    run_directory.write_summary(config.workdir, summary, form=".7g")
-    return summary
+    lines = ["next: python experiments/step03_multivariate_normal.py"]
+    return launch.finish(
+        config.workdir, summary, config=config, experiment="step02_maximum_likelihood", lines=lines
+    )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    launch.run(__file__)

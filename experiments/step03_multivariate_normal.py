@@ -1,4 +1,4 @@
-"""Step 3: the normal distribution in two dimensions: heights and weights, and what one says of the other.
+"""Step 3: the normal distribution in two dimensions: heights and weights, and how to predict one from the other.
 
     python experiments/step03_multivariate_normal.py
     python experiments/step03_multivariate_normal.py --data my_table.csv --labels "height in cm" "weight in kg"
@@ -7,22 +7,20 @@
 
 About 15 seconds on two cores. The embedded data are 247 physically active men (Heinz et al. 2003). Leaves in
 checkpoints/step03_multivariate_normal/: surface.png and contour.png (the density for some covariances), data.png, fit.png
-(data, contours of the fit, and the regression of the second on the first that the conditional gives), and summary.json.
+(data, contours of the fit, and the conditional mean of the second variable given the first), and summary.json.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from gen_jax import data, normal, plots
+from gen_jax import data, launch, normal, plots
 from gen_jax.normal import MultivariateNormal
-from gen_jax.training import workdir as run_directory
 
-ROOT = Path(__file__).resolve().parents[1]
 COVARIANCES = {
     "independent": [[1.0, 0.0], [0.0, 1.0]],
     "stretched": [[2.0, 0.0], [0.0, 0.5]],
@@ -40,7 +38,7 @@ class Config:
     num: int = 500
     """How many to generate."""
     seed: int = 0
-    workdir: Path = ROOT / "checkpoints" / "step03_multivariate_normal"
+    workdir: Path = launch.ROOT / "checkpoints" / "step03_multivariate_normal"
 
 
 def on_grid(params: MultivariateNormal, low, high, size: int = 120):
@@ -70,8 +68,14 @@ def save_densities(workdir: Path) -> None:
             )
 
 
-def main(config: Config) -> dict:
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line."""
+    return launch.parse(Config, args, description=__doc__)
+
+
+def main(config: Config) -> dict[str, object]:
     """Fit, condition, generate, draw; returns the numbers."""
+    launch.start(1)
     config.workdir.mkdir(parents=True, exist_ok=True)
     x = data.table(config.data)[:, :2]
     params = normal.fit(jnp.asarray(x))
@@ -93,7 +97,7 @@ def main(config: Config) -> dict:
         axes.contour(*on_grid(params, low, high), colors="black", linewidths=0.7)
         axes.plot(firsts, middle, color="C3", label="mean of the second, given the first")
         axes.fill_between(
-            firsts, middle - spread, middle + spread, color="C3", alpha=0.12, label="two deviations"
+            firsts, middle - spread, middle + spread, color="C3", alpha=0.12, label="two standard deviations"
         )
         axes.set(xlabel=config.labels[0], ylabel=config.labels[1], title="maximum likelihood")
         axes.legend()
@@ -105,9 +109,11 @@ def main(config: Config) -> dict:
         "correlation": float(correlation),
         "log_likelihood_per_row": float(normal.log_prob(params, jnp.asarray(x)).mean()),
     }
-    run_directory.write_summary(config.workdir, summary)
-    return summary
+    lines = ["next: python experiments/step04_gaussian_mixture.py"]
+    return launch.finish(
+        config.workdir, summary, config=config, experiment="step03_multivariate_normal", lines=lines
+    )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    launch.run(__file__)

@@ -5,22 +5,19 @@
     p(x) = sum_k weights_k N(x; means_k, covs_k)        draw z ~ weights, then x ~ N(means_z, covs_z)
 
 About 10 seconds on two cores. The embedded data are 272 eruptions of Old Faithful (Azzalini & Bowman 1990). The
-parameters are chosen by hand, as good as the eye can; step 5 finds better ones. Leaves in
+parameters are chosen by eye; step 5 finds better ones. Leaves in
 checkpoints/step04_gaussian_mixture/: data.png, surface.png, contour.png, samples.png and summary.json.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from gen_jax import data, gmm, normal, plots
-from gen_jax.training import workdir as run_directory
-
-ROOT = Path(__file__).resolve().parents[1]
+from gen_jax import data, gmm, launch, normal, plots
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Config:
     num: int = 500
     """How many to draw."""
     seed: int = 0
-    workdir: Path = ROOT / "checkpoints" / "step04_gaussian_mixture"
+    workdir: Path = launch.ROOT / "checkpoints" / "step04_gaussian_mixture"
 
 
 def by_hand() -> gmm.GMM:
@@ -45,8 +42,14 @@ def by_hand() -> gmm.GMM:
     )
 
 
-def main(config: Config) -> dict:
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line."""
+    return launch.parse(Config, args, description=__doc__)
+
+
+def main(config: Config) -> dict[str, object]:
     """Draw the figures; returns the numbers."""
+    launch.start(1)
     config.workdir.mkdir(parents=True, exist_ok=True)
     x = data.table(config.data)[:, :2].astype(np.float32)
     params = by_hand()
@@ -83,9 +86,11 @@ def main(config: Config) -> dict:
         "log_likelihood_per_row_of_one_normal": float(normal.log_prob(one, x).mean()),
         "share_of_samples_from_each_component": (np.bincount(component, minlength=2) / config.num).tolist(),
     }
-    run_directory.write_summary(config.workdir, summary)
-    return summary
+    lines = ["next: python experiments/step05_em.py"]
+    return launch.finish(
+        config.workdir, summary, config=config, experiment="step04_gaussian_mixture", lines=lines
+    )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    launch.run(__file__)

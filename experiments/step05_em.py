@@ -3,7 +3,7 @@
     python experiments/step05_em.py
 
     E   r_nk = p(z_n = k | x_n)
-    M   weights, means and covariances of the rows, each weighed by r_nk
+    M   weights, means and covariances of the rows, each with the weight r_nk
 
 About 28 seconds on two cores. On Old Faithful, from the book's start (weights 1/2, means (0, 50) and (0, 100),
 covariances I), the mean log-likelihood rises to -4.15538 nats. Leaves in checkpoints/step05_em/: em.gif (the fit,
@@ -12,18 +12,16 @@ summary.json.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from jax.sharding import Mesh
 
-from gen_jax import data, em, gmm, plots
-from gen_jax.training import workdir as run_directory
-
-ROOT = Path(__file__).resolve().parents[1]
+from gen_jax import data, em, gmm, keys, launch, plots
 
 
 @dataclass(frozen=True)
@@ -37,23 +35,25 @@ class Config:
     max_components: int = 5
     """BIC and AIC are shown for 1 to this many."""
     book_start: bool = True
-    """Start two components where the book does; else, and for other numbers, with k-means++."""
+    """Start two components on Old Faithful where the book does; else with k-means++."""
     num_restarts: int = 10
-    """Runs for each number of components, of which the best counts."""
+    """Runs for each number of components; the best one counts."""
     tol: float = 1e-6
     num: int = 500
     """How many to generate."""
     seed: int = 0
-    workdir: Path = ROOT / "checkpoints" / "step05_em"
+    workdir: Path = launch.ROOT / "checkpoints" / "step05_em"
 
 
 def ellipse(mean: np.ndarray, cov: np.ndarray, deviations: float) -> np.ndarray:
-    """Points at so many standard deviations from the mean, `[2, 100]`."""
+    """Points `deviations` standard deviations from the mean, `[2, 100]`."""
     angle = np.linspace(0, 2 * np.pi, 100)
     return mean[:, None] + deviations * np.linalg.cholesky(cov) @ np.stack([np.cos(angle), np.sin(angle)])
 
 
-def save_animation(path: Path, x: np.ndarray, history: list, labels: tuple[str, str]) -> None:
+def save_animation(
+    path: Path, x: np.ndarray, history: list[tuple[gmm.GMM, float]], labels: tuple[str, str]
+) -> None:
     """em.gif: the components after each iteration, and the data in the colours of their responsibilities."""
     from matplotlib.animation import FuncAnimation, PillowWriter
     from matplotlib.figure import Figure
@@ -76,11 +76,18 @@ def save_animation(path: Path, x: np.ndarray, history: list, labels: tuple[str, 
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel=labels[0], ylabel=labels[1])
         axes.set_title(f"iteration {i}: {log_likelihood:.4f} nats a row")
 
-    FuncAnimation(figure, draw, frames=len(history)).save(path, PillowWriter(fps=4), dpi=80)
+    if jax.process_index() == 0:
+        FuncAnimation(figure, draw, frames=len(history)).save(path, PillowWriter(fps=4), dpi=80)
 
 
-def main(config: Config) -> dict:
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line."""
+    return launch.parse(Config, args, description=__doc__)
+
+
+def main(config: Config) -> dict[str, object]:
     """Fit, compare, generate, draw; returns the numbers."""
+    launch.start(1)
     config.workdir.mkdir(parents=True, exist_ok=True)
     x = jnp.asarray(data.table(config.data)[:, :2], jnp.float32)
     key = jax.random.key(config.seed)
@@ -93,7 +100,7 @@ def main(config: Config) -> dict:
     else:
         fit = find(config.num_components, num_restarts=config.num_restarts)
         start = em.fit(key, x, config.num_components, max_iters=1).params
-    step = em.compile_step()
+    step = em.compile_step(mesh=Mesh(np.array(jax.local_devices()), (keys.AXIS,)))
     params, history = start, []
     for _ in range(min(int(fit.num_iters), 60)):
         after, log_likelihood = step(params, x)
@@ -113,7 +120,7 @@ def main(config: Config) -> dict:
     with plots.figure(config.workdir / "criteria.png") as axes:
         for name, values in criteria.items():
             axes.plot(list(counts), values, marker="o", label=name)
-        axes.set(xlabel="components", ylabel="criterion in nats (less is better)", xticks=list(counts))
+        axes.set(xlabel="components", ylabel="criterion in nats (lower is better)", xticks=list(counts))
         axes.legend()
     draw = jax.jit(gmm.sample, static_argnums=2)
     drawn, component = draw(jax.random.fold_in(key, 1), fit.params, config.num)
@@ -137,9 +144,9 @@ def main(config: Config) -> dict:
         "aic": criteria["AIC"],
         "components_by_bic": int(np.argmin(criteria["BIC"])) + 1,
     }
-    run_directory.write_summary(config.workdir, summary)
-    return summary
+    lines = ["next: python experiments/step06_neural_network.py"]
+    return launch.finish(config.workdir, summary, config=config, experiment="step05_em", lines=lines)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    launch.run(__file__)

@@ -12,6 +12,7 @@ About 15 seconds on two cores. Leaves in checkpoints/step06_neural_network/: ros
 and summary.json.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.sharding import Mesh
 
-from gen_jax import keys, plots
+from gen_jax import keys, launch, plots
 from gen_jax.networks.mlp import MLP
 from gen_jax.training import TrainState, compile_step, make_step
-from gen_jax.training import workdir as run_directory
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,9 @@ class Config:
     steps: int = 10_000
     """Of the network."""
     learning_rate: float = 0.2
-    """Of the network, by plain gradient descent as in the book; the spikes of loss.png are what so long a step costs."""
+    """Of the network, for plain gradient descent as in the book; it is so large that loss.png has spikes."""
     seed: int = 0
-    workdir: Path = ROOT / "checkpoints" / "step06_neural_network"
+    workdir: Path = launch.ROOT / "checkpoints" / "step06_neural_network"
 
 
 def rosenbrock(x: jax.Array) -> jax.Array:
@@ -52,7 +49,7 @@ def rosenbrock(x: jax.Array) -> jax.Array:
 
 
 def descend(function, start, learning_rate: float, steps: int):
-    """`x <- x - learning_rate grad function(x)`, and every `x` on the way."""
+    """The last `x` of `x <- x - learning_rate grad function(x)`, and every `x` on the way."""
 
     def step(x, _):
         x = jax.tree.map(lambda a, g: a - learning_rate * g, x, jax.grad(function)(x))
@@ -70,7 +67,7 @@ def fit_line(x: jax.Array, y: jax.Array):
 
 
 def fit_curve(config: Config, x: jax.Array, y: jax.Array):
-    """The network's parameters after training, the function it is, and the loss of every step."""
+    """The network's parameters after training, its function `x -> y`, and the loss of every step."""
     net = MLP((config.hidden, 1), activation=jax.nn.sigmoid)
 
     def predict(params, x) -> jax.Array:
@@ -86,7 +83,7 @@ def fit_curve(config: Config, x: jax.Array, y: jax.Array):
     step = compile_step(
         make_step(loss, optimizer, ema_decay=None),
         steps_per_call=config.steps,
-        mesh=Mesh(np.array(jax.devices()[:1]), (keys.AXIS,)),  # one device is plenty
+        mesh=Mesh(np.array(jax.local_devices()[:1]), (keys.AXIS,)),  # one device is enough
         select=lambda step, count: jnp.broadcast_to(
             jnp.arange(len(x)), (count, len(x))
         ),  # all rows, each step
@@ -95,8 +92,14 @@ def fit_curve(config: Config, x: jax.Array, y: jax.Array):
     return state.params, lambda x: predict(state.params, x), np.asarray(metrics["loss"])
 
 
-def main(config: Config) -> dict:
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line."""
+    return launch.parse(Config, args, description=__doc__)
+
+
+def main(config: Config) -> dict[str, object]:
     """Run all four; returns the numbers."""
+    launch.start(1)
     config.workdir.mkdir(parents=True, exist_ok=True)
     key_x, key_line, key_curve = jax.random.split(jax.random.key(config.seed), 3)
     lowest, path = descend(rosenbrock, jnp.array([0.0, 2.0]), 1e-3, 10_000)
@@ -142,9 +145,11 @@ def main(config: Config) -> dict:
         "curve_mse": float(losses[-1]),
         "noise_variance": 1 / 12,
     }
-    run_directory.write_summary(config.workdir, summary)
-    return summary
+    lines = ["next: python experiments/step07_vae.py"]
+    return launch.finish(
+        config.workdir, summary, config=config, experiment="step06_neural_network", lines=lines
+    )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    launch.run(__file__)

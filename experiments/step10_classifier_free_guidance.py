@@ -13,34 +13,34 @@ and the figures in summary.json. The classifier is trained apart, on clean image
 minutes). 0 is unconditional, 1 conditional, as in the book.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import judging
 import numpy as np
-import tyro
 
-from gen_jax import gmm, guidance, plots, runs, samplers, training
+from gen_jax import generate, gmm, guidance, launch, plots, pretrained, samplers
+from gen_jax.conditioning import Labels
 from gen_jax.diffusion import oracle, process
-from gen_jax.training import workdir as run_directory
-
-ROOT = Path(__file__).resolve().parents[1]
+from gen_jax.pretrained import Run
 
 
 @dataclass(frozen=True)
 class Config:
     """Sweep the weight of guidance of a conditional checkpoint."""
 
-    checkpoint: Path = ROOT / "checkpoints" / "step10_conditional"
-    """The --workdir of a run of step10_conditional."""
-    workdir: Path = ROOT / "checkpoints" / "step10_classifier_free_guidance"
+    checkpoint: Path = launch.ROOT / "checkpoints" / "step10_conditional"
+    """The --workdir of a run of step10_conditional, whose network is sampled."""
+    workdir: Path = launch.ROOT / "checkpoints" / "step10_classifier_free_guidance"
     """Where figures are written."""
     weights: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
-    solver: runs.SolverName = "unipc"
-    nfe: int = 12
+    solver: str | None = None
+    """A solver by name (default: as the model says)."""
+    nfe: int | None = None
+    """Evaluations of the denoiser a sample (default: as the model says)."""
     num: int = 1000
     """Samples at each weight, as many of each class."""
     rescale: float = 0.0
@@ -55,25 +55,24 @@ class Config:
     seed: int = 0
 
 
-def draw_all(config: Config, run: runs.Run) -> dict[float, np.ndarray]:
+def draw_all(config: Config, run: Run, classes: int) -> dict[float, np.ndarray]:
     """Images for each weight, of the labels 0, 1, ..., 0, 1, ... and the same noise: one compiled program for all."""
-    options: dict[str, Any] = {"interval": config.interval, "rescale": config.rescale}
-    draw = runs.sampler(run.net, run.process, run.predicts, run.shape, **options)
-    params = runs.place(run.params, runs.local_mesh())
-    key, plan = jax.random.key(config.seed), runs.plan(run.process, config.solver, config.nfe)
-    size, classes = min(250, config.num), run.num_classes or 0
+    draw = generate.sampler(run.model, interval=config.interval, rescale=config.rescale)
+    weights, key = draw.place(run.weights), jax.random.key(config.seed)
+    plan, size = generate.plan(run.model, config.solver, config.nfe), min(250, config.num)
     chunks = [np.arange(start, start + size) for start in range(0, config.num, size)]
-    images = lambda weight, index: draw(params, key, plan, index, index % classes, np.float32(weight))
+    images = lambda weight, index: np.asarray(
+        draw(weights, key, plan, index, np.int32(index % classes), np.float32(weight))
+    )
     return {w: np.concatenate([images(w, index) for index in chunks])[: config.num] for w in config.weights}
 
 
 def measure(
-    config: Config, run: runs.Run, images: dict[float, np.ndarray], judge: judging.Judge
-) -> dict[str, Any]:
+    config: Config, classes: int, images: dict[float, np.ndarray], judge: judging.Judge
+) -> dict[str, list[float]]:
     """Of each weight the share that is read as what was asked for, and the diversity, relative to that of real images."""
-    classes = run.num_classes or 0
     label = np.arange(config.num) % classes
-    found: dict[str, Any] = {"weights": list(config.weights), "accuracy": [], "diversity": []}
+    found: dict[str, list[float]] = {"weights": list(config.weights), "accuracy": [], "diversity": []}
     for weight in config.weights:
         probabilities, features = judge.read(images[weight])
         found["accuracy"].append(float((probabilities.argmax(1) == label).mean()))
@@ -82,7 +81,7 @@ def measure(
     return found
 
 
-def save_trade(path: Path, found: dict[str, Any]) -> None:
+def save_trade(path: Path, found: dict[str, list[float]]) -> None:
     """trade.png: accuracy against diversity, a point a weight."""
     with plots.figure(path) as axes:
         axes.plot(found["diversity"], found["accuracy"], "o-")
@@ -132,36 +131,43 @@ def save_law(path: Path, found: dict[str, np.ndarray], weight: float = 3.0) -> N
         axes.legend()
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config) -> dict[str, object]:
     """Draw, measure, write."""
-    training.share_cores()
-    training.keep_programs(config.workdir)
-    run = runs.load(config.checkpoint)
-    if run.num_classes is None:
+    launch.start()
+    run = pretrained.load_run(config.checkpoint)
+    condition = run.model.condition
+    if not isinstance(condition, Labels) or not condition.guides:
         raise ValueError(
-            f"{config.checkpoint} is unconditional, there is nothing to guide by: train step10_conditional.py first."
+            f"{config.checkpoint} has no labels to be guided by: train step10_conditional.py first, with dropout."
         )
     config.workdir.mkdir(parents=True, exist_ok=True)
-    images = draw_all(config, run)
+    images = draw_all(config, run, condition.num_classes)
     judge = judging.train(
-        run.config["dataset"], config.data_dir, steps=config.judge_steps, workdir=config.judge_dir
+        str(run.options["dataset"]), config.data_dir, steps=config.judge_steps, workdir=config.judge_dir
     )
-    found = measure(config, run, images, judge)
-    summary = {"judge_accuracy": judge.accuracy, "num": config.num, "nfe": config.nfe, **found}
-    rows = min(run.num_classes, 10)
+    found = measure(config, condition.num_classes, images, judge)
+    rows = min(condition.num_classes, 10)
     strips = np.stack([images[weight][:rows] for weight in config.weights], axis=1)
     heads = [f"$w = {weight:g}$" for weight in config.weights]
     plots.save_strips(config.workdir / "weights.png", strips, heads, "the same noise at every weight")
     save_trade(config.workdir / "trade.png", found)
     save_law(config.workdir / "law.png", law())
-    run_directory.write_json(config.workdir / "summary.json", summary)
     for weight, accuracy, diversity in zip(*found.values(), strict=True):
         print(
             f"weight {weight:4g}: {accuracy:.1%} read as asked for, diversity {diversity:.2f} of real images'"
         )
-    print(f"pictures: {config.workdir}")
-    return summary
+    nfe = generate.plan(run.model, config.solver, config.nfe).nfe
+    summary = {"judge_accuracy": judge.accuracy, "num": config.num, "nfe": nfe, **found}
+    lines = [f"draw by a weight: gen-jax sample {config.checkpoint} --guidance 2 --num 16 --out guided.png"]
+    return launch.finish(
+        config.workdir, summary, config=config, experiment="step10_classifier_free_guidance", lines=lines
+    )
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line."""
+    return launch.parse(Config, args, description=__doc__)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    launch.run(__file__)

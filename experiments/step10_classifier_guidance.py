@@ -15,151 +15,136 @@ and samples.npy, labels.npy, summary.json. The same command goes on where an int
 draws from the checkpoint.
 """
 
-import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+import pictures
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from gen_jax import data, guidance, labels, plots, runs, samplers, training
-from gen_jax.diffusion import prediction, process
+from gen_jax import conditioning, data, generate, guidance, launch, plots, pretrained, samplers, training
+from gen_jax.diffusion import process
+from gen_jax.model import to_dict
 from gen_jax.networks.classifier import Classifier
-from gen_jax.training import workdir as run_directory
-
-ROOT = Path(__file__).resolve().parents[1]
+from gen_jax.pretrained import Run
+from gen_jax.training import Options
 
 
 @dataclass(frozen=True)
 class Config:
     """Train a classifier of noised images and lead a checkpoint of step 9 by it."""
 
-    checkpoint: Path = ROOT / "checkpoints" / "step09_diffusion"
+    checkpoint: Path = launch.ROOT / "checkpoints" / "step09_diffusion"
     """The --workdir of a run of step09_diffusion."""
-    workdir: Path = ROOT / "checkpoints" / "step10_classifier_guidance"
+    workdir: Path = launch.ROOT / "checkpoints" / "step10_classifier_guidance"
     """Where everything is written, and looked for when the run is resumed or sampled from."""
     data_dir: Path | None = None
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
-    steps: int = 1000
-    batch_size: int = 128
-    """Images a step, over all devices."""
-    learning_rate: float = 5e-3
+    training: launch.Training = launch.Training(1000, 128, learning_rate=5e-3, ema_decay=0.99)
     channels: tuple[int, ...] = (32, 64, 128)
     """Of the classifier, at each resolution."""
     weights: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     """Of weights.png."""
-    guidance: float = 2.0
-    """Weight of the classifier's gradient in all samples but those."""
-    solver: runs.SolverName = "unipc"
-    nfe: int = 25
-    num: int = 100
-    """How many samples."""
-    label: int | None = None
-    """The label of all samples (default: 0, 1, 2, ... in turn)."""
-    parallel: Literal["jit", "pmap"] | None = None
-    """How a step is spread over the devices (default: jit; pmap over the two that are made of a CPU's cores)."""
-    fsdp: bool = False
-    steps_per_call: int = 10
-    log_every: int = 50
-    checkpoint_every: int = 500
-    keep: int = 3
-    sample_only: bool = False
-    """Draw from the checkpoint in workdir, and train no further."""
+    run: Options = Options(log_every=50, checkpoint_every=500)
+    sampling: launch.Sampling = launch.Sampling(num=100, solver="unipc", nfe=25, guidance=2.0)
     seed: int = 0
 
 
-MAY_CHANGE = (
-    *("steps", "workdir", "data_dir", "weights", "guidance", "solver", "nfe", "num", "label", "parallel"),
-    *("fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep", "sample_only"),
-)
-"""Fields that a resumed run may set otherwise."""
-
-
-def build(config: Config, run: runs.Run, num_classes: int) -> Classifier:
-    """The classifier, which counts time as the run's process does."""
-    return Classifier(num_classes, tuple(config.channels), time_scale=1000 / run.process.t_max)
-
-
-def train(config: Config, run: runs.Run) -> None:
+def train(config: Config, run: Run) -> None:
     """Train the classifier to the end, or to the end of what is left."""
-    dataset = run.config["dataset"]
-    num_classes = data.info(dataset, data_dir=config.data_dir).num_classes
+    source = data.source(str(run.options["dataset"]), data_dir=config.data_dir)
+    num_classes = source.info().num_classes
     if num_classes is None:
-        raise ValueError(f"{dataset} has no labels, so there is no class to lead to.")
-    arrays = {k: data.load(dataset, data_dir=config.data_dir)[k] for k in ("image", "label")}
-    labels.check(arrays["label"], num_classes)
-    net = build(config, run, num_classes)
+        raise ValueError(f"{run.options['dataset']} has no labels, so there is no class to lead to.")
+    net = Classifier(num_classes, tuple(config.channels), time_scale=1000 / run.model.process.t_max)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
-    optimizer, schedule = training.muon(
-        config.learning_rate, num_steps=config.steps, warmup_steps=min(100, config.steps // 10)
-    )
-    examples = jnp.zeros((1, *run.shape)), jnp.zeros(1)
-    classify: Any = net.apply
-    prepare = lambda key, image: data.to_unit(image)
+    optimizer, schedule = config.training.make_optimizer()
+    prepare = lambda key, image: run.model.codec.encode({"image": image})
+    loss = guidance.classifier_loss(cast("Callable[..., Array]", net.apply), run.model.process, prepare=prepare)
+    example = jnp.zeros((1, *run.model.codec.shape)), jnp.zeros(1)
     training.fit(
-        training.make_step(
-            guidance.classifier_loss(classify, run.process, prepare=prepare), optimizer, ema_decay=0.99
-        ),
-        lambda: training.TrainState.create(net.init(key_params, *examples), optimizer, key_steps),
-        data.batches(arrays, config.batch_size, key=key_data),
-        num_steps=config.steps,
+        config.training.make_step(loss, optimizer),
+        lambda: training.TrainState.create(net.init(key_params, *example), optimizer, key_steps),
+        pictures.feed(source, config.training.batch_size, key_data, labels=True),
+        num_steps=config.training.steps,
         workdir=config.workdir,
-        config={**dataclasses.asdict(config), "num_classes": num_classes},
-        may_change=MAY_CHANGE,
+        config=launch.record(
+            "step10_classifier_guidance", config, num_classes=num_classes, leads=to_dict(run.model)
+        ),
+        may_change=launch.may_change("weights", "checkpoint"),
         schedule=schedule,
-        parallel=config.parallel or training.default_parallel(config.fsdp),
-        **{
-            k: getattr(config, k) for k in ("fsdp", "steps_per_call", "log_every", "checkpoint_every", "keep")
-        },
+        options=config.run,
     )
 
 
-def load_classifier(config: Config, run: runs.Run) -> tuple[guidance.Classify, int]:
-    """The trained classifier and its number of classes."""
+class Led(NamedTuple):
+    """A diffusion model and the trained classifier that leads it."""
+
+    run: Run
+    classifier: Classifier
+    params: PyTree
+    num_classes: int
+
+    def draw(
+        self, config: Config
+    ) -> Callable[[Int[np.ndarray, "n"], float, Int[np.ndarray, "n"]], UInt8[np.ndarray, "n H W C"]]:
+        """`draw(label, weight, index)`, compiled once for all labels and weights; parameters are arguments."""
+        model = self.run.model
+        plan = generate.plan(model, config.sampling.solver, config.sampling.nfe)
+
+        @jax.jit
+        def program(
+            weights: PyTree, params: PyTree, label: Array, weight: Array, index: Array
+        ) -> UInt8[Array, "n H W C"]:
+            key_prior, key_noise = jax.random.split(jax.random.key(config.seed))
+            x_T = model.process.prior(key_prior, (len(index), *model.codec.shape), index=index)
+            classify = lambda x_t, t: _apply(self.classifier, params, x_t, t)
+            plain = generate.denoiser(model, weights)
+            led = guidance.classifier(plain, guidance.log_class(classify, label), model.process, weight)
+            x_0 = samplers.sample(key_noise, model.codec.bound(led), plan, x_T, index=index)
+            return model.codec.decode(x_0)
+
+        weights = {"network": self.run.weights["network"]}
+        return lambda label, weight, index: np.asarray(
+            program(weights, self.params, np.int32(label), np.float32(weight), index)
+        )
+
+    def logits(self, x: Float[Array, "B H W C"], t: Float[Array, ""]) -> Float[Array, "B K"]:
+        """What the classifier says of noised images at a time."""
+        return _apply(self.classifier, self.params, x, t)
+
+
+@jax.jit(static_argnums=0)
+def _apply(classifier: Classifier, params: PyTree, x: Array, t: Array) -> Array:
+    return cast(Array, classifier.apply(params, x, jnp.broadcast_to(t, len(x))))
+
+
+def load(config: Config, run: Run) -> Led:
+    """The trained classifier in `config.workdir`."""
     params, saved, _ = training.load(config.workdir)
-    trained = dataclasses.replace(config, channels=tuple(saved["channels"]))
-    net = build(trained, run, saved["num_classes"])
-    classify: Any = lambda x_t, t: net.apply(params, x_t, t)
-    return classify, saved["num_classes"]
+    channels, classes = tuple(saved["options"]["channels"]), saved["num_classes"]
+    net = Classifier(classes, channels, time_scale=1000 / run.model.process.t_max)
+    return Led(run, net, params, classes)
 
 
-def sampler(config: Config, run: runs.Run, classify: guidance.Classify) -> Any:
-    """`draw(label, weight, index)`, compiled once for all labels and weights."""
-    plan, key = runs.plan(run.process, config.solver, config.nfe), jax.random.key(config.seed)
-    plain = runs.denoiser(run.net, run.process, run.predicts, run.params)
-
-    @jax.jit
-    def draw(label: Any, weight: Any, index: Any) -> Any:
-        key_prior, key_noise = jax.random.split(key)
-        x_T = run.process.prior(key_prior, (len(index), *run.shape), index=index)
-        log_prob = guidance.log_class(classify, label)
-        denoise = prediction.clipped(guidance.classifier(plain, log_prob, run.process, weight))
-        return data.to_uint8(samplers.sample(key_noise, denoise, plan, x_T, index=index))
-
-    return draw
-
-
-def save_accuracy(config: Config, run: runs.Run, classify: guidance.Classify) -> dict[str, float]:
+def save_accuracy(config: Config, led: Led) -> dict[str, float]:
     """accuracy.png: the share of test images that are read rightly, against the log signal-to-noise ratio."""
-    test = data.load(run.config["dataset"], split="test", data_dir=config.data_dir)
-    x_0, label = data.to_unit(test["image"][:500]), test["label"][:500]
-    levels = np.linspace(10, -10, 11)
-    times = [float(process.at_log_snr(run.process, np.float64(v))) for v in levels]
-    inside = [
-        (v, t) for v, t in zip(levels, times, strict=True) if run.process.t_min <= t <= run.process.t_max
-    ]
-
-    @jax.jit
-    def logits(t: Any) -> Any:
-        eps = jax.random.normal(jax.random.key(1), x_0.shape)
-        return classify(run.process.perturb(x_0, t, eps), jnp.broadcast_to(t, len(x_0)))
-
-    found = [float((np.asarray(logits(jnp.float32(t))).argmax(1) == label).mean()) for _, t in inside]
+    model = led.run.model
+    test = data.load(str(led.run.options["dataset"]), split="test", data_dir=config.data_dir)
+    x_0, label = model.codec.encode({"image": jnp.asarray(test["image"][:500])}), test["label"][:500]
+    eps = jax.random.normal(jax.random.key(1), x_0.shape)
+    found = {}
+    for value in np.linspace(10, -10, 11):
+        t = float(process.at_log_snr(model.process, np.float64(value)))
+        if model.process.t_min <= t <= model.process.t_max:
+            logits = led.logits(model.process.perturb(x_0, jnp.float32(t), eps), jnp.float32(t))
+            found[value] = float((np.asarray(logits).argmax(1) == label).mean())
     with plots.figure(config.workdir / "accuracy.png") as axes:
-        axes.plot([v for v, _ in inside], found, "o-")
+        axes.plot(list(found), list(found.values()), "o-")
         axes.invert_xaxis()
         axes.set(
             xlabel=r"$\log \alpha_t^2 / \sigma_t^2$",
@@ -167,61 +152,60 @@ def save_accuracy(config: Config, run: runs.Run, classify: guidance.Classify) ->
             title="what noise leaves to be read",
         )
         axes.grid(alpha=0.3)
-    return {f"accuracy_at_log_snr_{v:g}": share for (v, _), share in zip(inside, found, strict=True)}
+    return {f"accuracy_at_log_snr_{value:g}": share for value, share in found.items()}
 
 
-def draw_samples(config: Config, run: runs.Run, chunk: int = 100) -> dict[str, float]:
+def draw_samples(config: Config, led: Led, chunk: int = 100) -> dict[str, float]:
     """samples.npy, labels.npy, classes.png and weights.png; what the classifier itself reads in the samples."""
-    classify, classes = load_classifier(config, run)
-    draw, index = sampler(config, run, classify), np.arange(config.num)
-    label = (
-        labels.choose(config.label, classes, jax.random.key(0), index)
-        if config.label is not None
-        else index % classes
-    )
-    label = np.asarray(label, np.int32)
-    size, weight = min(chunk, config.num), jnp.float32(config.guidance)
-    rows = [np.minimum(np.arange(i, i + size), config.num - 1) for i in range(0, config.num, size)]
-    images = np.concatenate([np.asarray(draw(label[r], weight, r)) for r in rows])[: config.num]
+    draw, num, classes = led.draw(config), config.sampling.num, led.num_classes
+    label = np.arange(num) % classes
+    if config.sampling.label is not None:
+        conditioning.check_labels(np.asarray(config.sampling.label), classes)
+        label = np.full(num, config.sampling.label)
+    weight = 1.0 if config.sampling.guidance is None else config.sampling.guidance
+    rows = [np.minimum(np.arange(i, i + min(chunk, num)), num - 1) for i in range(0, num, chunk)]
+    images = np.concatenate([draw(label[r], weight, r) for r in rows])[:num]
     np.save(config.workdir / "samples.npy", images)
-    np.save(config.workdir / "labels.npy", label)
+    np.save(config.workdir / "labels.npy", np.int32(label))
     plots.save_grid(config.workdir / "classes.png", images[:100], columns=min(classes, 10))
     first = np.arange(min(classes, 10))
-    strips = [np.asarray(draw(first.astype(np.int32), jnp.float32(w), first)) for w in config.weights]
+    strips = np.stack([draw(first, w, first) for w in config.weights], axis=1)
     heads = [f"$w = {w:g}$" for w in config.weights]
-    plots.save_strips(
-        config.workdir / "weights.png", np.stack(strips, 1), heads, "the same noise at every weight"
-    )
-    t_min = jnp.full(len(images), run.process.t_min)
-    read = np.asarray(jax.jit(classify)(data.to_unit(images), t_min)).argmax(1)
+    plots.save_strips(config.workdir / "weights.png", strips, heads, "the same noise at every weight")
+    x_0 = led.run.model.codec.encode({"image": jnp.asarray(images)})
+    read = np.asarray(led.logits(x_0, jnp.float32(led.run.model.process.t_min))).argmax(1)
     return {"read_by_itself": float((read == label).mean())}
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config) -> dict[str, object]:
     """Train (or go on training), measure and sample, or sample alone."""
-    training.initialize_distributed()
-    training.share_cores(config.batch_size)
-    training.keep_programs(config.workdir)
-    run = runs.load(config.checkpoint)
-    if run.num_classes is not None:
+    launch.start(config.training.batch_size)
+    run = pretrained.load_run(config.checkpoint)
+    if not isinstance(run.model.condition, conditioning.Nothing):
         raise ValueError(
             f"{config.checkpoint} knows labels; classifier guidance is for a run of step09_diffusion.py."
         )
-    if config.sample_only:
-        return draw_samples(config, run)
+    if config.sampling.sample_only:
+        return dict(draw_samples(config, load(config, run)))
     train(config, run)
-    summary: dict[str, Any] = {"steps": config.steps, "guidance": config.guidance, "nfe": config.nfe}
-    summary |= draw_samples(config, run)
+    led, asked = load(config, run), config.sampling
+    summary: dict[str, object] = {
+        "steps": config.training.steps,
+        "guidance": asked.guidance,
+        "nfe": asked.nfe,
+    }
+    summary |= draw_samples(config, led)
     if jax.process_index() == 0:
-        summary |= save_accuracy(config, run, load_classifier(config, run)[0])
-        plots.save_loss(
-            config.workdir / "loss.png", config.workdir / "metrics.jsonl", label="cross-entropy (nats)"
-        )
-        run_directory.write_json(config.workdir / "summary.json", summary)
-        print("\n".join(f"{name:28} {value:.4g}" for name, value in summary.items()))
-        print(f"pictures, metrics and checkpoints: {config.workdir}")
-    return summary
+        summary |= save_accuracy(config, led)
+        summary |= pictures.save_loss(config.workdir, "cross-entropy (nats)")
+    lines = ["another class: python experiments/step10_classifier_guidance.py --sample-only --label 8"]
+    return launch.finish(config.workdir, summary, lines=lines)
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line."""
+    return launch.parse(Config, args, description=__doc__)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    launch.run(__file__)

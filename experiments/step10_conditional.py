@@ -8,75 +8,84 @@ classes.png (a column for each class) and interpolation.png (from one noise to a
     python experiments/step10_conditional.py --sample-only --label 8 --guidance 3 --solver unipc --nfe 10
     gen-jax sample checkpoints/step10_conditional --label 8 --num 16 --out eights.png
 
-draw from the checkpoint in seconds. A tenth of the labels is hidden in training, so that the network knows the
-unconditional law, too, and `--guidance` may move away from it; at the default, 1.5, step10_classifier_free_guidance.py
-finds 99.4% of 1,000 samples read as the class that was asked for, as varied within a class as 0.92 of real digits (1:
-91.5%, 2: 99.7% and 0.75). Any TFDS image set with labels: `--dataset NAME`; the number of classes comes from the data.
+draw from the checkpoint in seconds. In training a tenth of the labels is dropped, so that the network also learns the
+unconditional law, and guidance can move away from it. What the weight of guidance buys and costs is measured by
+step10_classifier_free_guidance.py. Other pictures with labels, from TFDS or a folder with a subfolder for each class:
+`--dataset NAME_OR_FOLDER`; the number of classes comes from the data.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import step09_diffusion as step09
 
-from gen_jax import data, editing, plots, runs, samplers
+from gen_jax import editing, generate, launch, plots, pretrained, samplers
+from gen_jax.conditioning import Labels
+from gen_jax.model import Sampling
+from gen_jax.pretrained import Run
 
-OURS: dict[str, Any] = {
-    "labels": True,
-    "workdir": step09.ROOT / "checkpoints" / "step10_conditional",
-    "solver": "unipc",
-    "nfe": 12,
-    "guidance": 1.5,
-}
-PRESETS = {name: dataclasses.replace(preset, **OURS) for name, preset in step09.PRESETS.items()}
 Config = step09.Config
+
+
+def conditional(config: Config) -> Config:
+    """A configuration of step 9, with labels."""
+    workdir = launch.ROOT / "checkpoints" / "step10_conditional"
+    return dataclasses.replace(config, labels=True, workdir=workdir, defaults=Sampling("unipc", 12, 1.5))
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
     """The configuration of a command line: the preset's, with what the flags change."""
-    return step09.parse(args, presets=PRESETS, description=__doc__)
+    from configs import step09 as configs
+
+    presets = {name: conditional(config) for name, config in configs.PRESETS.items()}
+    return step09.parse(args, presets=presets, description=__doc__)
 
 
-def save_classes(config: Config, run: runs.Run, rows: int = 10) -> None:
+def num_classes(run: Run) -> int:
+    """How many labels the model of a run knows."""
+    assert isinstance(run.model.condition, Labels)
+    return run.model.condition.num_classes
+
+
+def save_classes(config: Config, run: Run, rows: int = 10) -> None:
     """classes.png: a column for each class, the same noise along a row."""
-    classes = min(run.num_classes or 0, 20)
-    draw = runs.sampler(run.net, run.process, run.predicts, run.shape)
+    classes = min(num_classes(run), 20)
     label, index = np.tile(np.arange(classes, dtype=np.int32), rows), np.repeat(np.arange(rows), classes)
-    plan = runs.plan(run.process, config.solver, config.nfe)
-    weight = None if config.guidance == 1 else jnp.float32(config.guidance)
-    images = draw(run.params, jax.random.key(config.seed), plan, index, label, weight)
+    plan = generate.plan(run.model, config.sampling.solver, config.sampling.nfe)
+    weight = generate.weight(run.model, run.weights, config.sampling.guidance)
+    draw = generate.sampler(run.model)
+    images = draw(run.weights, jax.random.key(config.seed), plan, index, label, weight)
     plots.save_grid(config.workdir / "classes.png", np.asarray(images), columns=classes)
 
 
-def save_interpolation(config: Config, run: runs.Run, rows: int = 10, columns: int = 10) -> None:
+def save_interpolation(config: Config, run: Run, rows: int = 10, columns: int = 10) -> None:
     """interpolation.png: a class a row, from one noise to another on the arc between them, by DDIM."""
-    label = np.repeat(np.arange(rows, dtype=np.int32) % (run.num_classes or 1), columns)
+    classes, shape = num_classes(run), (rows, *run.model.codec.shape)
+    label = np.repeat(np.arange(rows, dtype=np.int32) % classes, columns)
     keys = jax.random.split(jax.random.key(config.seed))
-    start, end = (jnp.repeat(run.process.prior(key, (rows, *run.shape)), columns, axis=0) for key in keys)
+    start, end = (jnp.repeat(run.model.process.prior(key, shape), columns, axis=0) for key in keys)
     x_T = editing.interpolate(start, end, jnp.tile(jnp.linspace(0, 1, columns), rows))
-    weight = None if config.guidance == 1 else jnp.float32(config.guidance)
-    denoise = runs.denoiser(run.net, run.process, run.predicts, run.params, jnp.asarray(label), weight)
-    plan = runs.plan(run.process, "ddim", 25)
-    images = jax.jit(lambda x_T: samplers.sample(jax.random.key(0), denoise, plan, x_T))(x_T)
-    plots.save_grid(config.workdir / "interpolation.png", np.asarray(data.to_uint8(images)), columns=columns)
+    plan = samplers.named.plan(run.model.process, "ddim", 25)
+    weight = generate.weight(run.model, run.weights, config.sampling.guidance)
+    draw, index = generate.sampler(run.model), np.arange(len(label))
+    images = draw(run.weights, jax.random.key(0), plan, index, label, weight, x_T)
+    plots.save_grid(config.workdir / "interpolation.png", np.asarray(images), columns=columns)
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config) -> dict[str, object]:
     """Train (or go on training) and sample, or sample alone."""
     if not config.labels:
         raise ValueError("step 10 learns from labels: for a model without them, step09_diffusion.py.")
-    summary = step09.main(config, Path(__file__).name)
-    run = runs.load(config.workdir)
-    if not config.sample_only and jax.process_index() == 0:
+    summary = step09.main(config, "step10_conditional")
+    if not config.sampling.sample_only and jax.process_index() == 0:
+        run = pretrained.load_run(config.workdir)
         save_classes(config, run)
         save_interpolation(config, run)
     return summary
 
 
 if __name__ == "__main__":
-    main(parse())
+    launch.run(__file__)

@@ -13,30 +13,26 @@ another one than the original's: the errors tell methods apart, they are no mark
 and 10; of a conditional one, `--label` says what to see in the parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from jaxtyping import Array, PyTree
 
-from gen_jax import data, inverse, plots, runs, samplers, training
-from gen_jax.diffusion import prediction
-from gen_jax.training import workdir as run_directory
-
-ROOT = Path(__file__).resolve().parents[1]
+from gen_jax import data, generate, inverse, launch, plots, pretrained, samplers
+from gen_jax.pretrained import Run
 
 
 @dataclass(frozen=True)
 class Config:
     """Fill in what is hidden, with a checkpoint of step 9 or 10."""
 
-    checkpoint: Path = ROOT / "checkpoints" / "step09_diffusion"
+    checkpoint: Path = launch.ROOT / "checkpoints" / "step09_diffusion"
     """The --workdir of a run of step09_diffusion or step10_conditional."""
-    workdir: Path = ROOT / "checkpoints" / "step10_inpainting"
+    workdir: Path = launch.ROOT / "checkpoints" / "step10_inpainting"
     """Where figures are written."""
     num: int = 8
     """Images a figure."""
@@ -55,12 +51,13 @@ class Config:
     label: int | None = None
     """What to see in the parts, of a conditional checkpoint."""
     guidance: float = 2.0
+    """Its weight, with a label."""
     data_dir: Path | None = None
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
     seed: int = 0
 
 
-def masks(shape: tuple[int, ...], key: jax.Array) -> dict[str, jax.Array]:
+def masks(shape: tuple[int, ...], key: Array) -> dict[str, Array]:
     """`[1, H, W, 1]`, True where known: the upper half, all but the centre, one pixel of five."""
     height, width, _ = shape
     row, column = jnp.arange(height)[:, None], jnp.arange(width)[None]
@@ -73,71 +70,82 @@ def masks(shape: tuple[int, ...], key: jax.Array) -> dict[str, jax.Array]:
     return {name: mask[None, :, :, None] for name, mask in found.items()}
 
 
-def make_denoiser(config: Config, run: runs.Run) -> prediction.Denoiser:
-    """Of the checkpoint, for `--label` where one is given."""
-    label = None
+def compiled(config: Config, run: Run, x_0: Array, rule: Callable[..., Array]) -> Callable[[Array], Array]:
+    """`rule(denoise, key, plan, x_T, x_0, known)` as a program of `known`, with all arrays as its arguments."""
+    cond = None
     if config.label is not None:
-        label = runs.choose_labels(config.label, run.num_classes, jax.random.key(0), np.arange(config.num))
-    weight = None if label is None or config.guidance == 1 else config.guidance
-    return runs.denoiser(run.net, run.process, run.predicts, run.params, label, weight)
+        cond = generate.choose(run.model, jax.random.key(0), np.arange(len(x_0)), label=config.label)
+    weight = None if cond is None else generate.weight(run.model, run.weights, config.guidance)
+    plan = samplers.named.plan(run.model.process, "ddpm", config.nfe)
+    x_T = run.model.process.prior(jax.random.key(config.seed + 1), x_0.shape)
+
+    @jax.jit
+    def program(weights: PyTree, cond: PyTree, weight: PyTree, x_T: Array, x_0: Array, known: Array) -> Array:
+        denoise = generate.denoiser(run.model, weights, cond, weight)
+        return rule(denoise, jax.random.key(config.seed), plan, x_T, x_0, known)
+
+    return lambda known: program(run.weights, cond, weight, x_T, x_0, known)
 
 
-def inpaint(config: Config, run: runs.Run, x_0: jax.Array) -> dict[str, dict[str, Any]]:
+def inpaint(config: Config, run: Run, x_0: Array) -> dict[str, dict[str, Array]]:
     """What each method makes of each mask, by mask and method; programs are compiled once for all masks."""
-    denoise, proc = make_denoiser(config, run), run.process
-    plan = runs.plan(proc, "ddpm", config.nfe)
-    key, x_T = jax.random.key(config.seed), proc.prior(jax.random.key(config.seed + 1), x_0.shape)
-    common = (key, denoise, proc, plan, x_T)
+    proc, bound = run.model.process, run.model.codec.bound
 
-    def guided(mask: jax.Array) -> Any:
+    def replacement(denoise, key, plan, x_T, x_0, mask):
+        return inverse.replacement(key, denoise, proc, plan, x_T, x_0, mask)
+
+    def repaint(denoise, key, plan, x_T, x_0, mask):
+        return inverse.repaint(key, denoise, proc, plan, x_T, x_0, mask, resample=config.resample)
+
+    def pigdm(denoise, key, plan, x_T, x_0, mask):
         operator = inverse.Mask(mask)
-        denoiser = inverse.pigdm(denoise, proc, operator, operator.forward(x_0), data_var=config.data_var)
-        return samplers.sample(key, prediction.clipped(denoiser), plan, x_T)
+        guided = inverse.pigdm(denoise, proc, operator, operator.forward(x_0), data_var=config.data_var)
+        return samplers.sample(key, bound(guided), plan, x_T)
 
-    methods: dict[str, Callable[[Any], Any]] = {
-        "replacement": jax.jit(lambda mask: inverse.replacement(*common, x_0, mask)),
-        "RePaint": jax.jit(lambda mask: inverse.repaint(*common, x_0, mask, resample=config.resample)),
-        "PiGDM": jax.jit(guided),
-    }
-    hidden = masks(run.shape, jax.random.key(config.seed + 2))
+    rules = {"replacement": replacement, "RePaint": repaint, "PiGDM": pigdm}
+    methods = {name: compiled(config, run, x_0, rule) for name, rule in rules.items()}
+    hidden = masks(run.model.codec.shape, jax.random.key(config.seed + 2))
     return {
         name: {"known": jnp.where(mask, x_0, 0.0), **{m: method(mask) for m, method in methods.items()}}
         for name, mask in hidden.items()
     }
 
 
-def superresolve(config: Config, run: runs.Run, x_0: jax.Array) -> dict[str, Any]:
+def superresolve(config: Config, run: Run, x_0: Array) -> dict[str, Array]:
     """From the means of squares of pixels, with noise, to images."""
-    denoise, proc, operator = make_denoiser(config, run), run.process, inverse.Downsample(config.factor)
-    plan, key = runs.plan(proc, "ddpm", config.nfe), jax.random.key(config.seed)
+    proc, bound, operator = run.model.process, run.model.codec.bound, inverse.Downsample(config.factor)
     y = operator.forward(x_0)
     y = y + config.noise_std * jax.random.normal(jax.random.key(config.seed + 3), y.shape)
-    x_T = proc.prior(jax.random.key(config.seed + 1), x_0.shape)
-    options = {"noise_std": config.noise_std, "data_var": config.data_var}
-    rules = {
-        "PiGDM": inverse.pigdm(denoise, proc, operator, y, **options),
-        "DPS": inverse.dps(denoise, proc, operator, y, step_size=config.dps_step),
-    }
-    draw = lambda rule: jax.jit(lambda: samplers.sample(key, prediction.clipped(rule), plan, x_T))()
+
+    def pigdm(denoise, key, plan, x_T, x_0, y):
+        options = {"noise_std": config.noise_std, "data_var": config.data_var}
+        return samplers.sample(key, bound(inverse.pigdm(denoise, proc, operator, y, **options)), plan, x_T)
+
+    def dps(denoise, key, plan, x_T, x_0, y):
+        guided = inverse.dps(denoise, proc, operator, y, step_size=config.dps_step)
+        return samplers.sample(key, bound(guided), plan, x_T)
+
     large = jnp.repeat(jnp.repeat(y, config.factor, axis=1), config.factor, axis=2)
-    return {"measured": large, **{name: draw(rule) for name, rule in rules.items()}}
+    rules = {"PiGDM": pigdm, "DPS": dps}
+    return {"measured": large} | {name: compiled(config, run, x_0, rule)(y) for name, rule in rules.items()}
 
 
-def save(path: Path, found: dict[str, Any], x_0: jax.Array, title: str) -> None:
+def save(path: Path, found: dict[str, Array], x_0: Array, title: str) -> None:
     """A row an image, a column a method, the original last."""
     columns = found | {"original": x_0}
     strips = np.stack([np.asarray(data.to_uint8(x)) for x in columns.values()], axis=1)
     plots.save_strips(path, strips, list(columns), title)
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config) -> dict[str, object]:
     """Hide, fill in, measure, write."""
-    training.keep_programs(config.workdir)
-    run = runs.load(config.checkpoint)
-    images = data.load(run.config["dataset"], split="test", data_dir=config.data_dir)["image"][: config.num]
-    x_0 = data.to_unit(images)
+    launch.start()
+    run = pretrained.load_run(config.checkpoint)
+    shape = run.model.codec.shape
+    test = data.load(str(run.options["dataset"]), split="test", data_dir=config.data_dir)
+    x_0 = run.model.codec.encode({"image": jnp.asarray(test["image"][: config.num])})
     config.workdir.mkdir(parents=True, exist_ok=True)
-    hidden, summary = masks(run.shape, jax.random.key(config.seed + 2)), {}
+    hidden, summary = masks(shape, jax.random.key(config.seed + 2)), {}
     for name, found in inpaint(config, run, x_0).items():
         save(
             config.workdir / f"{name}.png", found, x_0, f"{name}: what is known, and three ways to fill it in"
@@ -147,7 +155,7 @@ def main(config: Config) -> dict[str, Any]:
             error = jnp.abs(found[method] - x_0)
             summary[f"{name}_{method}_known"] = float(error[mask].max())
             summary[f"{name}_{method}_hidden"] = float(error[~mask].mean())
-    if not any(side % config.factor for side in run.shape[:2]):
+    if not any(side % config.factor for side in shape[:2]):
         found = superresolve(config, run, x_0)
         title = f"super-resolution, {config.factor} times each way"
         save(config.workdir / "superresolution.png", found, x_0, title)
@@ -156,12 +164,13 @@ def main(config: Config) -> dict[str, Any]:
             error = again.forward(found[method]) - again.forward(x_0)
             summary[f"superresolution_{method}_measured"] = float(jnp.abs(error).mean())
             summary[f"superresolution_{method}"] = float(jnp.abs(found[method] - x_0).mean())
-    run_directory.write_json(config.workdir / "summary.json", summary)
-    for name, value in summary.items():
-        print(f"{name:32} {value:.3f}")
-    print(f"pictures: {config.workdir}")
-    return summary
+    return launch.finish(config.workdir, summary, config=config, experiment="step10_inpainting")
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line."""
+    return launch.parse(Config, args, description=__doc__)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    launch.run(__file__)

@@ -14,14 +14,18 @@
     10  guidance      denoisers combined into a denoiser
     10  inverse       measurements that guide a denoiser: posterior sampling, inpainting
     10  editing       SDEdit, data to noise and back, interpolation between the two
+        conditioning  what a network is told: nothing, or labels
+        codec         what a network sees: pixels, or other arrays
+        model         the complete description of a trained diffusion model
+        generate      samples of a model
+        pretrained    a model and its weights from disk
         training      a pure step, compiled for many devices, and the loop around it
-        data          MNIST and tables, any TFDS set, batches on the device or streamed
-        labels        checked, hidden from a network, chosen for samples
-        runs          diffusion runs on disk, for the experiments and the command `gen-jax`
+        data          MNIST and tables, TFDS, folders of images; batches on the device or streamed
+        launch        options, start and end of an experiment
         metrics       the Fréchet distance between samples and data
         plots         pictures of what came out
 
 Nothing is imported with the package itself: `from gen_jax import samplers` loads what it needs and no more.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

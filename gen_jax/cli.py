@@ -6,7 +6,6 @@ gen-jax sample checkpoints/step10_conditional --label 8 --num 16 --out eights.pn
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -19,21 +18,21 @@ def sample(
     label: int | None = None,
     num: int = 16,
     out: Path = Path("samples.png"),
-    guidance: float = 1.5,
-    solver: str = "unipc",
-    nfe: int = 12,
+    guidance: float | None = None,
+    solver: str | None = None,
+    nfe: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Draw images from a trained diffusion model.
+    """Draw images from a trained diffusion model, as its makers do unless told otherwise.
 
     Args:
-        run_dir: The --workdir of a run of step09_diffusion.py or a step 10 experiment.
+        run_dir: The directory of a run of step09_diffusion.py or a step 10 experiment.
         label: Of all images, where the model learned from labels (default: each its own, at random).
         num: How many images.
         out: Where to; .png is one picture of all, .npy is uint8 [N, H, W, C].
-        guidance: Its weight, by the labels or by the model's own younger parameters; 1 is none.
-        solver: One of those that the experiments offer.
-        nfe: Evaluations of the network for an image.
+        guidance: Weight of guidance, by the labels or by a weaker model; 1 is none (default: as the model says).
+        solver: A solver by name (default: as the model says).
+        nfe: Evaluations of the network for an image (default: as the model says).
         seed: Of the images.
     """
     if out.suffix not in (".png", ".npy"):
@@ -41,14 +40,13 @@ def sample(
     import jax
     import numpy as np
 
-    from gen_jax import plots, runs, training
+    from gen_jax import generate, launch, plots, pretrained
 
-    if solver not in runs.SOLVERS:
-        raise ValueError(f"--solver must be one of {', '.join(runs.SOLVERS)}; got {solver}.")
-    training.share_cores()
-    training.keep_programs(run_dir)
-    options: dict[str, Any] = {"label": label, "guidance": guidance, "solver": solver, "nfe": nfe}
-    images, labels = runs.sample(runs.load(run_dir), jax.random.key(seed), num, **options)
+    launch.start()
+    model, weights = pretrained.load(run_dir)
+    images, labels = generate.sample(
+        model, weights, jax.random.key(seed), num, label=label, guidance=guidance, solver=solver, nfe=nfe
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":
         np.save(out, images)

@@ -1,13 +1,12 @@
 """Step 4: the Gaussian mixture, `p(x) = sum_k weights_k N(x; means_k, covs_k)`.
 
-One tuple of parameters holds every covariance structure, by the shape of `covs`, where a dimension of 1 is shared:
+The shape of `covs` says which covariance structure a mixture has; a dimension of 1 is shared:
 
-    full       [K, D, D]   each component its own matrix        diagonal    [K, D]   its own variance in each dimension
-    tied       [1, D, D]   one matrix for all                   spherical   [K, 1]   one variance for all dimensions
+    full       [K, D, D]   a matrix for each component      diagonal    [K, D]   a variance for each dimension
+    tied       [1, D, D]   one matrix for all components    spherical   [K, 1]   one variance for all dimensions
 
-So there is no flag to keep in step with the numbers, and every function takes any of the four. A mixture to which
-Gaussian noise is added is a mixture again (`diffuse`), which makes this step the exact answer that steps 9 and 10 are
-checked against. Equations "PRML" are those of Bishop 2006.
+Every function takes all four. A mixture plus Gaussian noise is again a mixture (`diffuse`), so this step gives the exact
+answers that steps 9 and 10 are tested against. "PRML" is Bishop 2006.
 """
 
 from collections.abc import Sequence
@@ -37,10 +36,10 @@ class GMM(NamedTuple):
 
 
 class Whitening(NamedTuple):
-    """The maps `z = L_k^-1 (x - mean_k)` to standard normal coordinates, once per set of parameters."""
+    """The maps `z = L_k^-1 (x - mean_k)` to standard normal coordinates."""
 
     centre: Float[Array, "D"]
-    """The mixture's mean, from which `x` and the means are measured first, so that an offset of both loses nothing."""
+    """The mixture's mean, subtracted from `x` and the means first, so that a common offset loses no precision."""
     factor: Float[Array, "..."]
     """Lower triangular `L_k` of each covariance `L_k L_k^T`, or the standard deviations."""
     inverse: Float[Array, "..."]
@@ -51,7 +50,7 @@ class Whitening(NamedTuple):
 
 
 def whitening(params: GMM) -> Whitening:
-    """By Cholesky factors and triangular solves."""
+    """The maps of a mixture, by Cholesky factors and triangular solves."""
     covs, dims = params.covs, params.means.shape[1]
     centre = jnp.matmul(params.weights, params.means, precision=_PRECISION)
     means = params.means - centre[None]
@@ -69,9 +68,9 @@ def whitening(params: GMM) -> Whitening:
 
 
 def whitened(white: Whitening, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "K D N"]:
-    """`L_k^-1 (x_n - mean_k)`, rows last: sums over dimensions and components then run along them, which is fast.
+    """`L_k^-1 (x_n - mean_k)`, with the rows on the last axis, where sums over the other axes are fast.
 
-    What is lost to rounding is the ratio of the mixture's extent to a component's, once and not squared.
+    The rounding error grows with the ratio of the mixture's extent to a component's, and not with its square.
     """
     x = jnp.asarray(x) - white.centre[None]
     components, dims = white.shift.shape
@@ -83,12 +82,12 @@ def whitened(white: Whitening, x: Float[Array | np.ndarray, "N D"]) -> Float[Arr
 
 
 def with_one(x: Float[Array, "N D"]) -> Float[Array, "N D+1"]:
-    """A column of ones behind those of `x`: what makes an affine map, or a sum beside products, one product."""
+    """`x` with a last column of ones, so that an affine map is one matrix product."""
     return jnp.pad(x, ((0, 0), (0, 1)), constant_values=1)
 
 
 def log_density(white: Whitening, z: Float[Array, "K D N"]) -> Float[Array, "K N"]:
-    """Log-density of what was whitened to `z`."""
+    """Log-density of each component, from whitened rows."""
     return -(jnp.square(z).sum(1) + z.shape[1] * _LOG_2PI) / 2 - white.half_log_det[:, None]
 
 
@@ -114,7 +113,7 @@ def responsibilities(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[
 
 
 def sample(key: Key[Array, ""], params: GMM, n: int) -> tuple[Float[Array, "n D"], Int[Array, "n"]]:
-    """`n` draws `x` and the components `z` they came from; draw `i` depends on `key` and `i` alone."""
+    """`n` draws `x` and the components `z` they came from; draw `i` depends on `key` and `i` only."""
     key_z, key_x = jax.random.split(key)
     logits = jnp.log(params.weights)
     z = jax.vmap(lambda k: jax.random.categorical(k, logits))(keys.per_example(key_z, n))
@@ -136,7 +135,7 @@ def diffuse(params: GMM, alpha: ArrayLike, sigma: ArrayLike) -> GMM:
 
 
 def marginal(params: GMM, dims: Sequence[int] | np.ndarray) -> GMM:
-    """The mixture of some of the variables alone, in the order of `dims`."""
+    """The mixture of some of the variables, in the order of `dims`."""
     kept = normal.check_dims(dims, params.means.shape[1])
     if params.covs.ndim == 3:
         covs = params.covs[:, kept][:, :, kept]
@@ -148,7 +147,7 @@ def marginal(params: GMM, dims: Sequence[int] | np.ndarray) -> GMM:
 def conditional(params: GMM, dims: Sequence[int] | np.ndarray, values: ArrayLike) -> GMM:
     """The mixture of the other variables, in their order, given `x[dims] = values`.
 
-    Each component is conditioned as a Gaussian (`normal.conditional`), and weighed by how well it explains the values.
+    Each component is conditioned as a Gaussian (`normal.conditional`); its new weight is its responsibility for them.
     """
     given = normal.check_dims(dims, params.means.shape[1])
     free = np.setdiff1d(np.arange(params.means.shape[1]), given)
@@ -160,18 +159,18 @@ def conditional(params: GMM, dims: Sequence[int] | np.ndarray, values: ArrayLike
     each = jax.vmap(
         lambda mean, cov: normal.conditional(normal.MultivariateNormal(mean, cov), given, values)
     )(params.means, covs)
-    return GMM(weights, each.mean, each.cov[: len(params.covs)])  # what is tied stays tied
+    return GMM(weights, each.mean, each.cov[: len(params.covs)])  # tied covariances stay tied
 
 
 def structure(params: GMM) -> str:
-    """Which of `COVARIANCES` the shape of `covs` says (with one dimension or component, the more general name)."""
+    """The covariance structure, from the shape of `covs`; the more general one for one dimension or component."""
     if params.covs.ndim == 3:
         return "full" if len(params.covs) == len(params.weights) else "tied"
     return "diagonal" if params.covs.shape[1] == params.means.shape[1] else "spherical"
 
 
 def num_parameters(params: GMM) -> int:
-    """How many numbers are free in a mixture of this structure."""
+    """Number of free parameters of a mixture with this structure."""
     components, dims = params.means.shape
     matrix = dims * (dims + 1) // 2
     each = {
@@ -184,22 +183,22 @@ def num_parameters(params: GMM) -> int:
 
 
 def bic(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, ""]:
-    """Bayesian information criterion `num_parameters log N - 2 log p(x)`, in nats; less is better (Schwarz 1978)."""
+    """Bayesian information criterion `num_parameters log N - 2 log p(x)`, in nats; lower is better (Schwarz 1978)."""
     return num_parameters(params) * np.log(len(x)) - 2 * log_prob(params, x).sum()
 
 
 def aic(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, ""]:
-    """Akaike information criterion `2 num_parameters - 2 log p(x)`, in nats; less is better (Akaike 1974)."""
+    """Akaike information criterion `2 num_parameters - 2 log p(x)`, in nats; lower is better (Akaike 1974)."""
     return 2 * num_parameters(params) - 2 * log_prob(params, x).sum()
 
 
 class Free(NamedTuple):
-    """A mixture without constraints, for gradient descent: any numbers here are a mixture (`constrain`)."""
+    """Unconstrained parameters of a mixture, for gradient descent (`constrain`)."""
 
     logits: Float[Array, "K"]
     means: Float[Array, "K D"]
     factors: Float[Array, "..."]
-    """Cholesky factors with the logarithm of the diagonal in its place, or log standard deviations."""
+    """Cholesky factors with the logarithm of their diagonals, or log standard deviations."""
 
 
 def constrain(free: Free) -> GMM:

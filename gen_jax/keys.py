@@ -1,4 +1,4 @@
-"""Random draws that belong to an example, not to a batch: what makes a run the same on 1 and on 8 devices."""
+"""Random draws that depend on the example, not on the batch, so that a run is the same on 1 and on 8 devices."""
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,20 @@ AXIS = "data"
 
 
 def example_index(n: int) -> tuple[Int[Array, "{n}"], int]:
-    """Where the `n` examples at hand stand in the global batch, and the size of that batch.
+    """Indices of the local `n` examples in the global batch, and the size of the global batch.
 
-    Under `jit` the program sees the whole batch, and this is `(arange(n), n)`. Inside `pmap` or `shard_map` over `AXIS`
-    device `d` sees a slice, and this is `(d n + arange(n), n * devices)`.
+    Under `jit` the program sees the whole batch: `(arange(n), n)`. Inside `pmap` or `shard_map` over `AXIS`, device
+    `d` sees a slice: `(d n + arange(n), n * devices)`.
     """
     try:
         device, devices = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
-    except NameError:  # the axis is not bound: the whole batch is in sight
+    except NameError:  # the axis is not bound: this is the whole batch
         return jnp.arange(n), n
     return device * n + jnp.arange(n), devices * n
 
 
 def per_example(key: Key[Array, ""], n: int, index: Int[Array, "{n}"] | None = None) -> Key[Array, "{n}"]:
-    """One key an example: `fold_in(key, i)` for the global index `i` (or for `index`, where given)."""
+    """One key per example: `fold_in(key, i)` for its global index `i` (or for `index`, if given)."""
     index = example_index(n)[0] if index is None else index
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
@@ -30,13 +30,14 @@ def per_example(key: Key[Array, ""], n: int, index: Int[Array, "{n}"] | None = N
 def normal(
     key: Key[Array, ""], shape: tuple[int, ...], index: Int[Array, "n"] | None = None
 ) -> Float[Array, "n ..."]:
-    """Standard normal draws `[n, ...]`; row `i` depends on `key` and its index alone, not on `n` or the devices."""
+    """Standard normal draws `[n, ...]`; row `i` depends only on `key` and its index, not on `n` or the devices."""
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(per_example(key, shape[0], index))
 
 
-def over_devices(mean: Float[Array, "*x"]) -> Float[Array, "*x"]:
-    """The mean over the devices' slices of the batch, where there are such (`example_index`)."""
+def mean_over_devices(mean: Float[Array, "*x"]) -> Float[Array, "*x"]:
+    """The mean over all devices, if each sees a slice of the batch (`example_index`); otherwise `mean` itself."""
     try:
-        return jax.lax.pmean(mean, AXIS)
+        averaged: Array = jax.lax.pmean(mean, AXIS)
     except NameError:
         return mean
+    return averaged

@@ -1,14 +1,14 @@
-"""How far samples are from data: the Fréchet distance between the normals that fit their features.
+"""How far samples are from data: the Fréchet distance between normal distributions fitted to their features.
 
     axes = metrics.principal(images, 32)                             # features: coordinates in the data's leading axes
     real, drawn = (metrics.moments(metrics.project(axes, x)) for x in (images, samples))
     metrics.frechet_distance(real, drawn)
 
-With the features of an Inception network the distance is the FID; `moments` takes features of any kind. Everything is
-float64 on the host: a covariance of images in float32 has no digits left for the difference of two.
+With the features of an Inception network the distance is the FID; `moments` takes any features. All is computed in
+float64 on the host: in float32 the difference of two covariances of images has no correct digit.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse.linalg
@@ -27,9 +27,9 @@ class Axes(NamedTuple):
 
     mean: Float[np.ndarray, "D"]
     directions: Float[np.ndarray, "D k"]
-    """Orthonormal columns, that of the largest variance first."""
-    share: float
-    """Of the data's variance that lies along them, in [0, 1]."""
+    """Orthonormal columns, by decreasing variance."""
+    explained_variance_ratio: float
+    """Fraction of the variance of the data that lies along the axes, in [0, 1]."""
 
 
 def moments(features: Num[np.ndarray, "N D"]) -> Moments:
@@ -53,17 +53,17 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
         d^2 = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
 
-    (Dowson & Landau 1982; Heusel et al. 2017, Eq. 6.) With `C = F F^T` the trace is `min |F_a - F_b Q|^2` over
-    orthogonal `Q`, and is taken so: as a sum of squares, it is not negative, holds its digits where the normals are
-    close, and asks no covariance to be of full rank. Features of few examples make it larger (by order `1 / N`), so
-    compare only distances from as many.
+    (Dowson & Landau 1982; Heusel et al. 2017, Eq. 6.) With `C = F F^T` the trace equals `min |F_a - F_b Q|^2` over
+    orthogonal `Q`, and is computed so. This sum of squares is never negative, is accurate where the two are close, and
+    needs no covariance of full rank. With few examples the distance is too large (by order `1 / N`), so compare only
+    distances from equal numbers of examples.
 
     Raises:
         ValueError: `a` and `b` differ in `D`.
     """
     if a.cov.shape != b.cov.shape:
         raise ValueError(
-            f"both must be of the same features; got {len(a.mean)} and {len(b.mean)} of them: project alike."
+            f"both must have the same features; got {len(a.mean)} and {len(b.mean)}: project both with the same axes."
         )
     of_a, of_b = _factor(a.cov), _factor(b.cov)
     left, _, right = np.linalg.svd(of_b.T @ of_a)  # Q = left right (Schönemann 1966)
@@ -71,10 +71,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def principal(x: Num[np.ndarray, "N *x"], num: int) -> Axes:
-    """The `num` leading principal axes of data `[N, ...]`, of the pixels of images, say (Pearson 1901; PRML 12.1).
+    """The `num` leading principal axes of data `[N, ...]`, such as images (Pearson 1901; PRML 12.1).
 
     Raises:
-        ValueError: `num` is not from 1 to one less than the lesser of `N` and the numbers in an example.
+        ValueError: `num` is below 1, or not smaller than both `N` and the numbers in an example.
     """
     rows = _rows(x)
     if not 1 <= num < min(rows.shape):
@@ -83,15 +83,15 @@ def principal(x: Num[np.ndarray, "N *x"], num: int) -> Axes:
             f"got {num}."
         )
     mean = rows.mean(0)
-    start = np.ones(min(rows.shape))  # of the iteration; random by default
+    start = np.ones(min(rows.shape))  # by default svds starts at random
     _, values, directions = scipy.sparse.linalg.svds(rows - mean, k=num, v0=start)
     order = np.argsort(-values)
-    share = np.square(values).sum() / np.square(rows - mean).sum()
-    return Axes(mean, directions[order].T, float(share))
+    ratio = np.square(values).sum() / np.square(rows - mean).sum()
+    return Axes(mean, directions[order].T, float(ratio))
 
 
 def project(axes: Axes, x: Num[np.ndarray, "N *x"]) -> Float[np.ndarray, "N k"]:
-    """Coordinates of `x [N, ...]` along the axes, from their mean.
+    """Coordinates of `x - mean` along the axes, for `x [N, ...]`.
 
     Raises:
         ValueError: an example has other than `D` numbers.
@@ -99,14 +99,16 @@ def project(axes: Axes, x: Num[np.ndarray, "N *x"]) -> Float[np.ndarray, "N k"]:
     rows = _rows(x)
     if rows.shape[1] != len(axes.mean):
         raise ValueError(f"Expected examples of {len(axes.mean)} numbers, got the shape {x.shape}.")
-    return (rows - axes.mean) @ axes.directions
+    coordinates: np.ndarray = (rows - axes.mean) @ axes.directions
+    return coordinates
 
 
-def _factor(cov: Any) -> Any:
-    """`F` with `F F^T = cov`; rounding errors below 0 count as 0."""
+def _factor(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
+    """`F` with `F F^T = cov`; eigenvalues below 0, which are rounding errors, count as 0."""
     values, vectors = np.linalg.eigh(cov)
-    return vectors * np.sqrt(np.maximum(values, 0))
+    factor: np.ndarray = vectors * np.sqrt(np.maximum(values, 0))
+    return factor
 
 
-def _rows(x: Any) -> Any:
+def _rows(x: Num[np.ndarray, "N *x"]) -> Float[np.ndarray, "N D"]:
     return np.asarray(x, np.float64).reshape(len(x), -1)

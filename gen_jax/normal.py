@@ -3,18 +3,18 @@
     Normal               p(x) = exp(-(x - mean)^2 / (2 std^2)) / sqrt(2 pi std^2)
     MultivariateNormal   p(x) = exp(-(x - mean)^T cov^-1 (x - mean) / 2) / sqrt(det(2 pi cov))
 
-Both are tuples of parameters, and every function here takes either:
+Both are tuples of parameters. Every function here takes either:
 
     params = normal.fit(x)                 # x [N] -> Normal;  x [N, D] -> MultivariateNormal
     nats = normal.log_prob(params, x)      # [N]
 
-All of it is pure: it works under `jit`, `vmap` and `grad`. A covariance is only ever used through its Cholesky
-factor `cov = L L^T`: `(x - mean)^T cov^-1 (x - mean) = |L^-1 (x - mean)|^2` and `log det cov = 2 sum log L_ii`.
-Equations "PRML" are those of Bishop 2006.
+All functions are pure and work under `jit`, `vmap` and `grad`. A covariance is used only through its Cholesky factor
+`cov = L L^T`: `(x - mean)^T cov^-1 (x - mean) = |L^-1 (x - mean)|^2` and `log det cov = 2 sum log L_ii`. "PRML" is
+Bishop 2006.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Normal(NamedTuple):
-    """`N(mean, std^2)`: numbers, or arrays of one shape for as many independent normals."""
+    """`N(mean, std^2)`: numbers, or arrays of one shape for several independent normals."""
 
     mean: Float[Array, "..."]
     std: Float[Array, "..."]
@@ -46,6 +46,7 @@ class MultivariateNormal(NamedTuple):
 
 
 Params: TypeAlias = Normal | MultivariateNormal
+P = TypeVar("P", Normal, MultivariateNormal)
 
 
 def log_prob(params: Params, x: ArrayLike) -> Float[Array, "..."]:
@@ -72,9 +73,9 @@ def cdf(params: Params, x: ArrayLike) -> Float[Array, "..."]:
 
 
 def interval(params: Normal, low: ArrayLike, high: ArrayLike) -> Float[Array, "..."]:
-    """`P(low < X <= high)`, exact in both tails: `-inf` and `inf` are welcome as ends.
+    """`P(low < X <= high)`, accurate in both tails; the ends may be `-inf` and `inf`.
 
-    In the upper tail it is the difference of the small numbers `Phi(-a) - Phi(-b)`, not of two that are nearly 1.
+    In the upper tail it is `Phi(-a) - Phi(-b)`, a difference of small numbers and not of two numbers near 1.
     """
     a, b = ((jnp.asarray(end) - params.mean) / params.std for end in (low, high))
     upper = a > 0
@@ -87,7 +88,7 @@ def log_cdf(params: Normal, x: ArrayLike) -> Float[Array, "..."]:
 
 
 def sample(key: Key[Array, ""], params: Params, n: int) -> Float[Array, "n ..."]:
-    """`n` independent draws; draw `i` depends on `key` and `i` alone."""
+    """`n` independent draws; draw `i` depends on `key` and `i` only."""
     z = keys.normal(key, (n, *params.mean.shape))
     match params:
         case Normal(mean, std):
@@ -103,19 +104,19 @@ def fit(
 
         mean = sum_n w_n x_n / W      cov = sum_n w_n (x_n - mean)(x_n - mean)^T / C      W = sum_n w_n
 
-    with `C = W`, or, where `unbiased`, `C = W - sum_n w_n^2 / W` (which is `N - 1` for weights of 1). Sums are taken
-    of centred data, so an offset of any size costs no digits.
+    with `C = W`, or with `unbiased=True` `C = W - sum_n w_n^2 / W` (`N - 1` if all weights are 1). The sums are of
+    centred data, so a large offset loses no precision.
 
     Args:
         x: `[N]` for a Normal, `[N, D]` for a MultivariateNormal.
         weights: `[N]`, not negative; 1 by default.
-        unbiased: divide by `N - 1` in place of `N`.
+        unbiased: divide by `N - 1` instead of `N`.
         regularization: added to the variance, or to the covariance's diagonal, in the squared unit of `x`.
 
     Raises:
-        ValueError: wrong shapes, values that are not finite (it says which rows), weights that are negative or all
-            zero, or data without a density: constant, or with a linear dependence between columns (D >= N, say).
-            Under `jit` values cannot be looked at, and these become NaN parameters.
+        ValueError: wrong shapes, values that are not finite (the message names the rows), weights that are negative or
+            all zero, or data without a density: constant, or with linearly dependent columns (for example D >= N). Under
+            `jit` the values cannot be checked, and the parameters become NaN.
     """
     if jnp.ndim(x) not in (1, 2) or jnp.size(x) == 0:
         raise ValueError(f"Expected x of shape [N] or [N, D] with at least one row, got {jnp.shape(x)}.")
@@ -123,7 +124,7 @@ def fit(
     total = w.sum()
     count = total - jnp.square(w).sum() / total if unbiased else total
     shares = (w / total).reshape(-1, *[1] * (x.ndim - 1))
-    start = x[:1]  # close enough to the mean to centre by; the second pass takes what is left
+    start = x[:1]  # near the mean; the second pass removes the rest
     start = start + (shares * (x - start)).sum(0, keepdims=True)
     centred = x - start
     rest = (shares * centred).sum(0, keepdims=True)
@@ -147,7 +148,7 @@ def entropy(params: Params) -> Float[Array, "..."]:
 
 
 def kl(p: Params, q: Params) -> Float[Array, "..."]:
-    """`E_p[log p(x) - log q(x)]` in nats, of two of the same kind.
+    """`E_p[log p(x) - log q(x)]` in nats, for two distributions of the same kind.
 
     2 kl = |L_q^-1 L_p|_F^2 + |L_q^-1 (mean_q - mean_p)|^2 - D + log det(cov_q) - log det(cov_p)
     """
@@ -166,7 +167,7 @@ def kl(p: Params, q: Params) -> Float[Array, "..."]:
 
 
 def marginal(params: MultivariateNormal, dims: int | Sequence[int]) -> Params:
-    """The distribution of some variables alone: a Normal for one index, else a MultivariateNormal (PRML Eq. 2.98)."""
+    """The distribution of some of the variables: a Normal for one index, else a MultivariateNormal (PRML Eq. 2.98)."""
     if isinstance(dims, int):
         return Normal(params.mean[dims], jnp.sqrt(params.cov[dims, dims]))
     kept = check_dims(dims, len(params.mean))
@@ -195,8 +196,8 @@ def conditional(
     return MultivariateNormal(mean, cov - jnp.matmul(explained.T, explained, precision=_PRECISION))
 
 
-def affine(params: Any, scale: ArrayLike, offset: ArrayLike = 0.0) -> Any:
-    """The distribution of `scale x + offset`; with a MultivariateNormal `scale` is a number or a matrix `[E, D]`."""
+def affine(params: P, scale: ArrayLike, offset: ArrayLike = 0.0) -> P:
+    """The distribution of `scale x + offset`; for a MultivariateNormal `scale` is a number or a matrix `[E, D]`."""
     scale, offset = jnp.asarray(scale, params.mean.dtype), jnp.asarray(offset, params.mean.dtype)
     match params:
         case Normal(mean, std):
@@ -232,7 +233,7 @@ def whiten_columns(factor: Float[Array, "D D"], x: Float[Array, "D N"]) -> Float
 def checked_rows(x: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
     """Data and weights, as floats of one type.
 
-    Raises a ValueError about what no fit can use; values that are traced cannot be looked at.
+    Raises ValueError if a fit cannot use them; the values of traced arrays are not checked.
     """
     weights = np.ones(jnp.shape(x)[0]) if weights is None else weights
     if jnp.shape(weights) != jnp.shape(x)[:1]:
@@ -256,7 +257,7 @@ def checked_rows(x: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]
 
 
 def check_dims(dims: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """Indices of variables, checked."""
+    """Checked indices of variables, from 0 to `size - 1`."""
     index = np.atleast_1d(np.asarray(dims, int))
     if not len(index) or len(set(index % size)) < len(index) or not ((-size <= index) & (index < size)).all():
         raise ValueError(f"dims must be different indices of {size} variables, got {dims}.")
@@ -264,11 +265,11 @@ def check_dims(dims: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
 
 
 class Free(NamedTuple):
-    """A Normal or a MultivariateNormal without constraints, for gradient descent."""
+    """Unconstrained parameters of a Normal or a MultivariateNormal, for gradient descent."""
 
     mean: Float[Array, "..."]
     factor: Float[Array, "..."]
-    """Log standard deviation, or the Cholesky factor with the logarithm of its diagonal in its place."""
+    """Log standard deviation, or the Cholesky factor with the logarithm of its diagonal."""
 
 
 def constrain(free: Free) -> Params:
@@ -289,7 +290,7 @@ def unconstrain(params: Params) -> Free:
 
 
 def constrain_factor(free: Float[Array, "D D"]) -> Float[Array, "D D"]:
-    """Lower triangular with a positive diagonal, `exp` of the diagonal of `free`; what is above it is not read."""
+    """Lower triangular with the diagonal `exp(diag(free))`; entries above the diagonal are ignored."""
     return jnp.tril(free, -1) + jnp.diag(jnp.exp(jnp.diagonal(free)))
 
 
@@ -299,10 +300,10 @@ def unconstrain_factor(factor: Float[Array, "D D"]) -> Float[Array, "D D"]:
 
 
 def _check_density(params: Params, x: Array) -> None:
-    """Raises a ValueError where the fit has no density."""
+    """Raise ValueError if the fit has no density."""
     if isinstance(x, jax.core.Tracer):
         return
-    advice = "There is no density to fit; drop what is constant or dependent, or set regularization > 0."
+    advice = "There is no density to fit; drop constant or dependent columns, or set regularization > 0."
     variance = np.square(params.std)[None] if isinstance(params, Normal) else np.diagonal(params.cov)
     flat = np.flatnonzero(~(variance > 0))
     if len(flat):

@@ -1,4 +1,7 @@
-"""Pictures: of images (uint8 `[..., H, W, C]`), of runs (`metrics.jsonl`), and figures that save themselves."""
+"""Pictures: grids of images (uint8 `[..., H, W, C]`), curves of `metrics.jsonl`, and figures that save themselves.
+
+Only process 0 writes.
+"""
 
 import json
 import math
@@ -8,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
 
 def tile(images: UInt8[np.ndarray, "N H W C"], columns: int | None = None, gap: int = 2) -> np.ndarray:
-    """Images side by side in rows of `columns` (default: as square as it gets) on white, `[H', W', C]`."""
+    """Images in rows of `columns` (default: about a square) on white, `[H', W', C]`."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = -(-count // columns)
@@ -27,11 +31,12 @@ def tile(images: UInt8[np.ndarray, "N H W C"], columns: int | None = None, gap: 
 def save_grid(
     path: str | Path, images: UInt8[np.ndarray, "N H W C"], columns: int | None = None, scale: int = 2
 ) -> None:
-    """Write `tile(images, columns)`, every pixel `scale` times as wide and high."""
+    """Write `tile(images, columns)`, enlarged `scale` times."""
     from PIL import Image
 
     canvas = tile(images, columns).repeat(scale, 0).repeat(scale, 1)
-    Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(path)
+    if jax.process_index() == 0:
+        Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(path)
 
 
 def save_strips(
@@ -41,7 +46,7 @@ def save_strips(
     title: str,
     rows: Sequence[str] = (),
 ) -> None:
-    """Write rows of images through time, column `k` under `labels[k]`; `rows` names the rows."""
+    """Write rows of images, with `labels` above the columns and `rows` beside the rows."""
     from matplotlib.figure import Figure
 
     count, length = strips.shape[:2]
@@ -57,28 +62,32 @@ def save_strips(
     for axis, label in zip(axes[:, 0], rows, strict=False):
         axis.set_ylabel(label, fontsize=9)
     figure.suptitle(textwrap.fill(title, max(int(13 * figure.get_figwidth()), 20)), fontsize=10)
-    figure.savefig(path, dpi=150)
+    if jax.process_index() == 0:
+        figure.savefig(path, dpi=150)
 
 
 @contextmanager
 def figure(
     path: str | Path, *, width: float | int = 6, height: float | int = 4, **subplots: Any
 ) -> Iterator[Any]:
-    """A figure that is written to `path` at the end of the block; gives its axes (`Figure.subplots(**subplots)`)."""
+    """Yields `Figure.subplots(**subplots)`, the axes of a new figure, and writes it to `path` at the end of the block."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(width, height), layout="constrained")
     yield drawn.subplots(**subplots)
-    drawn.savefig(path, dpi=150)
+    if jax.process_index() == 0:
+        drawn.savefig(path, dpi=150)
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, one dict a log point."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`, a dict for each log point; a null is NaN."""
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    number = lambda value: math.nan if value is None else float(value)
+    return [{name: number(value) for name, value in line.items()} for line in lines]
 
 
 def save_loss(path: str | Path, metrics: str | Path, *, name: str = "loss", label: str = "loss") -> None:
-    """Write the curve of one metric of a `metrics.jsonl` against the step."""
+    """Plot one metric of a `metrics.jsonl` against the step."""
     lines = read_metrics(metrics)
     with figure(path) as axes:
         marker = "." if len(lines) < 50 else ""

@@ -177,8 +177,8 @@ def test_interpolated_noise_has_the_law_of_noise():
 @pytest.mark.parametrize(
     ("x_b", "weight", "message"),
     [
-        (jnp.zeros((2, 4)), 0.5, "must be alike"),
-        (jnp.zeros((2, 3)), jnp.zeros(5), r"weight must be a number or one an example, \(2,\)"),
+        (jnp.zeros((2, 4)), 0.5, "must have the same structure"),
+        (jnp.zeros((2, 3)), jnp.zeros(5), r"weight must be a number or one per example, \(2,\)"),
     ],
 )
 def test_interpolation_refuses_what_does_not_fit(x_b, weight, message):

@@ -137,7 +137,7 @@ def test_interval_guides_inside_alone():
         np.testing.assert_array_equal(guided(X, jnp.float32(t)), expected(X, jnp.float32(t)))
 
 
-def test_plus_plus_is_its_algorithm():
+def test_cfg_plus_plus_is_its_algorithm():
     """Two estimates, the guided data and the unconditional noise (Chung et al. 2025, Algorithm 2), written out."""
     grid, scale = times.log_snr(PROCESS, 6), 0.6
     c, u = MODEL.given(0), MODEL
@@ -149,7 +149,7 @@ def test_plus_plus_is_its_algorithm():
         u_hat, t = u(expected, jnp.float32(t)), jnp.float32(t)
         x0_hat = u_hat + scale * (c(expected, t) - u_hat)
         expected = alpha_s * x0_hat + sigma_s * (expected - alpha_t * u_hat) / sigma_t
-    denoise = guidance.classifier_free(c, u, guidance.plus_plus(scale, PROCESS, grid))
+    denoise = guidance.classifier_free(c, u, guidance.cfg_plus_plus(scale, PROCESS, grid))
     plan = samplers.DDIM().plan(PROCESS, grid)
     found = jax.jit(lambda x: samplers.sample(jax.random.key(0), denoise, plan, x))(x)
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
@@ -244,10 +244,10 @@ def test_classifier_loss_is_least_for_the_exact_classifier():
         (lambda: guidance.linear([MODEL, MODEL], [1.0, 1.0]), "must sum to 1"),
         (lambda: guidance.interval(2.0, PROCESS, 0.2, 1.5), "0 <= low < high <= 1, got 0.2 and 1.5"),
         (lambda: guidance.interval(2.0, PROCESS, 0.5, 0.5), "inside the process"),
-        (lambda: guidance.plus_plus(0.5, PROCESS, np.array([0.1, 0.5])), "decreasing times"),
+        (lambda: guidance.cfg_plus_plus(0.5, PROCESS, np.array([0.1, 0.5])), "decreasing times"),
         (
             lambda: guidance.classifier_free_batched(by_label, jnp.zeros(20, int), jnp.zeros(20), 2.0),
-            "must look the same",
+            "must be alike in structure",
         ),
     ],
 )

@@ -215,7 +215,7 @@ def test_log_prob_says_which_shape_it_wants(family):
 def test_bad_options():
     with pytest.raises(ValueError, match="positive"):
         Gaussian(0.0)
-    with pytest.raises(ValueError, match="at least 2 levels"):
+    with pytest.raises(ValueError, match="bins must be at least 2"):
         DiscretizedLogistic(bins=1)
     with pytest.raises(ValueError, match="components"):
         LogisticMixture(0)

@@ -111,7 +111,9 @@ def test_principal_axes_are_those_of_scikit_learn(shape):
     )
     rows = x.reshape(len(x), -1)
     axes, peer = metrics.principal(x, 4), sklearn.decomposition.PCA(4, svd_solver="full").fit(rows)
-    np.testing.assert_allclose(axes.share, peer.explained_variance_ratio_.sum(), rtol=1e-10)
+    np.testing.assert_allclose(
+        axes.explained_variance_ratio, peer.explained_variance_ratio_.sum(), rtol=1e-10
+    )
     np.testing.assert_allclose(np.abs(peer.components_ @ axes.directions), np.eye(4), atol=1e-8)
     np.testing.assert_allclose(
         np.abs(metrics.project(axes, x)), np.abs(peer.transform(rows)), rtol=1e-7, atol=1e-8

@@ -6,16 +6,20 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-_FORMAT = 1  # part of the key: an entry of another format is never read
-_VERIFIED = (
-    256 * 2**20
-)  # bytes: up to this size an array's checksum is verified on each load (about a second a GiB)
+_FORMAT = 2  # part of the key: an entry of another format is never read
+_VERIFIED = 256 * 2**20  # bytes: the checksum of larger arrays is not verified (about a second a GiB)
+
+
+class _Array(TypedDict):
+    dtype: str
+    shape: list[int]
+    crc32: int
 
 
 def root(cache_dir: str | os.PathLike | None = None) -> Path:
@@ -25,43 +29,43 @@ def root(cache_dir: str | os.PathLike | None = None) -> Path:
     return Path(place or os.path.join(base, "gen_jax")).expanduser()
 
 
-def entry(full_name: str, split: str, data_path: Path) -> str:
-    """The path of an entry below `root`: `<name>/<config>/<version>/<split>-<fingerprint>`.
-
-    The fingerprint is of the split and of every file of the prepared set: name, size, time of modification,
-    and the 64 KiB at either end (array_record keeps its index at the end). A set that was prepared again is
-    another entry.
-    """
+def entry(full_name: str, split: str, contents: Iterable[str | bytes]) -> str:
+    """The path of an entry below `root`: `<full_name>/<split>-<fingerprint of split and contents>`."""
     digest = hashlib.sha256(f"{_FORMAT} {full_name} {split}".encode())
-    for path in sorted(path for path in data_path.iterdir() if path.is_file()):
-        stat = path.stat()
-        digest.update(f"\n{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(65536))
-            file.seek(max(0, stat.st_size - 65536))
-            digest.update(file.read())
+    for part in contents:
+        digest.update(part.encode(errors="surrogateescape") if isinstance(part, str) else part)
     return f"{full_name}/{re.sub(r'[^A-Za-z0-9_.]+', '_', split)}-{digest.hexdigest()[:16]}"
 
 
-def write(
-    path: Path, chunks: Iterable[dict[str, np.ndarray]], num_examples: int, extra: dict[str, Any]
-) -> None:
+def of_files(directory: Path) -> Iterator[str | bytes]:
+    """What tells the files of a directory from others: name, size, time of modification and the 64 KiB at either end.
+
+    (The format array_record keeps its index at the end.)
+    """
+    for path in sorted(path for path in directory.iterdir() if path.is_file()):
+        stat = path.stat()
+        yield f"\n{path.name} {stat.st_size} {stat.st_mtime_ns}"
+        with path.open("rb") as file:
+            yield file.read(65536)
+            file.seek(max(0, stat.st_size - 65536))
+            yield file.read()
+
+
+def write(path: Path, chunks: Iterable[Mapping[str, np.ndarray]], num_examples: int) -> None:
     """Write an entry, all of it or nothing: into a directory beside it, renamed when complete.
 
-    `chunks` are dicts of arrays `[n, ...]`, in all `num_examples` rows; `extra` goes into `meta.json`.
-    `OSError` where the directory can not be made or the disk is full. An entry that another process finished
-    first is left as it is. A process that is killed leaves `.incomplete-*` behind, which can be deleted.
+    `chunks` are dicts of arrays `[n, ...]`, in all `num_examples` rows. Arrays of strings become JSON. `OSError` where
+    the directory can not be made or the disk is full. An entry that another process finished first is left as it is. A
+    process that is killed leaves `.incomplete-*` behind, which can be deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix=".incomplete-", dir=path.parent, ignore_cleanup_errors=True
     ) as scratch:
-        new = (
-            Path(scratch) / "entry"
-        )  # a directory in it, for the one that is renamed to have the usual permissions
+        new = Path(scratch) / "entry"  # the scratch directory itself is closed to others
         new.mkdir()
         arrays = _write_arrays(new, chunks, num_examples)
-        (new / "meta.json").write_text(json.dumps({"arrays": arrays, **extra}, indent=1))
+        (new / "meta.json").write_text(json.dumps({"arrays": arrays}, indent=1))
         try:
             new.rename(path)
         except OSError:
@@ -70,47 +74,62 @@ def write(
 
 
 def _write_arrays(
-    new: Path, chunks: Iterable[dict[str, np.ndarray]], num_examples: int
-) -> dict[str, dict[str, Any]]:
+    new: Path, chunks: Iterable[Mapping[str, np.ndarray]], num_examples: int
+) -> dict[str, _Array]:
     # Appended, not written through a memory map: there a full disk is a SIGBUS, here an OSError.
-    arrays: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, _Array] = {}
+    strings: dict[str, list[str]] = {}
     for chunk in chunks:
         for key, rows in chunk.items():
+            if rows.dtype.kind in "OU":
+                strings.setdefault(key, []).extend(rows.tolist())
+                continue
             with (new / f"{key}.npy").open("ab") as file:
                 if key not in arrays:
                     shape = (num_examples, *rows.shape[1:])
                     descr = np.lib.format.dtype_to_descr(rows.dtype)
                     header = {"descr": descr, "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(file, header)
-                    arrays[key] = {"dtype": rows.dtype.name, "shape": shape, "crc32": 0}
+                    arrays[key] = {"dtype": rows.dtype.name, "shape": list(shape), "crc32": 0}
                 data = np.ascontiguousarray(rows).data.cast("B")
                 file.write(data)
                 arrays[key]["crc32"] = zlib.crc32(data, arrays[key]["crc32"])
+    for key, values in strings.items():
+        raw = json.dumps(values).encode()
+        (new / f"{key}.json").write_bytes(raw)
+        arrays[key] = {"dtype": "str", "shape": [num_examples], "crc32": zlib.crc32(raw)}
     return arrays
 
 
-def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of an entry, memory-mapped and read-only, and its `meta.json`.
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an entry, memory-mapped and read-only; strings as an array of objects.
 
-    Type, shape and size are checked, and the checksum of arrays up to 256 MiB. What does not fit is a
-    `ValueError` that names the file.
+    Type, shape and size are checked, and the checksum of arrays up to 256 MiB. What does not fit is a `ValueError` that
+    names the file.
     """
     try:
         file = path / "meta.json"
-        meta = json.loads(file.read_text())
         arrays = {}
-        for key, expected in meta["arrays"].items():
-            file = path / f"{key}.npy"
-            arrays[key] = _map(file, expected)
+        for key, expected in json.loads(file.read_text())["arrays"].items():
+            text = expected["dtype"] == "str"
+            file = path / f"{key}.{'json' if text else 'npy'}"
+            arrays[key] = (_strings if text else _map)(file, expected)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"the cached file {file} is damaged: {error}. Delete the directory {path} and load the data set "
             "again: it is decoded anew."
         ) from error
-    return arrays, meta
+    return arrays
 
 
-def _map(file: Path, expected: dict[str, Any]) -> np.ndarray:
+def _strings(file: Path, expected: _Array) -> np.ndarray:
+    raw = file.read_bytes()
+    if zlib.crc32(raw) != expected["crc32"]:
+        raise ValueError("its checksum is not the one in meta.json")
+    return np.array(json.loads(raw), object)
+
+
+def _map(file: Path, expected: _Array) -> np.ndarray:
     array = np.load(file, mmap_mode="r", allow_pickle=False)
     if (array.dtype.name, list(array.shape)) != (expected["dtype"], expected["shape"]):
         raise ValueError(f"expected {expected['dtype']} {expected['shape']}, got {array.dtype} {array.shape}")

@@ -1,17 +1,16 @@
 """Batches for a training run: rows of arrays on the device, or a stream for what does not fit."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
-from gen_jax.data.stream import Stream, num_examples
-
-Arrays = Mapping[str, Any]
-"""Arrays of numpy or jax with one leading axis of examples."""
+from gen_jax.data.loading import load
+from gen_jax.data.protocol import Arrays, Columns, Random, Source, as_source, num_examples, read, stack
+from gen_jax.data.stream import Stream, Transform
 
 
 @jax.tree_util.register_dataclass
@@ -26,12 +25,12 @@ class InMemory:
         batches = jax.tree.map(lambda a: a[rows], feed.arrays)    # [num_steps, batch_size, ...]
     """
 
-    arrays: Arrays
+    arrays: Columns
     key: Any
     batch_size: int = field(metadata={"static": True})
 
     @classmethod
-    def create(cls, arrays: Arrays, batch_size: int, *, key: Key[Array, ""]) -> "InMemory":
+    def create(cls, arrays: Columns, batch_size: int, *, key: Key[Array, ""]) -> "InMemory":
         """Keep the arrays as they come. A batch larger than the data set is a `ValueError`."""
         count = num_examples(arrays)
         if not 1 <= batch_size <= count:
@@ -82,15 +81,40 @@ class InMemory:
 
 
 def batches(
-    arrays: Arrays, batch_size: int, *, key: Key[Array, ""], memory_budget: int = 2 * 2**30
+    data: Columns | Source,
+    batch_size: int,
+    *,
+    key: Key[Array, ""],
+    memory_budget: int = 2 * 2**30,
+    transform: Transform | None = None,
 ) -> InMemory | Stream:
-    """Batches of `batch_size` rows, shuffled anew each epoch, in the way that fits the size of the data.
+    """Batches of `batch_size` examples, shuffled anew each epoch, in the way that fits the size of the data.
 
-    Arrays of at most `memory_budget` bytes in all (2 GiB by default) become `InMemory`: they live on the
-    device and are shuffled there. Larger ones become `Stream`: rows are read from the (memory-mapped) arrays
-    in the background, each host its share. Either can be forced by its own constructor. Both give the batch
-    of a step as a pure function of key and step; the two orders differ.
+    Data of at most `memory_budget` bytes in all (2 GiB by default) become `InMemory`: they live on the device and are
+    shuffled there; a source is loaded for this (`data.load`). Larger data become `Stream`: examples are read and decoded
+    in the background, each host its share. So do examples that are drawn anew each epoch, such as random crops. Either
+    can be forced by its own constructor. Both give the batch of a step as a pure function of key and step; the two
+    orders differ.
+
+    `transform` is applied to arrays `[n, ...]` of examples before they become batches: to all of them or to those of
+    a batch, so it must treat each example alone. `ValueError` where a batch would have strings, which no device takes.
     """
-    size = sum(array.nbytes for array in arrays.values())
-    make = InMemory.create if size <= memory_budget else Stream
-    return make(arrays, batch_size, key=key)
+    source = as_source(data)
+    one = _apply(
+        transform, source.gather(np.arange(1)) if isinstance(source, Arrays) else stack(read(source, [0]))
+    )
+    if strings := [key for key, array in one.items() if np.asarray(array).dtype.kind in "OSU"]:
+        raise ValueError(
+            f"a batch holds numbers, got strings under {strings}: give a transform that makes tokens of them or leaves "
+            "them out."
+        )
+    if (
+        isinstance(source, Random)
+        or sum(array.nbytes for array in one.values()) * len(source) > memory_budget
+    ):
+        return Stream(source, batch_size, key=key, transform=transform)
+    return InMemory.create(_apply(transform, load(source)), batch_size, key=key)
+
+
+def _apply(transform: Transform | None, batch: Columns) -> Columns:
+    return batch if transform is None else transform(batch)

@@ -1,6 +1,6 @@
-"""Batches streamed from memory-mapped arrays by Grain: for data sets that do not fit on the device."""
+"""Batches streamed from a source by Grain's threads: for data sets that do not fit on the device."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -8,13 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from gen_jax.data.protocol import Arrays, Columns, Random, Source, as_source, read, reading_threads, stack
 
-def num_examples(arrays: Mapping[str, Any]) -> int:
-    """The common length of the arrays; a `ValueError` if there is none."""
-    lengths = {key: np.shape(array)[:1] for key, array in arrays.items()}
-    if len(set(lengths.values())) != 1 or () in lengths.values() or (0,) in lengths.values():
-        raise ValueError(f"expected arrays with one leading axis of examples, got the lengths {lengths}.")
-    return next(iter(lengths.values()))[0]
+Transform = Callable[[Columns], Columns]
+"""A function of arrays `[n, ...]` that treats each row alone: to leave out keys, or to make tokens of captions."""
 
 
 class Stream:
@@ -25,31 +22,38 @@ class Stream:
     is dropped). Host `p` of `P` gets the `p`-th of `P` equal parts of each batch, `b = batch_size / P` rows:
     what the hosts see together depends on key and step, not on their number. So the state is the step, and
     going to a step costs nothing.
+
+    Examples that are drawn (`data.Random`, such as random crops) get a generator each, seeded by key, epoch and row.
     """
 
     def __init__(
         self,
-        arrays: Mapping[str, Any],
+        data: Columns | Source,
         batch_size: int,
         *,
         key: Key[Array, ""],
         process_index: int | None = None,
         process_count: int | None = None,
-        prefetch: int = 4,
+        prefetch: int | None = None,
+        transform: Transform | None = None,
     ):
         """Set up at step 0.
 
-        `batch_size` is that of the global batch. `process_index` and `process_count` are by default those of
-        jax; `prefetch` is how many batches are read ahead (0: none, no thread). `ValueError` where the batch
+        `batch_size` is that of the global batch. `process_index` and `process_count` are by default those of jax.
+        `prefetch` is how many batches are read ahead (0: none, no thread): 4 of arrays, and of other sources one more
+        than there are cores, with a thread for each. `transform` is applied to each batch. `ValueError` where the batch
         does not divide by the hosts, or exceeds the data set.
         """
+        source = as_source(data)
         self.batch_size = batch_size
-        self.num_examples = num_examples(arrays)
-        self._arrays = dict(arrays)
+        self.num_examples = len(source)
+        self._source = source
+        self._transform = transform
+        self._threads = 2 if isinstance(source, Arrays) else reading_threads()
         self._seed = int(jax.random.bits(key, dtype=jnp.uint32))
         self._index = jax.process_index() if process_index is None else process_index
         self._count = jax.process_count() if process_count is None else process_count
-        self._prefetch = prefetch
+        self._prefetch = max(4, self._threads + 1) if prefetch is None else prefetch
         if not 1 <= batch_size <= self.num_examples or batch_size % self._count:
             raise ValueError(
                 f"batch_size must be from 1 to the {self.num_examples} examples of the data set and divide "
@@ -73,10 +77,10 @@ class Stream:
         self.close()
         self._step = int(step)
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
         return self
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Mapping[str, np.ndarray]:
         if self._iterator is None:
             self._iterator = self._start()
         batch = next(self._iterator)
@@ -117,13 +121,28 @@ class Stream:
 
         rows = grain.MapDataset.range(self.num_examples).seed(self._seed).shuffle().repeat()
         parts = rows.batch(self.batch_size // self._count)  # part k P + p is that of host p at step k
-        return parts[self._index :: self._count].map(self._gather)
+        return parts[self._index :: self._count].map_with_index(self._read)
 
     def _start(self) -> Any:
         import grain
 
-        options = grain.ReadOptions(num_threads=min(2, self._prefetch), prefetch_buffer_size=self._prefetch)
+        threads = min(self._threads, self._prefetch)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._prefetch)
         return iter(self._dataset[self._step :].to_iter_dataset(options))
 
-    def _gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {key: np.asarray(array[rows]) for key, array in self._arrays.items()}
+    def _read(self, step: int, rows: np.ndarray) -> Columns:
+        source = self._source
+        if isinstance(source, Arrays):
+            batch: Columns = source.gather(rows)
+        elif isinstance(source, Random):
+            batch = stack(source.draw(rows.tolist(), self._generators(step, rows)))
+        else:
+            batch = stack(read(source, rows.tolist()))
+        return batch if self._transform is None else self._transform(batch)
+
+    def _generators(self, step: int, rows: np.ndarray) -> list[np.random.Generator]:
+        first = step * self.batch_size + self._index * len(rows)
+        return [
+            np.random.default_rng((self._seed, (first + i) // self.num_examples, row))
+            for i, row in enumerate(rows.tolist())
+        ]

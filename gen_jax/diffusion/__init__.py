@@ -1,6 +1,6 @@
-"""Diffusion: how data become noise (`process`), what a network predicts (`prediction`), what trains it (`loss`).
+"""Diffusion: how data become noise (`process`), what a network predicts (`prediction`), how it is trained (`loss`).
 
-A network knows nothing of diffusion. `prediction.as_denoiser` turns one into a *denoiser*, `denoise(x_t, t)
--> x0_hat`, the one currency in which `gen_jax.samplers`, `guidance` and `likelihood` deal; `oracle` gives exact
-ones, of data whose distribution is known, and `variance` is for networks that predict that, too.
+A network knows nothing of diffusion. `prediction.as_denoiser` makes a *denoiser* from it, `denoise(x_t, t) -> x0_hat`.
+`gen_jax.samplers`, `guidance`, `inverse` and `likelihood` all take denoisers. `oracle` has exact ones, for data whose
+distribution is known; `variance` is for networks that also predict a variance.
 """

@@ -1,17 +1,17 @@
-"""Exact denoisers: what a perfect network would say, for data whose distribution is known.
+"""Exact denoisers, of data whose distribution is known: the outputs of a perfect network.
 
     E[x_0 | x_t] = (x_t + sigma_t^2 grad log p_t(x_t)) / alpha_t        (Tweedie; Efron 2011, Eq. 2.8)
 
-A Gaussian mixture stays one under noise (`gmm.diffuse`), so its denoiser, score, log-density and posterior over
-components are in closed form at every time. Each oracle is a denoiser, `oracle(x_t, t) -> x0_hat`, and has methods
-for the rest:
+A Gaussian mixture with noise is a Gaussian mixture (`gmm.diffuse`), so its denoiser, score, log-density and posterior
+over components have closed forms at every time. Each oracle is a denoiser, `oracle(x_t, t) -> x0_hat`, with methods for
+the rest:
 
     den = oracle.mixture(params, proc)
-    samplers.sample(key, den, plan, x_T)      # from a network that has nothing left to learn
+    samplers.sample(key, den, plan, x_T)      # all error is the solver's
     den.log_prob(x_t, t), den.score(x_t, t), den.posterior(x_t, t)
 
-Rows of `x_t [B, ...]` are data points, flattened where they have more than one axis; `t` is a scalar with `sigma_t
-> 0`. Oracles are pytrees: close over them, or pass them through `jit`, `vmap` and `grad`.
+Rows of `x_t [B, ...]` are data points; further axes are flattened. `t` is a scalar with `sigma_t > 0`. Oracles are
+pytrees: pass them through `jit`, `vmap` and `grad`, or close over them.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from gen_jax.gmm import GMM
 _LOG_2PI = float(np.log(2 * np.pi))
 _PRECISION = jax.lax.Precision.HIGHEST
 _CHUNK = 256
-"""Data points that `Empirical` compares with at a time."""
+"""Number of data points that `Empirical` compares with at once."""
 
 _pytree = partial(jax.tree_util.register_dataclass, meta_fields=["process"])
 
@@ -37,21 +37,21 @@ _pytree = partial(jax.tree_util.register_dataclass, meta_fields=["process"])
 @partial(_pytree, data_fields=["log_weights", "means", "vectors", "values", "labels"])
 @dataclass(frozen=True)
 class Mixture:
-    """The exact denoiser of Gaussian mixture data, through the eigenvectors of its covariances.
+    """The exact denoiser of data from a Gaussian mixture, by the eigenvectors of its covariances.
 
     With `cov_k = U_k diag(v_k) U_k^T` the noised covariance is `U_k diag(alpha_t^2 v_k + sigma_t^2) U_k^T` at every
     time, and the denoiser of a component is
 
         mean_k + U_k diag(alpha_t v_k / (alpha_t^2 v_k + sigma_t^2)) U_k^T (x_t - alpha_t mean_k)
 
-    Nothing is factorised at a time step and nothing is divided by `alpha_t` or `sigma_t`; a covariance may be singular,
-    and a component a point.
+    No matrix is factorised at a time step, and nothing is divided by `alpha_t` or `sigma_t`. A covariance may be singular
+    or 0.
     """
 
     log_weights: Float[Array, "K"]
     means: Float[Array, "K D"]
     vectors: Float[Array, "#K D D"] | None
-    """Eigenvectors, in columns; None for the axes themselves."""
+    """Eigenvectors in columns; None for diagonal covariances."""
     values: Float[Array, "#K #D"]
     """Eigenvalues."""
     labels: Int[Array, "K"]
@@ -80,41 +80,45 @@ class Mixture:
         return jax.nn.softmax(self._log_joint(variance, z), axis=-1)
 
     def log_class(self, x_t: Float[Array, "B *x"], t: ArrayLike, label: Int[Array, "B"]) -> Float[Array, "B"]:
-        """`log p(y = label | x_t)`, one label a row: the exact noise-conditional classifier."""
+        """`log p(y = label | x_t)`, one label per row: the exact noise-conditional classifier."""
         _, variance, z = self._along_axes(x_t, t)
         log_joint = self._log_joint(variance, z)
         member = self.labels[None] == label[:, None]
         return jax.nn.logsumexp(log_joint, axis=-1, where=member) - jax.nn.logsumexp(log_joint, axis=-1)
 
     def given(self, label: ArrayLike) -> "Mixture":
-        """The oracle of one class's data: the components with that label alone. `label` may be traced."""
+        """The oracle of the data of one class, from the components with that label. `label` may be traced."""
         log_weights = jnp.where(self.labels == label, self.log_weights, -jnp.inf)
         return replace(self, log_weights=jax.nn.log_softmax(log_weights))
 
-    def _along_axes(self, x_t, t):
-        """`alpha_t`, the noised variances along each component's axes, and the differences from its mean."""
+    def _along_axes(
+        self, x_t: Float[Array, "B *x"], t: ArrayLike
+    ) -> tuple[Float[Array, ""], Float[Array, "#K #D"], Float[Array, "B K D"]]:
+        """`alpha_t`, the noised variances along the axes of each component, and the differences from its mean."""
         rows = _rows(x_t, self.means.shape[1])
-        alpha_t, sigma_t = _levels(self.process, t)
+        alpha_t, sigma_t = _coefficients(self.process, t)
         variance = jnp.square(alpha_t) * self.values + jnp.square(sigma_t)
         z = rows[:, None] - alpha_t * self.means[None]
         if self.vectors is not None:
             z = jnp.matmul(z[:, :, None], self.vectors[None], precision=_PRECISION)[:, :, 0]
         return alpha_t, variance, z
 
-    def _back(self, z):
+    def _back(self, z: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
         if self.vectors is None:
             return z
         return jnp.matmul(z[:, :, None], self.vectors.swapaxes(1, 2)[None], precision=_PRECISION)[:, :, 0]
 
-    def _log_joint(self, variance, z):
+    def _log_joint(self, variance: Float[Array, "#K #D"], z: Float[Array, "B K D"]) -> Float[Array, "B K"]:
+        """`log p(z = k, x_t)`."""
         dims = z.shape[-1]
         log_det = jnp.log(variance).sum(-1) * (dims // variance.shape[-1])
-        return (
-            self.log_weights[None]
-            - ((jnp.square(z) / variance[None]).sum(-1) + log_det[None] + dims * _LOG_2PI) / 2
-        )
+        squares = (jnp.square(z) / variance[None]).sum(-1)
+        return self.log_weights[None] - (squares + log_det[None] + dims * _LOG_2PI) / 2
 
-    def _expected(self, variance, z, each):
+    def _expected(
+        self, variance: Float[Array, "#K #D"], z: Float[Array, "B K D"], each: Float[Array, "B K D"]
+    ) -> Float[Array, "B D"]:
+        """The mean of `each` over components, given `x_t`."""
         posterior = jax.nn.softmax(self._log_joint(variance, z), axis=-1)
         return jnp.einsum("bk,bkd->bd", posterior, each, precision=_PRECISION)
 
@@ -122,7 +126,7 @@ class Mixture:
 @partial(_pytree, data_fields=["mean", "variance"])
 @dataclass(frozen=True)
 class Gaussian:
-    """The exact denoiser of data whose every number is normal and independent: `[B, ...]` of any shape."""
+    """The exact denoiser of independent normal numbers, in data `[B, ...]` of any shape."""
 
     mean: Float[Array, "..."]
     variance: Float[Array, "..."]
@@ -144,25 +148,24 @@ class Gaussian:
         each = jnp.square(x_t - alpha_t * mean) / noised + jnp.log(noised) + _LOG_2PI
         return -each.reshape(len(x_t), -1).sum(-1) / 2
 
-    def _noised(self, x_t, t):
-        alpha_t, sigma_t = _levels(self.process, t)
-        mean = jnp.broadcast_to(self.mean, x_t.shape)
-        return (
-            alpha_t,
-            mean,
-            jnp.broadcast_to(jnp.square(alpha_t) * self.variance + jnp.square(sigma_t), x_t.shape),
-        )
+    def _noised(
+        self, x_t: Float[Array, "B *x"], t: ArrayLike
+    ) -> tuple[Float[Array, ""], Float[Array, "B *x"], Float[Array, "B *x"]]:
+        """`alpha_t`, the mean of `x_0` and the variance of `x_t`."""
+        alpha_t, sigma_t = _coefficients(self.process, t)
+        noised = jnp.square(alpha_t) * self.variance + jnp.square(sigma_t)
+        return alpha_t, jnp.broadcast_to(self.mean, x_t.shape), jnp.broadcast_to(noised, x_t.shape)
 
 
 @partial(_pytree, data_fields=["data", "log_weights", "labels"])
 @dataclass(frozen=True)
 class Empirical:
-    """The exact denoiser of a finite set of data points, each as likely as its weight: the memorising optimum.
+    """The exact denoiser of a finite set of data points with weights: the optimum of a network that memorises them.
 
         E[x_0 | x_t] = sum_i softmax_i(log w_i - |x_t - alpha_t x_i|^2 / (2 sigma_t^2)) x_i
 
-    Distances are of differences, not of expanded squares, so that they hold their digits at small noise; the points
-    are taken in chunks with a running maximum, so memory does not grow with their number.
+    Distances are computed from differences, not from expanded squares, to be accurate at small noise. Points are taken in
+    chunks with a running maximum, so temporary memory does not grow with their number.
     """
 
     data: Float[Array, "N D"]
@@ -176,26 +179,28 @@ class Empirical:
 
     def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
         """`grad log p_t(x_t)`."""
-        alpha_t, sigma_t = _levels(self.process, t)
+        alpha_t, sigma_t = _coefficients(self.process, t)
         return (alpha_t * self(x_t, t) - x_t) / jnp.square(sigma_t)
 
     def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
         """`log p_t(x_t)` in nats."""
-        _, sigma_t = _levels(self.process, t)
+        _, sigma_t = _coefficients(self.process, t)
         return self._softmax(x_t, t)[0] - self.data.shape[1] * (jnp.log(sigma_t) + _LOG_2PI / 2)
 
     def given(self, label: ArrayLike) -> "Empirical":
-        """The oracle of one class's data. `label` may be traced."""
+        """The oracle of the data of one class. `label` may be traced."""
         log_weights = jnp.where(self.labels == label, self.log_weights, -jnp.inf)
         return replace(self, log_weights=jax.nn.log_softmax(log_weights))
 
-    def _softmax(self, x_t, t):
+    def _softmax(
+        self, x_t: Float[Array, "B *x"], t: ArrayLike
+    ) -> tuple[Float[Array, "B"], Float[Array, "B D"]]:
         """`logsumexp_i` of the logits above, and the mean of the data under their softmax."""
         rows, size = _rows(x_t, self.data.shape[1]), len(self.data)
-        alpha_t, sigma_t = _levels(self.process, t)
+        alpha_t, sigma_t = _coefficients(self.process, t)
         chunk = min(_CHUNK, size)
 
-        def add(i, carry):
+        def add(i: Int[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             highest, total, mean = carry
             start = jnp.minimum(i * chunk, size - chunk)  # the last chunk may overlap the one before
             part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk)
@@ -203,7 +208,7 @@ class Empirical:
             log_weights = jnp.where(start + jnp.arange(chunk) < i * chunk, -jnp.inf, log_weights)
             distance = jnp.square(rows[:, None] - alpha_t * data[None]).sum(-1)
             logits = log_weights[None] - distance / (2 * jnp.square(sigma_t))
-            # any number will do, and the derivative of a maximum is 0 / 0 where XLA rounds the logits twice, differently
+            # any shift gives the same result; the derivative of a maximum is 0 / 0 where XLA rounds the logits twice
             above = jax.lax.stop_gradient(jnp.maximum(highest, logits.max(1)))
             finite = jnp.where(jnp.isfinite(above), above, 0)
             scale, p = jnp.exp(highest - finite), jnp.exp(logits - finite[:, None])
@@ -217,7 +222,7 @@ class Empirical:
 
 
 def mixture(params: GMM, process: Process, *, labels: ArrayLike | None = None) -> Mixture:
-    """The exact denoiser of data from a mixture, of any covariance structure; `labels` are classes of its components."""
+    """The exact denoiser of data from a mixture, with any covariances; `labels` are the classes of its components."""
     components = len(params.weights)
     labels = jnp.arange(components) if labels is None else jnp.asarray(labels)
     if labels.shape != (components,):
@@ -232,7 +237,7 @@ def mixture(params: GMM, process: Process, *, labels: ArrayLike | None = None) -
 
 
 def gaussian(params: _normal.Params, process: Process) -> Mixture | Gaussian:
-    """The exact denoiser of normal data: a Normal for every number alike, or a MultivariateNormal for rows."""
+    """The exact denoiser of normal data: `Normal` for every number, or `MultivariateNormal` for rows."""
     match params:
         case _normal.Normal(mean, std):
             return Gaussian(jnp.asarray(mean), jnp.square(std), process)
@@ -243,7 +248,7 @@ def gaussian(params: _normal.Params, process: Process) -> Mixture | Gaussian:
 def empirical(
     data: ArrayLike, process: Process, *, weights: ArrayLike | None = None, labels: ArrayLike | None = None
 ) -> Empirical:
-    """The exact denoiser of the points `data [N, ...]` themselves, with `labels [N]` for `given`."""
+    """The exact denoiser of the data points `data [N, ...]`, with `labels [N]` for `given`."""
     data = jnp.asarray(data)
     if not jnp.issubdtype(data.dtype, jnp.floating) or data.ndim < 2 or len(data) < 1:
         raise ValueError(
@@ -265,5 +270,6 @@ def _rows(x_t: Array, dims: int) -> Array:
     return rows
 
 
-def _levels(process: Process, t: ArrayLike) -> tuple[Array, Array]:
+def _coefficients(process: Process, t: ArrayLike) -> tuple[Array, Array]:
+    """`alpha_t` and `sigma_t`."""
     return jnp.asarray(process.alpha(jnp.asarray(t))), jnp.asarray(process.sigma(jnp.asarray(t)))

@@ -1,6 +1,6 @@
 """What a network predicts, and how to make a denoiser out of it.
 
-At a given `x_t = alpha_t x_0 + sigma_t eps` all predictions say the same thing in different coordinates:
+Given `x_t = alpha_t x_0 + sigma_t eps`, all predictions hold the same information in different coordinates:
 
     predicts   target y                       x0_hat
     "eps"      eps                            (x_t - sigma_t y) / alpha_t
@@ -9,32 +9,32 @@ At a given `x_t = alpha_t x_0 + sigma_t eps` all predictions say the same thing 
     "score"    -eps / sigma_t                 (x_t + sigma_t^2 y) / alpha_t
     "velocity" eps - x_0                      (x_t - sigma_t y) / (alpha_t + sigma_t)
 
-Each is `y = a x_0 + b eps`, and so `x0_hat = p x_t + q y`: the two tables below are all there is, and `q` is
-also what turns an error in `y` into one in `x_0`, which is what `loss` needs. A sampler sees none of this. It
-gets a denoiser, `denoise(x_t, t) -> x0_hat`, with `t` a scalar, from `as_denoiser`; what maps denoisers to
-denoisers (`clipped`, guidance) works on all alike.
+Each target is `y = a x_0 + b eps`, so `x0_hat = p x_t + q y`; the two tables below hold `a, b` and `p, q`. The same `q`
+turns an error in `y` into one in `x_0`, which `loss` needs. Samplers know nothing of this: `as_denoiser` gives them
+`denoise(x_t, t) -> x0_hat`, with `t` a scalar. Functions from denoisers to denoisers (`clipped`, guidance) work with
+every prediction.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from gen_jax.diffusion.process import Process, expand
-from gen_jax.types import Predicts
+from gen_jax.diffusion.process import Process, Times, expand
+from gen_jax.types import Predicts as Predicts
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity")
 
-Apply: TypeAlias = Callable[[Any, Shaped[Array, "B"]], Any]
-"""A network with its parameters and conditions bound: `(x_t [B, ...], t [B]) -> y`, of the shape of `x_t`."""
+Apply: TypeAlias = Callable[[PyTree, Shaped[Array, "B"]], PyTree]
+"""A network with parameters and conditions bound: `(x_t [B, ...], t [B]) -> y`, of the shape of `x_t`."""
 
-Denoiser: TypeAlias = Callable[[Any, Float[Array, ""]], Any]
+Denoiser: TypeAlias = Callable[[PyTree, Times], PyTree]
 """`(x_t [B, ...], t []) -> x0_hat`, of the shape of `x_t`: an estimate of `E[x_0 | x_t]`."""
 
-Levels: TypeAlias = Float[Array, ""] | Float[Array, "B"]
-"""`alpha_t` or `sigma_t`: one for all, or one a row."""
+Coefficient: TypeAlias = Float[Array, ""] | Float[Array, "B"]
+"""`alpha_t` or `sigma_t`: one for all rows, or one for each."""
 
 
 def check_predicts(predicts: str) -> None:
@@ -72,12 +72,12 @@ def _x0_weights(alpha_t: Array, sigma_t: Array, predicts: Predicts) -> tuple[Arr
 def target(
     x_0: Float[Array, "B *x"],
     eps: Float[Array, "B *x"],
-    alpha_t: Levels,
-    sigma_t: Levels,
+    alpha_t: Coefficient,
+    sigma_t: Coefficient,
     *,
     predicts: Predicts = "eps",
 ) -> Float[Array, "B *x"]:
-    """What a network that `predicts` is trained to say at `x_t = alpha_t x_0 + sigma_t eps`.
+    """The target of a network that `predicts`, at `x_t = alpha_t x_0 + sigma_t eps`.
 
     "eps": Ho et al. 2020, Eq. 12; "v": Salimans & Ho 2022, Section 4; "score": Song et al. 2021, Eq. 7; "velocity":
     Liu et al. 2023, Eq. 1, with time from data to noise: `dx_t / dt` of `process.FlowMatching`.
@@ -92,15 +92,14 @@ def target(
 def to_x0(
     prediction: Float[Array, "B *x"],
     x_t: Float[Array, "B *x"],
-    alpha_t: Levels,
-    sigma_t: Levels,
+    alpha_t: Coefficient,
+    sigma_t: Coefficient,
     *,
     predicts: Predicts = "eps",
 ) -> Float[Array, "B *x"]:
-    """Estimate of `x_0` that a prediction amounts to (the table above), in float32 or better.
+    """The estimate of `x_0` that a prediction implies (the table above), in float32 or better.
 
-    Ill-conditioned where `alpha_t` is small, for "eps" and "score": at `alpha_t = 0` they say nothing about
-    `x_0`.
+    For "eps" and "score" it is ill-conditioned where `alpha_t` is small: at `alpha_t = 0` they do not determine `x_0`.
 
     Raises:
         ValueError: `predicts` is not one of `PREDICTIONS`.
@@ -112,15 +111,15 @@ def to_x0(
 def from_x0(
     x0_hat: Float[Array, "B *x"],
     x_t: Float[Array, "B *x"],
-    alpha_t: Levels,
-    sigma_t: Levels,
+    alpha_t: Coefficient,
+    sigma_t: Coefficient,
     *,
     predicts: Predicts = "eps",
 ) -> Float[Array, "B *x"]:
-    """Prediction that an estimate of `x_0` amounts to, in float32 or better: the inverse of `to_x0`.
+    """The prediction that an estimate of `x_0` implies, in float32 or better: the inverse of `to_x0`.
 
-    It is the target at `x0_hat` and `eps_hat = (x_t - alpha_t x0_hat) / sigma_t`, so `sigma_t` must not be 0,
-    except for "x0".
+    It is the target of `x0_hat` and `eps_hat = (x_t - alpha_t x0_hat) / sigma_t`. Except for "x0", `sigma_t` must not
+    be 0.
 
     Raises:
         ValueError: `predicts` is not one of `PREDICTIONS`.
@@ -129,8 +128,8 @@ def from_x0(
     return (x0_hat - expand(p, x_t) * x_t) / expand(q, x_t)
 
 
-def error_ratio(alpha_t: Levels, sigma_t: Levels, *, predicts: Predicts = "eps") -> Levels:
-    """What an error of 1 in the prediction is in `x_0`: `q^2 = |x_0 - x0_hat|^2 / |y - y_hat|^2`.
+def error_ratio(alpha_t: Coefficient, sigma_t: Coefficient, *, predicts: Predicts = "eps") -> Coefficient:
+    """The squared error in `x_0` for a squared error of 1 in the prediction, `q^2 = |x_0 - x0_hat|^2 / |y - y_hat|^2`.
 
     "eps": `sigma_t^2 / alpha_t^2`; "x0": 1; "v": `sigma_t^2 / (alpha_t^2 + sigma_t^2)^2`; "score":
     `sigma_t^4 / alpha_t^2`; "velocity": `sigma_t^2 / (alpha_t + sigma_t)^2`.
@@ -148,9 +147,9 @@ def as_denoiser(
     predicts: Predicts = "eps",
     time: Callable[[Array], Array] | None = None,
 ) -> Denoiser:
-    """Makes a denoiser out of a network: `denoise(x_t, t) = to_x0(apply(x_t, time(t)), x_t, alpha_t, sigma_t)`.
+    """Makes a denoiser from a network: `denoise(x_t, t) = to_x0(apply(x_t, time(t)), x_t, alpha_t, sigma_t)`.
 
-    A network need not count time as the process does; `time` says how it counts.
+    A network may measure time differently from the process; `time` converts.
 
         network                                            process           time
         trained with this process                          the same          None
@@ -161,28 +160,29 @@ def as_denoiser(
         1000 t (SD3, Flux)                                 FlowMatching      1000 * t
         the log signal-to-noise ratio (VDM)                any               process.log_snr(t)
 
-    `process.at_log_snr(other, process.log_snr(t))` is the time at which `other` has the same noise: a network trained
-    with one variance-preserving process serves any other. `t / 1000` of `DDPM()` is about that of `VP()`, its limit. A
-    grid between the integers that a table knows is fine, too: rounding costs little next to a step.
+    `process.at_log_snr(other, process.log_snr(t))` is the time at which `other` has the same noise. So a network
+    trained with one variance-preserving process can be used with any other. `t / 1000` of `DDPM()` is about the same
+    time of `VP()`, its limit. With a table of embeddings a grid between integers is fine: rounding costs little next
+    to a step.
 
     Args:
         apply: `(x_t [B, ...], time(t) [B]) -> y`, a network with parameters and conditions bound. `x_t` may be any
-            pytree of arrays `[B, ...]`; `y` is the same. A network in bfloat16 is fine: what leaves the
-            denoiser is in float32 or better.
-        process: what `alpha_t` and `sigma_t` are.
+            pytree of arrays `[B, ...]`, and `y` has the same structure. The network may be in bfloat16: the denoiser
+            returns float32 or better.
+        process: gives `alpha_t` and `sigma_t`.
         predicts: what `y` is, one of `PREDICTIONS`.
-        time: `t [] -> []`, what the network is given for the process's `t`, in any dtype; None is `t` itself.
+        time: `t [] -> []`, from the process's time to the network's, in any dtype; None keeps `t`.
 
     Returns:
-        `denoise(x_t [B, ...], t []) -> x0_hat [B, ...]`. It raises a ValueError, when traced, if the
-        network's output does not look like `x_t`, or `time(t)` is not a scalar.
+        `denoise(x_t [B, ...], t []) -> x0_hat [B, ...]`. When traced it raises a ValueError if the network's output
+        has another structure, shape or dtype than `x_t`, or if `time(t)` is not a scalar.
 
     Raises:
         ValueError: `predicts` is not one of `PREDICTIONS`.
     """
     check_predicts(predicts)
 
-    def denoise(x_t: Any, t: Shaped[Array, ""] | float | int) -> Any:
+    def denoise(x_t: PyTree, t: Times) -> PyTree:
         t = jnp.asarray(t)
         batch = jax.tree.leaves(x_t)[0].shape[0]
         asked = t if time is None else jnp.asarray(time(t))
@@ -199,7 +199,7 @@ def as_denoiser(
 
 
 def edm_preconditioned(network: Apply, process: Process, *, sigma_data: float = 0.5) -> Apply:
-    """A network that predicts "x0" out of one whose input and target have unit variance at every noise level.
+    """A network that predicts "x0", made from one whose input and target have unit variance at every noise level.
 
         x0_hat = c_skip x + c_out network(c_in x, c_noise),      x = x_t / alpha_t,   s = sigma_t / alpha_t
         c_skip = d^2 / (s^2 + d^2),   c_out = s d / sqrt(s^2 + d^2),   c_in = 1 / sqrt(s^2 + d^2),   c_noise = log(s) / 4
@@ -209,7 +209,7 @@ def edm_preconditioned(network: Apply, process: Process, *, sigma_data: float = 
 
     Args:
         network: `(x [B, ...], c_noise [B]) -> F`, with parameters and conditions bound.
-        process: what `alpha_t` and `sigma_t` are; the paper's is `process.EDM()`.
+        process: gives `alpha_t` and `sigma_t`; the paper's is `process.EDM()`.
         sigma_data: standard deviation of the data.
 
     Raises:
@@ -218,11 +218,14 @@ def edm_preconditioned(network: Apply, process: Process, *, sigma_data: float = 
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive, got {sigma_data}; images in [-1, 1] have about 0.5.")
 
-    def apply(x_t: Any, t: Float[Array, "B"]) -> Any:
+    def apply(x_t: PyTree, t: Float[Array, "B"]) -> PyTree:
         alpha_t = jnp.asarray(process.alpha(t))
         s = jnp.asarray(process.sigma(t)) / alpha_t
         norm = jnp.sqrt(s**2 + sigma_data**2)
-        scaled = lambda c: jax.tree.map(lambda x: expand(c, x) * x, x_t)
+
+        def scaled(c: Array) -> PyTree:
+            return jax.tree.map(lambda x: expand(c, x) * x, x_t)
+
         y = network(scaled(1 / (alpha_t * norm)), jnp.log(s) / 4)
         check_like(y, x_t, "the network")
         skip, out = scaled(sigma_data**2 / (alpha_t * norm**2)), s * sigma_data / norm
@@ -232,10 +235,10 @@ def edm_preconditioned(network: Apply, process: Process, *, sigma_data: float = 
 
 
 def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995) -> Denoiser:
-    """Denoiser whose `x0_hat` is clipped to [-s, s] and divided by `s`, an example at a time.
+    """Denoiser whose `x0_hat` is clipped to [-s, s] and divided by `s`, with one `s` per example.
 
-    `s` is the `quantile` of `|x0_hat|` over an example, or 1 where that is less (Saharia et al. 2022, Section 2.3). For
-    data in [-1, 1] under strong guidance.
+    `s` is the `quantile` of `|x0_hat|` over the example, and at least 1 (Saharia et al. 2022, Section 2.3). For data in
+    [-1, 1] under strong guidance.
 
     Raises:
         ValueError: `quantile` outside (0, 1].
@@ -265,7 +268,7 @@ def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser
 
 
 def check_like(y: PyTree, x: PyTree, who: str) -> None:
-    """Raises a ValueError that says what `who` returned, unless it is floating and of the shape of `x`."""
+    """Raises a ValueError unless `y`, which `who` returned, is floating and has the structure and shape of `x`."""
     got_tree, want_tree = str(jax.tree.structure(y)), str(jax.tree.structure(x))
     if got_tree != want_tree:
         raise ValueError(f"{who} must return what it is given, a pytree {want_tree}; it returned {got_tree}.")

@@ -1,4 +1,4 @@
-"""The whole fit: starts, iterations on the device until nothing changes, restarts side by side."""
+"""The whole fit: initial parameters, iterations on the device until convergence, restarts in parallel."""
 
 import enum
 from functools import partial
@@ -15,11 +15,11 @@ from gen_jax.em.steps import CHUNK, Statistics, check_covariance, e_step, m_step
 from gen_jax.gmm import GMM
 
 _EMPTY = 1e-2
-"""Of a row's average weight: a component that explains less is empty, and starts again elsewhere."""
+"""A component with less mass than this fraction of a row's average weight is empty, and is reseeded."""
 
 
 class Status(enum.StrEnum):
-    """How a fit ended; equal to its name in small letters."""
+    """How a fit ended."""
 
     CONVERGED = "converged"
     MAX_ITERATIONS = "max_iterations"
@@ -27,20 +27,20 @@ class Status(enum.StrEnum):
 
 
 _CONVERGED, _MAX_ITERATIONS, _NOT_FINITE = range(3)
-"""The same on the device."""
+"""Its values on the device."""
 
 
 class Fit(NamedTuple):
-    """What `fit` found; with several restarts, the best."""
+    """The result of `fit`; with several restarts, the best one."""
 
     params: GMM
     log_likelihood: Float[Array, "I"]
-    """Mean log-likelihood in nats at the start of each iteration (traced: padded with the last one)."""
+    """Mean log-likelihood in nats at the start of each iteration (under `jit` padded with the last value)."""
     num_iters: Int[Array, ""]
     status: Status | Int[Array, ""]
-    """Why it ended (traced: the place of the `Status` among all)."""
+    """Why it ended (under `jit` the index of the `Status`)."""
     num_reseeded: Int[Array, ""]
-    """How many times a component was found empty and started again."""
+    """Number of times that an empty component was reseeded."""
 
 
 def fit(
@@ -60,28 +60,28 @@ def fit(
 ) -> Fit:
     """Fit a mixture to the rows of `x` by expectation maximisation.
 
-    It ends when the mean log-likelihood changes by less than `tol` from one iteration to the next, after `max_iters`,
-    or when it is no longer finite (the parameters are then the last good ones). A component that explains less than a
-    hundredth of a row is put on a random row and counted in `num_reseeded`.
+    It ends when the mean log-likelihood changes by less than `tol` in an iteration, after `max_iters`, or when it is not
+    finite (the parameters are then the last finite ones). A component with a mass below a hundredth of a row is moved to
+    a random row and counted in `num_reseeded`.
 
     Args:
         key: of the initial parameters and of reseeding; restart `i` has `fold_in(key, i)`.
-        x: data `[N, D]`; float64 where jax's x64 mode is on, else float32.
+        x: data `[N, D]`; float64 in JAX's x64 mode, else float32.
         num_components: `K`, at most the number of distinct rows.
         covariance: "full", "tied", "diagonal" or "spherical".
         init: "kmeans++" (rows far from each other; Arthur & Vassilvitskii 2007), "random" (any rows), or a mixture.
-        num_restarts: runs from different starts, of which the best that is finite is returned.
-        max_iters: most iterations.
-        tol: least change of the mean log-likelihood, in nats a row.
-        regularization: added to variances in every M-step, in the squared unit of `x`; keeps components that hold one
-            point, or lie in a plane, from collapsing.
+        num_restarts: number of runs from different initial parameters; the best finite one is returned.
+        max_iters: maximal number of iterations.
+        tol: minimal change of the mean log-likelihood, in nats per row.
+        regularization: added to variances in every M-step, in the squared unit of `x`; prevents the collapse of
+            components on a single point or a plane.
         weights: `[N]`, not negative, how often each row counts; 1 by default.
-        chunk_size: rows that are in work at a time.
+        chunk_size: number of rows processed at a time.
         mesh: split the rows over the devices of its axis `keys.AXIS`.
 
     Raises:
-        ValueError: data of another shape than `[N, D]`, rows that are not finite (it says which), fewer distinct rows
-            than components, weights that are negative or all zero, or options that do not exist.
+        ValueError: data not of shape `[N, D]`, rows that are not finite (the message names them), fewer distinct rows
+            than components, weights that are negative or all zero, or unknown options.
     """
     if jnp.ndim(x) != 2 or jnp.size(x) == 0:
         advice = " For one variable give x[:, None]." if jnp.ndim(x) == 1 else ""
@@ -216,7 +216,7 @@ def _fit(
 
 
 def _initial(key: Key[Array, ""], x: Array, w: Array, how: str, num_components: int, covariance: str) -> GMM:
-    """Round components of one size, on rows that are far from each other ("kmeans++") or on any."""
+    """Spherical components of one size, centred on rows far from each other ("kmeans++") or on random rows."""
     distance = lambda row: jnp.square(x - x[row][None]).sum(-1)
 
     def choose(k, carry):
@@ -239,7 +239,7 @@ def _initial(key: Key[Array, ""], x: Array, w: Array, how: str, num_components: 
 def _reseed(
     key: Key[Array, ""], params: GMM, stats: Statistics, empty: Bool[Array, "K"], x: Array, cumulative: Array
 ) -> GMM:
-    """Empty components on random rows, with an average weight and covariance."""
+    """Move empty components to random rows, with an average weight and covariance."""
     components = len(params.weights)
     height = cumulative[-1] * jax.random.uniform(key, (components,), x.dtype)
     rows = jnp.searchsorted(cumulative, height, side="right")
@@ -257,7 +257,7 @@ def _like(flags: Array, array: Array) -> Array:
 
 
 def _check_init(init: GMM, num_components: int, dims: int, covariance: str) -> None:
-    """Raises a ValueError where a given start is not a mixture of the asked-for shape."""
+    """Raise ValueError if the given initial mixture has the wrong shapes."""
     expected = (num_components,), (num_components, dims), _cov_shape(covariance, num_components, dims)
     got = tuple(jnp.shape(a) for a in init)
     if got != expected:
@@ -277,12 +277,12 @@ def _cov_shape(covariance: str, components: int, dims: int) -> tuple[int, ...]:
 
 
 def _check_distinct(x: Array, w: Array, num_components: int) -> None:
-    """Raises a ValueError where there are fewer distinct rows than components."""
+    """Raise ValueError if there are fewer distinct rows than components."""
     if num_components < 1:
         raise ValueError(f"num_components must be at least 1, got {num_components}.")
     if isinstance(x, jax.core.Tracer) or isinstance(w, jax.core.Tracer):
         return
-    for size in (10 * num_components, len(x)):  # nearly always the first rows settle it
+    for size in (10 * num_components, len(x)):  # the first rows are nearly always enough
         head = np.asarray(x[:size])[np.asarray(w[:size] > 0)]
         distinct = len(np.unique(head, axis=0)) if len(head) else 0
         if distinct >= num_components:

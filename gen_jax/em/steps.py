@@ -1,4 +1,4 @@
-"""The two halves of an iteration, and what passes between them: `Statistics`, a sum over rows."""
+"""The two halves of an iteration, and the sums over rows that connect them (`Statistics`)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +15,11 @@ from gen_jax.gmm import GMM
 
 _PRECISION = jax.lax.Precision.HIGHEST
 CHUNK = 2048
-"""Rows that an E-step takes at a time, so that what it makes of them stays in the cache."""
+"""Rows that an E-step takes at a time, so that its arrays stay in the cache."""
 
 
 class Statistics(NamedTuple):
-    """What the M-step needs of the data: sums over rows, of differences from `centre`, the means of the E-step."""
+    """The sufficient statistics for the M-step: sums over rows, of differences from `centre`, the means of the E-step."""
 
     centre: Float[Array, "K D"]
     mass: Float[Array, "K"]
@@ -42,13 +42,13 @@ def e_step(
     chunk_size: int = CHUNK,
     axis_name: str | None = None,
 ) -> Statistics:
-    """Expected sufficient statistics of `x`, `chunk_size` rows at a time; summed over `axis_name`, where one is bound."""
+    """Expected sufficient statistics of `x`, `chunk_size` rows at a time, summed over the devices of `axis_name`."""
     x, size, chunk = jnp.asarray(x), len(x), min(chunk_size, len(x))
     (components, dims), matrices = params.means.shape, params.covs.ndim == 3
     white, log_weights = gmm.whitening(params), jnp.log(params.weights)[:, None]
 
     def add(i, sums):
-        # the last chunk may overlap the one before: rows that were seen then count nothing
+        # the last chunk may overlap the one before: rows of both get weight 0 the second time
         start = jnp.minimum(i * chunk, size - chunk)
         fresh = (start + jnp.arange(chunk) >= i * chunk).astype(x.dtype)
         rows = jax.lax.dynamic_slice_in_dim(x, start, chunk)
@@ -85,8 +85,8 @@ def e_step(
 def m_step(stats: Statistics, *, covariance: str = "full", regularization: ArrayLike = 1e-6) -> GMM:
     """The mixture that maximises the expected log-likelihood (PRML Eqs. 9.24 to 9.27).
 
-    `covariance` is one of `gmm.COVARIANCES`; full and tied need the scatter of matrices. `regularization` is added to
-    variances, in the squared unit of `x`.
+    `covariance` is one of `gmm.COVARIANCES`; "full" and "tied" need statistics with matrices. `regularization` is added
+    to variances, in the squared unit of `x`.
     """
     count = jnp.maximum(stats.mass, jnp.finfo(stats.mass.dtype).tiny)
     shift = stats.first / count[:, None]
@@ -110,7 +110,7 @@ def m_step(stats: Statistics, *, covariance: str = "full", regularization: Array
 
 
 def recentre(stats: Statistics, centre: Float[Array, "K D"]) -> Statistics:
-    """The same sums, of differences from other means."""
+    """The same statistics, with differences from another centre."""
     move = stats.centre - centre
     cross = stats.first[:, :, None] * move[:, None]
     squares = stats.mass[:, None, None] * move[:, :, None] * move[:, None]
@@ -123,10 +123,10 @@ def recentre(stats: Statistics, centre: Float[Array, "K D"]) -> Statistics:
 
 
 def stepwise(stats: Statistics | None, batch: Statistics, rate: ArrayLike) -> Statistics:
-    """Running statistics for a stream: `(1 - rate) stats + rate batch`, a row (Cappe & Moulines 2009, Eq. 12).
+    """Running statistics of a stream, per row: `(1 - rate) stats + rate batch` (Cappe & Moulines 2009, Eq. 12).
 
-    Both are first divided by their weight and brought to the newer means. `rate = (k + 2)^-0.7` at step `k` forgets
-    slowly enough to converge. With `stats=None` it is the batch alone.
+    Both are first divided by their weight and recentred on the newer means. `rate = (k + 2)^-0.7` at step `k` decreases
+    slowly enough to converge. With `stats=None` the result is the batch alone.
     """
     mean = lambda s: Statistics(s.centre, *(a / s.weight for a in s[1:]))
     if stats is None:
@@ -158,10 +158,10 @@ def compile_step(
     regularization: ArrayLike = 1e-6,
     chunk_size: int = CHUNK,
 ) -> Callable[..., tuple[GMM, Float[Array, ""]]]:
-    """`step(params, x, weights)`, compiled, with rows split over the devices and parameters on all.
+    """`step(params, x, weights)`, compiled, with rows split over the devices and parameters replicated.
 
-    With `parallel="jit"` the rows are split over the axis `keys.AXIS` of `mesh` (by default one of all devices), with
-    "pmap" over the local devices. Rows that do not divide by the devices are padded with rows of weight 0.
+    With `parallel="jit"` the rows are split over the axis `keys.AXIS` of `mesh` (default: all devices), with "pmap" over
+    the local devices. If their number is not a multiple of the devices, rows of weight 0 are added.
     """
     if parallel not in ("jit", "pmap"):
         raise ValueError(f'parallel must be "jit" or "pmap", got {parallel!r}.')
@@ -191,7 +191,7 @@ def compile_step(
 
 
 def check_covariance(covariance: str) -> None:
-    """Raises a ValueError that names the choices, unless `covariance` is one of them."""
+    """Raise ValueError unless `covariance` is one of `gmm.COVARIANCES`."""
     if covariance not in gmm.COVARIANCES:
         choices = ", ".join(map(repr, gmm.COVARIANCES))
         raise ValueError(f"covariance must be one of {choices}; got {covariance!r}.")

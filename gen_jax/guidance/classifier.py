@@ -1,48 +1,48 @@
-"""Guidance by the gradient of a classifier that reads noised data, and the loss which such a one is trained by."""
+"""Guidance by the gradient of a classifier of noisy data, and the loss of such a classifier."""
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from gen_jax.diffusion.loss import Quantiles, stratified
+from gen_jax.diffusion.loss import TimeSampling, stratified
 from gen_jax.diffusion.loss.denoising import draw
 from gen_jax.diffusion.prediction import Denoiser
-from gen_jax.diffusion.process import Process
+from gen_jax.diffusion.process import Process, Times
 from gen_jax.guidance import weights
 from gen_jax.guidance.weights import Weight
 
-Classify: TypeAlias = Callable[[Any, Any], Float[Array, "B C"]]
+Classify: TypeAlias = Callable[[PyTree, Array], Float[Array, "B C"]]
 """A noise-conditional classifier with its parameters bound: `(x_t [B, ...], t [B]) -> logits [B, C]`."""
 
 
 def classifier(
     denoise: Denoiser,
-    log_prob: Callable[[Any, Any], Float[Array, "B"]],
+    log_prob: Callable[[PyTree, Times], Float[Array, "B"]],
     process: Process,
     weight: Weight = 1.0,
 ) -> Denoiser:
-    """Classifier guidance: `weight` times the gradient of `log p_t(y | x_t)` is added to the score.
+    """Classifier guidance: adds `weight` times the gradient of `log p_t(y | x_t)` to the score.
 
         x0_hat' = x0_hat + w (sigma_t^2 / alpha_t) d/dx_t log p_t(y | x_t)
 
-    With `w = 1`, an exact classifier and an exact unconditional denoiser this is the denoiser of `p(x_0 | y)`, by Bayes'
-    rule. Nothing here knows classes: any log-likelihood of what was observed does, in nats up to a constant. Where
-    `alpha_t = 0` nothing is added, as `x_t` says nothing of `y`.
+    With `w = 1`, an exact classifier and an exact unconditional denoiser this is the denoiser of `p(x_0 | y)`, by
+    Bayes' rule. `y` need not be a class: any log-likelihood of an observation will do, in nats up to a constant.
+    Where `alpha_t = 0` nothing is added, because `x_t` is independent of `y`.
 
     Args:
-        denoise: unconditional; or conditional, to guide it further.
-        log_prob: `(x_t [B, ...], t []) -> [B]`, differentiable, row by row: `log_class(classify, label)`.
-        process: what `alpha_t` and `sigma_t` are.
+        denoise: the unconditional denoiser, or a conditional one to be guided further.
+        log_prob: `(x_t [B, ...], t []) -> [B]`, differentiable, each row by itself, as `log_class(classify, label)`.
+        process: gives `alpha_t` and `sigma_t`.
         weight: `w`, see `Weight`.
 
     Source: Dhariwal & Nichol 2021, Section 4.1 and Eq. 14; Song et al. 2021, Eq. 14.
     """
 
-    def guided(x_t: Any, t: Any) -> Any:
+    def guided(x_t: PyTree, t: Times) -> PyTree:
         gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
         alpha_t, sigma_t = jnp.asarray(process.alpha(t)), jnp.asarray(process.sigma(t))
         slope = jnp.where(alpha_t > 0, sigma_t**2 / jnp.where(alpha_t > 0, alpha_t, 1.0), 0.0)
@@ -54,38 +54,42 @@ def classifier(
     return guided
 
 
-def log_class(classify: Classify, label: Int[Array, "B"]) -> Callable[[Any, Any], Float[Array, "B"]]:
-    """`(x_t, t []) -> log p_t(label | x_t) [B]`, in nats, of a classifier's logits."""
+def log_class(classify: Classify, label: Int[Array, "B"]) -> Callable[[PyTree, Times], Float[Array, "B"]]:
+    """`(x_t, t []) -> log p_t(label | x_t) [B]` in nats, from the logits of a classifier."""
 
-    def log_prob(x_t: Any, t: Any) -> Float[Array, "B"]:
+    def log_prob(x_t: PyTree, t: Times) -> Float[Array, "B"]:
         logits = classify(x_t, jnp.broadcast_to(t, label.shape)).astype(jnp.float32)
-        return -optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        nll: Array = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return -nll
 
     return log_prob
 
 
 def classifier_loss(
-    classify: Callable[[Any, Any, Any], Float[Array, "B C"]],
+    classify: Callable[[PyTree, PyTree, Array], Float[Array, "B C"]],
     process: Process,
     *,
-    prepare: Callable[[Any, Any], Any] = lambda key, image: image,
-    quantiles: Quantiles = stratified,
-) -> Callable[..., Any]:
+    prepare: Callable[[Key[Array, ""], Array], Array] = lambda key, image: image,
+    time_sampling: TimeSampling = stratified,
+) -> Callable[[PyTree, Key[Array, ""], Mapping[str, Array]], tuple[Array, dict[str, Array]]]:
     """Cross-entropy of a noise-conditional classifier in nats, `E_t E_eps -log p_t(y | x_t)`, for `training.make_step`.
 
     Args:
         classify: `(params, x_t [B, ...], t [B]) -> logits [B, C]`.
-        process: how data are noised.
-        prepare: `(key, image) -> x_0`: what the data set holds as the process takes it.
-        quantiles: of the times, as of `loss.denoising`.
+        process: adds the noise.
+        prepare: `(key, image) -> x_0`, from images of the data set to the data of the process.
+        time_sampling: as in `loss.denoising`.
 
     Returns:
-        `loss(params, key, {"image", "label"})`, with the metric `accuracy`: the share read rightly, over all times.
+        `loss(params, key, {"image", "label"})`, with the metric `accuracy`, the fraction of correct labels over all
+        times.
     """
 
-    def loss_fn(params: Any, key: Key[Array, ""], batch: Any) -> tuple[Array, dict[str, Array]]:
+    def loss_fn(
+        params: PyTree, key: Key[Array, ""], batch: Mapping[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
         key_prepare, key = jax.random.split(key)
-        noised = draw(key, process, prepare(key_prepare, batch["image"]), quantiles)
+        noised = draw(key, process, prepare(key_prepare, batch["image"]), time_sampling)
         logits, label = classify(params, noised.x_t, noised.t).astype(jnp.float32), batch["label"]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
         return loss, {"accuracy": (logits.argmax(1) == label).mean(dtype=jnp.float32)}

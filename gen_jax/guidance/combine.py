@@ -1,14 +1,14 @@
-"""Estimates of several denoisers combined into one, linearly."""
+"""Linear combinations of denoisers."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree
 
 from gen_jax.diffusion.prediction import Denoiser
+from gen_jax.diffusion.process import Times
 from gen_jax.guidance import weights
 from gen_jax.guidance.weights import Weight
 
@@ -18,27 +18,27 @@ def classifier_free(
 ) -> Denoiser:
     """Classifier-free guidance, `x0_hat = u + w (c - u)` of the two estimates `c` and `u`.
 
-    At a fixed `t` the score is affine in `x0_hat`, so this is `score_u + w (score_c - score_u)`, the score of
-    `p_t(x_t) p_t(y | x_t)^w` at that `t`. The densities of different `t` belong to no one process unless `w` is 0 or 1,
-    where the denoiser is `unconditional` or `conditional` itself: samples are then those of neither law.
+    At a fixed `t` the score is affine in `x0_hat`, so the guided score is `score_u + w (score_c - score_u)`, that of
+    `p_t(x_t) p_t(y | x_t)^w`. Unless `w` is 0 or 1, these densities at different `t` do not belong to one noising
+    process, so samples do not follow the density at `t = 0`. With `w` 0 or 1 the result is `unconditional` or
+    `conditional` exactly.
 
     Args:
         conditional: the denoiser with the condition bound.
-        unconditional: the denoiser without it; or the one to move away from: of a negative condition, or a weaker model
-            (autoguidance; Karras et al. 2024, Section 4).
+        unconditional: the denoiser without it; or one with a negative prompt, or a weaker model (autoguidance; Karras et
+            al. 2024, Section 4).
         weight: `w`, see `Weight`.
-        rescale: `phi` in [0, 1], how far each sample's estimate is brought to the standard deviation of `c` over its
-            values, `x0_hat (1 - phi + phi std(c) / std(x0_hat))`: strong guidance overexposes (Lin et al. 2024,
-            Section 3.4, there of the network's output).
+        rescale: `phi` in [0, 1]. Each sample's estimate is multiplied by `1 - phi + phi std(c) / std(x0_hat)`, with
+            standard deviations over its values, against the overexposure of strong guidance (Lin et al. 2024, Section
+            3.4, where it is applied to the network's output).
 
     Source: Ho & Salimans 2022, Eq. 6, whose weight is `w - 1`.
     """
-    both = lambda x_t, t: (conditional(x_t, t), unconditional(x_t, t))
-    return _guided(both, weight, rescale)
+    return _guided(lambda x_t, t: (conditional(x_t, t), unconditional(x_t, t)), weight, rescale)
 
 
 def classifier_free_batched(
-    denoise: Callable[[Any, Any, Any], Any],
+    denoise: Callable[[PyTree, Times, PyTree], PyTree],
     condition: PyTree,
     null: PyTree,
     weight: Weight,
@@ -53,9 +53,10 @@ def classifier_free_batched(
 
     Args:
         denoise: `(x_t [B, ...], t [], condition [B, ...]) -> x0_hat [B, ...]`, for any `B`.
-        condition: labels, vectors, tokens: any pytree of arrays `[B, ...]`.
-        null: the same of the null condition, or of a negative one.
-        weight, rescale: as of `classifier_free`.
+        condition: labels, vectors or tokens: any pytree of arrays `[B, ...]`.
+        null: the null condition or a negative one, of the same structure.
+        weight: as in `classifier_free`.
+        rescale: as in `classifier_free`.
 
     Raises:
         ValueError: `condition` and `null` differ in structure, shape or dtype.
@@ -64,11 +65,17 @@ def classifier_free_batched(
         jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a).name), c) for c in (condition, null)
     ]
     if described[0] != described[1]:
-        raise ValueError(f"condition and null must look the same; got {described[0]} and {described[1]}.")
-    twice = lambda a, b: jax.tree.map(lambda *pair: jnp.concatenate(pair), a, b)
-    part = lambda tree, k: jax.tree.map(lambda a: jnp.split(a, 2)[k], tree)
+        raise ValueError(
+            f"condition and null must be alike in structure, shapes and dtypes; got {described[0]} and {described[1]}."
+        )
 
-    def both(x_t: Any, t: Any) -> tuple[Any, Any]:
+    def twice(a: PyTree, b: PyTree) -> PyTree:
+        return jax.tree.map(lambda *pair: jnp.concatenate(pair), a, b)
+
+    def part(tree: PyTree, k: int) -> PyTree:
+        return jax.tree.map(lambda a: jnp.split(a, 2)[k], tree)
+
+    def both(x_t: PyTree, t: Times) -> tuple[PyTree, PyTree]:
         out = denoise(twice(x_t, x_t), t, twice(condition, null))
         return part(out, 0), part(out, 1)
 
@@ -76,13 +83,13 @@ def classifier_free_batched(
 
 
 def linear(denoisers: Sequence[Denoiser], weights: Sequence[ArrayLike]) -> Denoiser:
-    """`x0_hat = sum_i w_i x0_hat_i`, with weights that sum to 1, some of which may be negative.
+    """`x0_hat = sum_i w_i x0_hat_i`, with weights that sum to 1 and may be negative.
 
-    Of an unconditional estimate `u` and conditions `c_i` the composition `u + sum_i w_i (c_i - u)` (Liu et al. 2022,
-    Eq. 11) has the weights `1 - sum_i w_i, w_1, w_2, ...`.
+    The composition of conditions `u + sum_i w_i (c_i - u)` (Liu et al. 2022, Eq. 11) has the weights `1 - sum_i w_i` for
+    the unconditional estimate `u`, and `w_i` for the conditional ones.
 
     Raises:
-        ValueError: as many weights as denoisers, at least one, are expected, and a sum of 1 (of numbers that are not
+        ValueError: no denoiser, another number of weights than denoisers, or weights that do not sum to 1 (checked unless
             traced).
     """
     if len(denoisers) != len(weights) or not denoisers:
@@ -91,7 +98,9 @@ def linear(denoisers: Sequence[Denoiser], weights: Sequence[ArrayLike]) -> Denoi
         )
     known = not any(isinstance(w, jax.core.Tracer) for w in weights)
     if known and abs(float(sum(jnp.asarray(w).sum() for w in weights)) - 1) > 1e-4:
-        raise ValueError(f"weights must sum to 1, or x0_hat is no estimate of the data; got {list(weights)}.")
+        raise ValueError(
+            f"weights must sum to 1, for x0_hat to be an estimate of the data; got {list(weights)}."
+        )
 
     def weighted(*estimates: Array) -> Array:
         terms = (jnp.asarray(w, x.dtype) * x for w, x in zip(weights, estimates, strict=True))
@@ -100,10 +109,12 @@ def linear(denoisers: Sequence[Denoiser], weights: Sequence[ArrayLike]) -> Denoi
     return lambda x_t, t: jax.tree.map(weighted, *(denoise(x_t, t) for denoise in denoisers))
 
 
-def _guided(both: Callable[[Any, Any], tuple[Any, Any]], weight: Weight, rescale: ArrayLike) -> Denoiser:
-    """`u + w (c - u)` of both estimates, in the form that is `u` at 0 and `c` at 1 to the bit."""
+def _guided(
+    both: Callable[[PyTree, Times], tuple[PyTree, PyTree]], weight: Weight, rescale: ArrayLike
+) -> Denoiser:
+    """`u + w (c - u)`, as `(1 - w) u + w c`, which is exactly `u` at 0 and `c` at 1."""
 
-    def denoise(x_t: Any, t: Any) -> Any:
+    def denoise(x_t: PyTree, t: Times) -> PyTree:
         c, u = both(x_t, t)
         w = weights.at(weight, t, x_t)
         guided = jax.tree.map(lambda c, u: (1 - w(u)) * u + w(c) * c, c, u)
@@ -115,7 +126,10 @@ def _guided(both: Callable[[Any, Any], tuple[Any, Any]], weight: Weight, rescale
 
 
 def _rescaled(x: Array, like: Array, amount: ArrayLike) -> Array:
-    """`x`, brought to the standard deviation of `like` over all axes but the first, as far as `amount` says."""
-    std = lambda a: a.reshape(len(a), -1).std(axis=1)
+    """`x` with the standard deviation of `like` per example, where `amount` is 1; unchanged where it is 0."""
+
+    def std(a: Array) -> Array:
+        return a.reshape(len(a), -1).std(axis=1)
+
     factor = 1 + jnp.asarray(amount, x.dtype) * (std(like) / std(x) - 1)
     return factor.reshape(-1, *[1] * (x.ndim - 1)) * x

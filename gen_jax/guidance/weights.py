@@ -1,24 +1,26 @@
-"""The weight of guidance: a number, one a sample, or a function of the time."""
+"""The weight of guidance: a number, one per sample, or a function of the time."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Num
+from jaxtyping import Array, ArrayLike, Float, Num, PyTree
 
-from gen_jax.diffusion.process import Process
+from gen_jax.diffusion.process import Process, Times
 
-Schedule: TypeAlias = Callable[[Any], Any]
-Weight: TypeAlias = ArrayLike | Num[Array, "B"] | Num[np.ndarray, "B"] | Schedule
-"""A number, one a sample `[B]`, or `t [] ->` one of these; numbers may be traced."""
+Constant: TypeAlias = ArrayLike | Num[Array, "B"] | Num[np.ndarray, "B"]
+WeightFunction: TypeAlias = Callable[[Times], Constant]
+Weight: TypeAlias = Constant | WeightFunction
+"""A number, one per sample `[B]`, or a function from `t []` to one of these; numbers may be traced."""
 
 
-def at(weight: Weight, t: Any, x_t: Any) -> Callable[[Array], Array]:
-    """`weight` at a time, as a function of an array `[B, ...]` of `x_t`: in its number of axes, to multiply it by.
+def at(weight: Weight, t: Times, x_t: PyTree) -> Callable[[Array], Array]:
+    """`weight` at a time, as a function: from an array `[B, ...]` of `x_t` to a factor of its rank and dtype.
 
-    Raises ValueError for a weight that is neither one number nor `B`.
+    Raises:
+        ValueError: the weight is neither one number nor `B`.
     """
     value = jnp.asarray(weight(t) if callable(weight) else weight)
     batch = jax.tree.leaves(x_t)[0].shape[0]
@@ -31,19 +33,20 @@ def at(weight: Weight, t: Any, x_t: Any) -> Callable[[Array], Array]:
 
 def interval(
     weight: Weight, process: Process, low: float | int | Num[Array, ""], high: float | int | Num[Array, ""]
-) -> Schedule:
+) -> WeightFunction:
     """`weight` at times in [low, high], and 1, no guidance, outside (Kynkaanniemi et al. 2024, Section 3).
 
-    They find guidance harmful at high noise and needless at low. Their interval is one of `sigma / alpha`:
-    `process.at_log_snr(proc, -2 * np.log(level))` is its time.
+    In their experiments guidance is harmful at high noise and unnecessary at low noise. Their interval is one of `sigma /
+    alpha`; `process.at_log_snr(proc, -2 * np.log(ratio))` is the time of a ratio.
 
     Args:
-        weight: inside.
-        process: what the times are of.
-        low, high: its ends; may be traced.
+        weight: inside the interval.
+        process: the process of the times.
+        low: smallest time of the interval; may be traced.
+        high: largest time of the interval; may be traced.
 
     Raises:
-        ValueError: `0 <= low < high <= t_max` does not hold (of numbers that are not traced).
+        ValueError: `0 <= low < high <= t_max` does not hold (checked unless traced).
     """
     traced = isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer)
     if not traced and not 0 <= low < high <= process.t_max:
@@ -51,30 +54,32 @@ def interval(
             f"expected an interval inside the process, 0 <= low < high <= {process.t_max:g}, got {low:g} and {high:g}."
         )
 
-    def weight_at(t: Any) -> Float[Array, "..."]:
+    def weight_at(t: Times) -> Float[Array, "..."]:
         value = jnp.asarray(weight(t) if callable(weight) else weight, jnp.float32)
         return jnp.where((t >= low) & (t <= high), value, 1.0)
 
     return weight_at
 
 
-def plus_plus(scale: ArrayLike, process: Process, times: Float[Array | np.ndarray, "nodes"]) -> Schedule:
-    """The weight with which `classifier_free` and `DDIM()` on these `times` are CFG++ (Chung et al. 2025, Algorithm 2).
+def cfg_plus_plus(
+    scale: ArrayLike, process: Process, times: Float[Array | np.ndarray, "nodes"]
+) -> WeightFunction:
+    """The weight for CFG++ with `classifier_free` and `DDIM()` on these `times` (Chung et al. 2025, Algorithm 2).
 
     CFG++ takes the guided `x0_hat = u + scale (c - u)` and the noise of the unconditional estimate `u`,
 
         x_s = alpha_s (u + scale (c - u)) + sigma_s (x_t - alpha_t u) / sigma_t
 
-    which is the step of DDIM with the weight `scale / (1 - (alpha_t sigma_s) / (alpha_s sigma_t))`: large in small steps
-    and at high noise, and `scale` in the step to the data. (It holds of the weight 0 to 1 that it stays near the data.)
+    This is a step of DDIM with the weight `scale / (1 - (alpha_t sigma_s) / (alpha_s sigma_t))`, which is large for small
+    steps and high noise, and equals `scale` in the step to the data.
 
     Args:
-        scale: of the paper, `lambda` in [0, 1], or one a sample; may be traced.
-        process: what `alpha_t` and `sigma_t` are.
-        times: the grid of the plan; the weight at a time is that of the step which begins nearest to it.
+        scale: the paper's `lambda` in [0, 1], one number or one per sample; may be traced.
+        process: gives `alpha_t` and `sigma_t`.
+        times: the grid of the plan. The weight at a time is that of the nearest time at which a step begins.
 
     Raises:
-        ValueError: `times` are not at least two that decrease.
+        ValueError: `times` are not at least two decreasing numbers.
     """
     nodes = np.asarray(times, np.float64)
     if nodes.ndim != 1 or len(nodes) < 2 or not (np.diff(nodes) < 0).all():

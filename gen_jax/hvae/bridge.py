@@ -1,17 +1,17 @@
-"""From step 8 to step 9: a diffusion model is a chain of latents whose encoder has nothing to learn.
+"""From step 8 to step 9: a diffusion model is a chain of latents with a fixed encoder.
 
-Take the hierarchical VAE and, for once, restrict: let every latent have the size of `x`, and let every encoder
-shrink what it gets and add noise,
+Restrict the hierarchical VAE: every latent has the size of `x`, and every encoder scales its input and adds noise,
 
     q(z_t | z_s) = N(alpha_t / alpha_s z_s, (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) I)
 
-so that `q(z_t | x) = N(alpha_t x, sigma_t^2 I)` at every level, and at the last little is left of `x`. What remains is
-the decoder `p(z_s | z_t)`. Its best guess is the encoder backwards, `q(z_s | z_t, x)`, with an estimate of `x` put in
-place of `x`: one network for all levels, told the level. The ELBO of the chain is then the variational bound of
-diffusion (`diffusion.likelihood.vlb`), not by analogy but as a number.
+so `q(z_t | x) = N(alpha_t x, sigma_t^2 I)` at every level, and the last latent is nearly independent of `x`. Only the
+decoder `p(z_s | z_t)` is learned. It is the reverse of the encoder, `q(z_s | z_t, x)`, with an estimate in place of `x`:
+one network for all levels, with the time as an input. The ELBO of this chain equals the variational bound of diffusion
+(`diffusion.likelihood.vlb`).
 """
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,20 +25,20 @@ from gen_jax.hvae.gaussian import Gaussian
 
 
 def diffusion_chain(denoise: Denoiser, process: Process, times: Shaped[Array | np.ndarray, "nodes"]) -> Chain:
-    """The chain of latents that a denoiser and a grid of times are: one level for each time.
+    """The chain of latents of a denoiser on a grid of times, one level for each time.
 
-    Its `elbo`, with `terms="sampled"` or "posterior", has the mean of `-likelihood.vlb(..., times=times).nats`; with
-    "posterior" the KL of the last level is its prior term, the sum of the others its diffusion term and the
-    reconstruction its reconstruction with the sign changed.
+    Its `elbo`, with `terms="sampled"` or "posterior", has the same mean as `-likelihood.vlb(..., times=times).nats`. With
+    "posterior" the terms agree too: the KL of the last level is the prior term, the sum of the other KLs the diffusion
+    term, and the reconstruction is minus the reconstruction term.
 
     Args:
         denoise: `(x_t [B, ...], t []) -> x0_hat`.
         process: the process the denoiser belongs to.
-        times: decreasing, as a sampler's grid: the last is that of `z_1`, the first that of `z_L`. Levels are unrolled,
-            so compile time grows with their number: for many use `likelihood.vlb`.
+        times: decreasing, as the grid of a sampler: the last is the time of `z_1`, the first that of `z_L`. Levels are
+            unrolled, so the time to compile grows with their number; for many levels use `likelihood.vlb`.
 
     Raises:
-        ValueError: times that do not decrease to above 0.
+        ValueError: times that do not decrease, or are not above 0.
     """
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or len(times) < 1 or not (np.diff(times) < 0).all() or not times[-1] > 0:
@@ -62,7 +62,7 @@ def diffusion_chain(denoise: Denoiser, process: Process, times: Shaped[Array | n
         prior=lambda z: _gaussian(jnp.zeros_like(z), sigma[-1]),
         log_likelihood=log_likelihood,
         posterior=(
-            *(_backwards(*args) for args in zip(alpha, alpha[1:], sigma, sigma[1:], strict=False)),
+            *(_reverse(*args) for args in zip(alpha, alpha[1:], sigma, sigma[1:], strict=False)),
             lambda z, x: _gaussian(alpha[-1] * x, sigma[-1]),
         ),
     )
@@ -78,15 +78,17 @@ def _noising(alpha_s: float, alpha_t: float, sigma_s: float, sigma_t: float) -> 
     return lambda z: _gaussian(scale * z, math.sqrt(sigma_t**2 - (scale * sigma_s) ** 2))
 
 
-def _backwards(alpha_s: float, alpha_t: float, sigma_s: float, sigma_t: float):
+def _reverse(
+    alpha_s: float, alpha_t: float, sigma_s: float, sigma_t: float
+) -> Callable[[Float[Array, "B ..."], Float[Array, "B ..."]], Gaussian]:
     """`(z_t, x) -> q(z_s | z_t, x)`, by Bayes' rule (Kingma et al. 2021, Eqs. 25 and 26)."""
     scale = alpha_t / alpha_s
-    kept = (sigma_s / sigma_t) ** 2  # of the variance at t, what was there at s
+    kept = (sigma_s / sigma_t) ** 2
     std = sigma_s * math.sqrt(1 - scale**2 * kept)
     return lambda z, x: _gaussian(scale * kept * z + alpha_s * (1 - scale**2 * kept) * x, std)
 
 
 def _denoising(denoise: Denoiser, t: float, *at: float) -> Conditional:
     """`p(z_s | z_t) = q(z_s | z_t, x0_hat(z_t, t))` (Kingma et al. 2021, Eq. 8)."""
-    backwards = _backwards(*at)
-    return lambda z: backwards(z, denoise(z, jnp.asarray(t, z.dtype)))
+    reverse = _reverse(*at)
+    return lambda z: reverse(z, denoise(z, jnp.asarray(t, z.dtype)))

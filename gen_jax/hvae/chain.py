@@ -1,12 +1,12 @@
-"""A chain of latents, `x - z_1 - z_2 - ... - z_L`, in which each level knows only its neighbours.
+"""A Markov chain of latents, `x - z_1 - z_2 - ... - z_L`: each level depends on its neighbours only.
 
-    encoder    q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1})          up, from the data
-    model      p(x | z_1) p(z_1 | z_2) ... p(z_{L-1} | z_L) p(z_L)   down, to the data
+    encoder    q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1})
+    model      p(x | z_1) p(z_1 | z_2) ... p(z_{L-1} | z_L) p(z_L)
 
     log p(x) >= E_q[log p(x | z_1)] - sum_l E_q[log q(z_l | z_{l-1}) - log p(z_l | z_{l+1})]
 
-A chain is given by functions, so that networks may stand behind it (`hvae.HVAE`) or nothing but noise
-(`hvae.diffusion_chain`). The bound can be estimated in three ways from one draw of the latents; see `elbo`.
+A chain is a tuple of functions. They may be networks (`hvae.HVAE`) or only add noise (`hvae.diffusion_chain`). There are
+three estimates of the bound from one draw of the latents; see `elbo`.
 """
 
 from collections.abc import Callable
@@ -26,35 +26,35 @@ Conditional = Callable[[Float[Array, "B ..."]], Gaussian]
 
 
 class Chain(NamedTuple):
-    """A chain of `L` latents, by functions of its neighbours; `z_0 = x`."""
+    """The conditional distributions of a chain of `L` latents; `z_0 = x`."""
 
     encode: tuple[Conditional, ...]
-    """`L` of them: `z_{l-1} -> q(z_l | z_{l-1})`."""
+    """`L` functions `z_{l-1} -> q(z_l | z_{l-1})`."""
     decode: tuple[Conditional, ...]
-    """`L - 1` of them: `z_{l+1} -> p(z_l | z_{l+1})`."""
+    """`L - 1` functions `z_{l+1} -> p(z_l | z_{l+1})`."""
     prior: Conditional
-    """`z_L -> p(z_L)`, of which it takes no more than the shape."""
+    """`z_L -> p(z_L)`, which depends on the shape of `z_L` only."""
     log_likelihood: Callable[[Float[Array, "B ..."], Float[Array, "B ..."]], Float[Array, "B"]]
     """`(z_1, x) -> log p(x | z_1)`."""
     posterior: tuple[Callable[[Float[Array, "B ..."], Float[Array, "B ..."]], Gaussian], ...] = ()
-    """`(z_{l+1}, x) -> q(z_l | z_{l+1}, x)` for `l < L`, then `(x, x) -> q(z_L | x)`; where these are known."""
+    """`(z_{l+1}, x) -> q(z_l | z_{l+1}, x)` for `l < L`, then `(x, x) -> q(z_L | x)`; empty where unknown."""
 
 
 def level_keys(key: Key[Array, ""], levels: int) -> list[Key[Array, ""]]:
-    """A key for each level; the key itself where there is one, so that a chain of one level is the VAE."""
+    """A key for each level. For one level it is `key` itself, so a chain of one level equals the VAE bit for bit."""
     return [key] if levels == 1 else list(jax.random.split(key, levels))
 
 
-def climb(
+def infer(
     key: Key[Array, ""], chain: Chain, x: Float[Array, "B *x"], *, index: Int[Array, "B"] | None = None
 ) -> tuple[list[Float[Array, "B ..."]], list[Gaussian]]:
-    """Draw `z_1, ..., z_L` from the encoder, one after the other; returns them and the `q(z_l | z_{l-1})`."""
-    z, latents, levels = x, [], []
+    """Draw `z_1, ..., z_L` from the encoder, one after the other; returns the draws and the `q(z_l | z_{l-1})`."""
+    z, latents, encoded = x, [], []
     for k, encode in zip(level_keys(key, len(chain.encode)), chain.encode, strict=True):
-        levels.append(encode(z))
-        z = gaussian.sample(k, levels[-1], index=index)
+        encoded.append(encode(z))
+        z = gaussian.sample(k, encoded[-1], index=index)
         latents.append(z)
-    return latents, levels
+    return latents, encoded
 
 
 def elbo(
@@ -65,36 +65,36 @@ def elbo(
     terms: Terms = "sampled",
     index: Int[Array, "B"] | None = None,
 ) -> Elbo:
-    """One draw's estimate of a lower bound on `log p(x)`, the term of level `l` in one of three forms.
+    """An estimate of a lower bound on `log p(x)` from one draw of the latents; the KL term of level `l` has three forms.
 
         "sampled"       log q(z_l | z_{l-1}) - log p(z_l | z_{l+1}),    and KL(q(z_L | z_{L-1}) || p(z_L))
         "neighbours"    KL(q(z_l | z_{l-1}) || p(z_l | z_{l+1})),       and KL(q(z_L | z_{L-1}) || p(z_L))
         "posterior"     KL(q(z_l | z_{l+1}, x) || p(z_l | z_{l+1})),    and KL(q(z_L | x) || p(z_L))
 
-    "sampled" is unbiased for the bound (the module's formula), which is `log p(x)` where the encoder is the model's
-    posterior. "posterior" is unbiased for the same bound, and varies less, but needs the encoder backwards: that of a
-    diffusion model is known (Ho et al. 2020, Eq. 5).
+    "sampled" is an unbiased estimate of the bound above, which equals `log p(x)` if the encoder is the model's posterior.
+    "posterior" is unbiased too, with less variance. It needs the reverse of the encoder, which is known for a diffusion
+    model (Ho et al. 2020, Eq. 5).
 
-    "neighbours" is the book's. It takes `z_{l+1}` for given in a term that averages over `z_l`, though `z_{l+1}` was
-    drawn from it. In the mean that is a bound as well, but a lower one: already for two levels it is below the bound of
-    an encoder `q(z_1 | x) q(z_2 | x)` by the mutual information `I(z_1; z_2 | x)`, so no encoder makes it tight
-    unless the levels are independent given `x`. It pays for each level as if it were the only one.
+    "neighbours" is the book's. Its term of level `l` averages over `z_l` with `z_{l+1}` fixed, although `z_{l+1}` was
+    drawn from `z_l`. Its mean is a lower bound as well, but a looser one. For two levels it is below the bound of an
+    encoder `q(z_1 | x) q(z_2 | x)` by the mutual information `I(z_1; z_2 | x)`. So it is never tight, unless the levels
+    are independent given `x`.
 
     With one level all three are the ELBO of a VAE.
 
     Args:
-        key: of the noise; example `i` gets noise of its own (`gen_jax.keys`).
+        key: of the noise; the noise of example `i` depends on `key` and `i` only (`gen_jax.keys`).
         chain: the functions.
         x: data `[B, ...]`.
-        terms: the form.
+        terms: the form of the KL terms.
         index: numbers of the examples, `0..B-1` by default.
 
     Raises:
-        ValueError: unknown `terms`, a chain without a level or of the wrong number of functions, or "posterior" of a
-            chain that does not have one.
+        ValueError: unknown `terms`, a chain with no level or a wrong number of functions, or "posterior" for a chain
+            without one.
     """
     check(chain, terms)
-    latents, encoded = climb(key, chain, x, index=index)
+    latents, encoded = infer(key, chain, x, index=index)
     decoded = [decode(z) for decode, z in zip(chain.decode, latents[1:], strict=True)]
     decoded.append(chain.prior(latents[-1]))
     if terms == "posterior":
@@ -112,9 +112,9 @@ def elbo(
 def log_weight(
     key: Key[Array, ""], chain: Chain, x: Float[Array, "B *x"], *, index: Int[Array, "B"] | None = None
 ) -> Float[Array, "B"]:
-    """`log p(x, z_1, ..., z_L) - log q(z_1, ..., z_L | x)` at one draw: its exponential has the mean `p(x)`."""
+    """`log p(x, z_1, ..., z_L) - log q(z_1, ..., z_L | x)` for one draw; its exponential has mean `p(x)`."""
     check(chain, "sampled")
-    latents, encoded = climb(key, chain, x, index=index)
+    latents, encoded = infer(key, chain, x, index=index)
     decoded = [decode(z) for decode, z in zip(chain.decode, latents[1:], strict=True)]
     decoded.append(chain.prior(latents[-1]))
     weight = chain.log_likelihood(latents[0], x)
@@ -124,7 +124,7 @@ def log_weight(
 
 
 def check(chain: Chain, terms: str) -> None:
-    """Raise ValueError for what does not fit together."""
+    """Raise ValueError if the chain's functions do not fit together."""
     levels = len(chain.encode)
     if levels < 1 or len(chain.decode) != levels - 1:
         raise ValueError(

@@ -1,7 +1,6 @@
-"""The one distribution of every level, a Gaussian with a diagonal covariance, and how two of them merge.
+"""Gaussians with a diagonal covariance, the distribution at every level, and the rules that merge two of them.
 
-All sums are over every axis but the first, all numbers in nats. A parameter may be a scalar, which holds for all
-dimensions.
+Sums are over all axes but the first; results are in nats. A parameter may be a scalar, the same for all dimensions.
 """
 
 import math
@@ -21,7 +20,7 @@ class Gaussian(NamedTuple):
 
 
 def standard(like: Float[Array, "B *z"]) -> Gaussian:
-    """`N(0, I)` of that shape."""
+    """`N(0, I)` of the shape of `like`."""
     return Gaussian(jnp.zeros_like(like), jnp.zeros_like(like))
 
 
@@ -32,7 +31,7 @@ def sample(
     temperature: ArrayLike = 1.0,
     index: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B *z"]:
-    """`mean + temperature exp(log_std) eps`; row `i` depends on `key` and its index alone (`gen_jax.keys`)."""
+    """`mean + temperature exp(log_std) eps`; row `i` depends on `key` and its index only (`gen_jax.keys`)."""
     eps = keys.normal(key, params.mean.shape, index).astype(params.mean.dtype)
     return params.mean + temperature * jnp.exp(params.log_std) * eps
 
@@ -54,8 +53,7 @@ def precision(prior: Gaussian, evidence: Gaussian) -> Gaussian:
 
         1 / std^2 = 1 / std_p^2 + 1 / std_e^2,    mean = std^2 (mean_p / std_p^2 + mean_e / std_e^2)
 
-    Source: Sonderby et al. 2016, Section 2.2. What the data say about a latent is combined with what the levels above
-    say as in Bayes' rule.
+    This is Bayes' rule with the evidence as a Gaussian likelihood. Source: Sonderby et al. 2016, Section 2.2.
     """
     log_precision = jnp.logaddexp(-2 * prior.log_std, -2 * evidence.log_std)
     weight = jnp.exp(-2 * evidence.log_std - log_precision)
@@ -63,15 +61,15 @@ def precision(prior: Gaussian, evidence: Gaussian) -> Gaussian:
 
 
 def residual(prior: Gaussian, change: Gaussian) -> Gaussian:
-    """`N(mean_p + d_mean, (std_p d_std)^2)`: with a change of `(0, log 1)` the posterior is the prior.
+    """`N(mean_p + d_mean, (std_p d_std)^2)`: a change of mean 0 and log standard deviation 0 gives the prior.
 
-    Source: Vahdat & Kautz 2020, Eq. 2 and the lines around it.
+    Source: Vahdat & Kautz 2020, Eq. 2 and the text around it.
     """
     return Gaussian(prior.mean + change.mean, prior.log_std + change.log_std)
 
 
 def concat(prior: Gaussian, posterior: Gaussian) -> Gaussian:
-    """The posterior as it is: the network that made it has seen both sides (Child 2021, Figure 3)."""
+    """The network's own posterior: its input has the features of the prior and of the data (Child 2021, Figure 3)."""
     return posterior
 
 
@@ -79,9 +77,9 @@ MERGES = {"precision": precision, "residual": residual, "concat": concat}
 
 
 def bounded(mean: Float[Array, "B *z"], raw: Float[Array, "B *z"], bound: float) -> Gaussian:
-    """`log_std = bound tanh(raw / bound)`: no level can make another's KL infinite.
+    """A soft clamp, `log_std = bound tanh(raw / bound)`, which keeps every KL finite.
 
-    Source: the soft clamp of the code of Vahdat & Kautz 2020.
+    Source: the code of Vahdat & Kautz 2020.
     """
     return Gaussian(mean, bound * jnp.tanh(raw / bound))
 

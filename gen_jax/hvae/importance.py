@@ -1,4 +1,4 @@
-"""`log p(x)` from many draws of the latents, each weighed by `w = p(x, z) / q(z | x)`, whose mean is `p(x)`."""
+"""Importance sampling of `log p(x)`: draws of the latents with weights `w = p(x, z) / q(z | x)`, whose mean is `p(x)`."""
 
 import math
 from collections.abc import Callable
@@ -10,22 +10,24 @@ from jaxtyping import Array, Float, Int, Key
 from gen_jax import keys
 
 LogWeight = Callable[[Key[Array, ""]], Float[Array, "B"]]
-"""`key -> log w` of each example, at one draw."""
+"""`key -> log w` of each example, for one draw."""
 
 
 def iwae(
-    log_weight: LogWeight, key: Key[Array, ""], num_samples: int, *, at_once: int | None = None
+    log_weight: LogWeight, key: Key[Array, ""], num_samples: int, *, sample_chunk: int | None = None
 ) -> Float[Array, "B"]:
-    """`log 1/k sum_s w_s`, in the mean a bound that rises to `log p(x)` with `k` (Burda et al. 2016, Eq. 8).
+    """`log 1/k sum_s w_s`, whose mean is a lower bound that rises to `log p(x)` with `k` (Burda et al. 2016, Eq. 8).
 
-    Draw `s` is that of `fold_in(key, s)`, however many there are. `at_once` of them are made at a time (default: all),
-    and made again for the gradient.
+    Draw `s` has the key `fold_in(key, s)`, whatever their number. They are made `sample_chunk` at a time (default: all at
+    once), and recomputed for the gradient.
 
-    Raises ValueError where either is not at least 1.
+    Raises ValueError unless `num_samples` and `sample_chunk` are at least 1.
     """
-    size = num_samples if at_once is None else min(at_once, num_samples)
+    size = num_samples if sample_chunk is None else min(sample_chunk, num_samples)
     if size < 1:
-        raise ValueError(f"num_samples and at_once must be at least 1, got {num_samples} and {at_once}.")
+        raise ValueError(
+            f"num_samples and sample_chunk must be at least 1, got {num_samples} and {sample_chunk}."
+        )
 
     def part(start: Int[Array, ""] | int) -> Float[Array, "B"]:
         samples = start + jnp.arange(size)
@@ -40,21 +42,24 @@ def iwae(
     return total - math.log(num_samples)
 
 
-def in_turns(
+def in_chunks(
     log_prob: Callable[[Float[Array, "b *x"], Int[Array, "b"]], Float[Array, "b"]],
     x: Float[Array, "B *x"],
     size: int,
     index: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B"]:
-    """`log_prob(x, index)` of `size` examples at a time; each turn takes them from all over, so from every device."""
+    """`log_prob(x, index)`, `size` examples at a time.
+
+    Each chunk takes examples at even distances, so that every device has some of them.
+    """
     count = len(x)
     size = min(count, size)
-    turns = -(-count // size)
+    chunks = -(-count // size)
     index = keys.example_index(count)[0] if index is None else index
 
-    def deal(a: Array) -> Array:
-        a = jnp.concatenate([a, jnp.broadcast_to(a[:1], (turns * size - count, *a.shape[1:]))])
-        return a.reshape(size, turns, *a.shape[1:]).swapaxes(0, 1)
+    def split(a: Array) -> Array:
+        a = jnp.concatenate([a, jnp.broadcast_to(a[:1], (chunks * size - count, *a.shape[1:]))])
+        return a.reshape(size, chunks, *a.shape[1:]).swapaxes(0, 1)
 
-    values = jax.lax.map(lambda dealt: log_prob(*dealt), (deal(x), deal(index)))
+    values = jax.lax.map(lambda chunk: log_prob(*chunk), (split(x), split(index)))
     return values.swapaxes(0, 1).reshape(-1)[:count]

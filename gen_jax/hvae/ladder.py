@@ -1,102 +1,108 @@
-"""The ladder: up from the data once, without a draw, then down again, a latent at every level.
+"""The ladder VAE: a bottom-up pass over the data, then a top-down pass that draws a latent at every level.
 
     q(z | x) = q(z_L | x) q(z_{L-1} | z_L, x) ... q(z_1 | z_2, ..., z_L, x)
     p(z)     = p(z_L)     p(z_{L-1} | z_L)    ... p(z_1 | z_2, ..., z_L)
 
-Where the chain (`hvae.chain`) infers `z_2` from `z_1` alone, each posterior here knows what its prior knows and the data
-besides, and both go the same way. So every term of the bound is a KL between Gaussians in closed form,
+In a chain (`hvae.chain`) `z_2` is inferred from `z_1` alone. Here each posterior knows the latents above, as its prior
+does, and the data. Every term of the bound is then a KL of Gaussians in closed form,
 
     log p(x) >= E_q[log p(x | z)] - sum_l E_q[KL(q(z_l | z_{>l}, x) || p(z_l | z_{>l}))]
 
-and training remains stable with many levels (Sonderby et al. 2016; Vahdat & Kautz 2020, Eq. 1; Child 2021).
+and training is stable with many levels (Sonderby et al. 2016; Vahdat & Kautz 2020, Eq. 1; Child 2021).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from gen_jax.hvae import chain, gaussian, importance, temper
+from gen_jax.hvae import chain, gaussian, importance
+from gen_jax.hvae import temperature as temperatures
 from gen_jax.hvae.gaussian import Gaussian
 from gen_jax.likelihoods import Likelihood
 from gen_jax.vae import Elbo
 
 BOUND = 5.0
-"""Largest log deviation of a prior, or of what a posterior adds."""
+"""Largest absolute log standard deviation of a prior, or of the posterior's change to it."""
 
 
 @runtime_checkable
 class Network(Protocol):
-    """What a ladder asks of its network once parameters are bound; `networks.ladder.Ladder` is one. Level 0 is `z_1`."""
+    """What a ladder needs of its network with bound parameters, such as `networks.ladder.Ladder`.
+
+    Level 0 is `z_1`. `d` and `h` are features, of any structure: of the data, and of the latents above.
+    """
 
     @property
     def levels(self) -> int:
-        """How many latents there are."""
+        """Number of latents."""
 
     @property
-    def latent_shapes(self) -> Any:
-        """Shape of the latent of each level."""
+    def latent_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shape of the latent at each level."""
 
-    def bottom_up(self, x: Any) -> Any:
-        """Features of the data."""
+    def bottom_up(self, x: Array) -> PyTree:
+        """PyTree of the data."""
 
-    def top(self, n: int) -> Any:
-        """Where the way down starts, `n` times."""
+    def top(self, n: int) -> PyTree:
+        """The features at the top, for `n` examples."""
 
-    def prior(self, level: int, h: Any) -> Any:
-        """`(mean, raw log_std), h`."""
+    def prior(self, level: int, h: PyTree) -> tuple[tuple[Array, Array], PyTree]:
+        """`(mean, log_std)` of the prior, and `h`."""
 
-    def posterior(self, level: int, d: Any, h: Any = None) -> Any:
-        """`mean, raw log_std`, or what `merge` makes them of; without `h` from the features `d` alone."""
+    def posterior(self, level: int, d: PyTree, h: PyTree = None) -> tuple[Array, Array]:
+        """The `(mean, log_std)` that `merge` turns into the posterior, from `d` and, if given, `h`."""
 
-    def push(self, level: int, h: Any, z: Any) -> Any:
-        """`h` with the latent told, for the level below."""
+    def push(self, level: int, h: PyTree, z: Array) -> PyTree:
+        """`h` with the latent added, for the level below."""
 
-    def output(self, h: Any) -> Any:
-        """What the likelihood takes."""
+    def output(self, h: PyTree) -> Array:
+        """The input of the likelihood."""
 
 
-class Rung(NamedTuple):
-    """What one level has come to."""
+class Latent(NamedTuple):
+    """The latent of one level, and its distributions."""
 
     prior: Gaussian
     posterior: Gaussian
-    """The prior, where nothing was inferred."""
+    """The prior, where the latent was not inferred."""
     z: Float[Array, "B *z"]
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """A network that has a prior and a posterior at every level, how the posterior is made, and the likelihood."""
+    """A network with a prior and a posterior at every level, the rule for the posterior, and the likelihood."""
 
-    network: Any
+    network: nn.Module
     """A linen module with the methods of `Network`."""
     likelihood: Likelihood
     merge: str = "residual"
-    """How a posterior comes about: from the data's features alone, combined with the prior ("precision", Sonderby et al.
-    2016); from both sides, as a change of the prior ("residual", Vahdat & Kautz 2020); or from both sides as it is
-    ("concat", Child 2021)."""
+    """How the posterior is made. "precision": from the data's features alone, multiplied by the prior (Sonderby et al.
+    2016). "residual": from both, as a change of the prior (Vahdat & Kautz 2020). "concat": from both, directly (Child
+    2021)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.merge not in gaussian.MERGES:
             raise ValueError(f"merge must be one of {', '.join(gaussian.MERGES)}, got {self.merge!r}.")
 
     @property
     def levels(self) -> int:
-        """How many latents there are."""
-        return self.network.levels
+        """Number of latents."""
+        return cast(Network, self.network).levels
 
     @property
-    def latent_shapes(self) -> list[tuple[int, ...]]:
-        """Shape of the latent of each level."""
-        return self.network.latent_shapes
+    def latent_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shape of the latent at each level."""
+        return cast(Network, self.network).latent_shapes
 
     def init(self, key: Key[Array, ""], x: Float[Array, "B *x"]) -> PyTree:
-        """Parameters to start from; of `x` only the shape of an example matters."""
+        """Initial parameters; only the shape of an example of `x` matters."""
 
-        def everything(net: Any, x: Array) -> None:
+        def everything(net: Network, x: Array) -> None:
             self._descend(net, 1, net.bottom_up(x))
 
         return self.network.init(key, x[:1], method=everything)
@@ -109,9 +115,9 @@ class Ladder:
         *,
         index: Int[Array, "B"] | None = None,
     ) -> Elbo:
-        """The bound at one draw of the latents, `kl [B, L]`, the level nearest the data first."""
-        rungs, out = self._infer(params, key, x, index)
-        kl = [gaussian.kl(rung.posterior, rung.prior) for rung in rungs]
+        """The bound for one draw of the latents; `kl` is `[B, L]`, the level nearest the data first."""
+        latents, out = self._infer(params, key, x, index)
+        kl = [gaussian.kl(latent.posterior, latent.prior) for latent in latents]
         return Elbo.of(self.likelihood.log_prob(out, x), jnp.stack(kl, axis=1))
 
     def iwae(
@@ -122,10 +128,11 @@ class Ladder:
         num_samples: int,
         *,
         index: Int[Array, "B"] | None = None,
-        at_once: int | None = None,
+        sample_chunk: int | None = None,
     ) -> Float[Array, "B"]:
-        """A bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
-        return importance.iwae(self._weigh(params, x, index), key, num_samples, at_once=at_once)
+        """A lower bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
+        log_weight = self._log_weight(params, x, index)
+        return importance.iwae(log_weight, key, num_samples, sample_chunk=sample_chunk)
 
     def log_prob(
         self,
@@ -135,16 +142,16 @@ class Ladder:
         num_samples: int = 5000,
         *,
         index: Int[Array, "B"] | None = None,
-        size: int = 100,
-        at_once: int = 50,
+        chunk: int = 100,
+        sample_chunk: int = 50,
     ) -> Float[Array, "B"]:
         """`log p(x)` in nats by importance sampling: `iwae` of many draws, a lower bound in the mean.
 
-        `size` examples and `at_once` draws of each are taken at a time. Jit it; where `x` is sharded over devices along
-        its first axis so is the work, and the numbers stay the same.
+        It takes `chunk` examples and `sample_chunk` draws of each at a time. Jit it. If `x` is sharded over devices along
+        its first axis, so is the work, with the same result.
         """
-        one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, at_once=at_once)
-        return importance.in_turns(one, x, size, index)
+        one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, sample_chunk=sample_chunk)
+        return importance.in_chunks(one, x, chunk, index)
 
     def encode(
         self,
@@ -154,8 +161,8 @@ class Ladder:
         *,
         index: Int[Array, "B"] | None = None,
     ) -> list[Float[Array, "B ..."]]:
-        """A draw of the latents of `x`, that nearest the data first."""
-        return [rung.z for rung in self._infer(params, key, x, index)[0]]
+        """A draw of the latents of `x`, the one nearest the data first."""
+        return [latent.z for latent in self._infer(params, key, x, index)[0]]
 
     def reconstruct(
         self,
@@ -166,12 +173,14 @@ class Ladder:
         levels: int | None = None,
         index: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B *x"]:
-        """The mean of `p(x | z)`, the top `levels` inferred from `x` (default: all), the others at their prior means."""
+        """The mean of `p(x | z)`, with the top `levels` latents inferred from `x` (default: all) and the others at their
+        prior means.
+        """
         count = self.levels
-        inferred = count if levels is None else temper.check_levels(levels, count, least=0)
-        net = self.network.bind(params)
-        heat = jnp.where(jnp.arange(count) >= count - inferred, 1.0, 0.0)
-        _, out = self._descend(net, len(x), net.bottom_up(x), key, heat, index, inferred)
+        inferred = count if levels is None else temperatures.check_levels(levels, count, least=0)
+        net = self._bind(params)
+        temperature = jnp.where(jnp.arange(count) >= count - inferred, 1.0, 0.0)
+        _, out = self._descend(net, len(x), net.bottom_up(x), key, temperature, index, inferred)
         return self.likelihood.mean(out)
 
     def sample(
@@ -188,70 +197,74 @@ class Ladder:
         """`n` draws from the model, or with `mean=True` the means of `p(x | z)`, which look smoother.
 
         Args:
-            key: of the noise; a level's is the same however many levels are drawn.
+            key: of the noise; the noise of a level does not depend on how many levels are drawn.
             params: of the model.
-            n: how many.
-            levels: draw the top `levels` of them, and take the others at their means: what these levels decide.
-            temperature: factor of the standard deviations; a number or one a level, the one nearest the data first.
-            mean: whether to return means.
+            n: number of samples.
+            levels: draw only the top `levels` latents and set the others to their means, to see what those decide.
+            temperature: factor of the standard deviations, a number or one for each level, the level nearest the data
+                first.
+            mean: return means.
             index: numbers of the samples, `0..n-1` by default.
         """
-        heat = temper.each(temperature, levels, self.levels)
+        each = temperatures.per_level(temperature, levels, self.levels)
         key_z, key_x = jax.random.split(key)
-        _, out = self._descend(self.network.bind(params), n, None, key_z, heat, index, 0)
+        _, out = self._descend(self._bind(params), n, None, key_z, each, index, 0)
         return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
+
+    def _bind(self, params: PyTree) -> Network:
+        return cast(Network, self.network.bind(params))
 
     def _infer(
         self, params: PyTree, key: Array, x: Array, index: Array | None = None
-    ) -> tuple[list[Rung], Array]:
-        net = self.network.bind(params)
+    ) -> tuple[list[Latent], Array]:
+        net = self._bind(params)
         return self._descend(net, len(x), net.bottom_up(x), key, None, index)
 
-    def _weigh(
+    def _log_weight(
         self, params: PyTree, x: Float[Array, "B *x"], index: Int[Array, "B"] | None
     ) -> importance.LogWeight:
-        net = self.network.bind(params)
+        net = self._bind(params)
         d = net.bottom_up(x)  # once for all draws
 
         def log_weight(key: Key[Array, ""]) -> Float[Array, "B"]:
-            rungs, out = self._descend(net, len(x), d, key, None, index)
+            latents, out = self._descend(net, len(x), d, key, None, index)
             weight = self.likelihood.log_prob(out, x)
-            for rung in rungs:
-                weight += gaussian.log_prob(rung.prior, rung.z) - gaussian.log_prob(rung.posterior, rung.z)
+            for prior, posterior, z in latents:
+                weight += gaussian.log_prob(prior, z) - gaussian.log_prob(posterior, z)
             return weight
 
         return log_weight
 
     def _descend(
         self,
-        net: Any,
+        net: Network,
         n: int,
-        d: Any,
+        d: PyTree,
         key: Array | None = None,
-        heat: Array | None = None,
+        temperature: Array | None = None,
         index: Array | None = None,
         inferred: int | None = None,
-    ) -> tuple[list[Rung], Array]:
-        """The way down; the top `inferred` latents (all by default) from the posterior, the others from the prior."""
+    ) -> tuple[list[Latent], Array]:
+        """The top-down pass: the top `inferred` latents (default: all) from the posterior, the others from the prior."""
         count = net.levels
         noise = None if key is None else chain.level_keys(key, count)
         lowest = 0 if inferred is None else count - inferred
-        h, rungs = net.top(n), []
+        h, latents = net.top(n), []
         for level in reversed(range(count)):
-            (mean, raw), h = net.prior(level, h)
-            prior = posterior = gaussian.bounded(mean, raw, BOUND)
+            (mean, log_std), h = net.prior(level, h)
+            prior = posterior = gaussian.bounded(mean, log_std, BOUND)
             if level >= lowest:
                 posterior = self._posterior(net, level, d, h, prior)
-            temperature = 1.0 if heat is None else heat[level]
+            factor = 1.0 if temperature is None else temperature[level]
             z = (
                 posterior.mean
                 if noise is None
-                else gaussian.sample(noise[level], posterior, temperature=temperature, index=index)
+                else gaussian.sample(noise[level], posterior, temperature=factor, index=index)
             )
             h = net.push(level, h, z)
-            rungs.append(Rung(prior, posterior, z))
-        return rungs[::-1], net.output(h)
+            latents.append(Latent(prior, posterior, z))
+        return latents[::-1], net.output(h)
 
-    def _posterior(self, net: Any, level: int, d: Any, h: Any, prior: Gaussian) -> Gaussian:
-        mean, raw = net.posterior(level, d, None if self.merge == "precision" else h)
-        return gaussian.MERGES[self.merge](prior, gaussian.bounded(mean, raw, BOUND))
+    def _posterior(self, net: Network, level: int, d: PyTree, h: PyTree, prior: Gaussian) -> Gaussian:
+        mean, log_std = net.posterior(level, d, None if self.merge == "precision" else h)
+        return gaussian.MERGES[self.merge](prior, gaussian.bounded(mean, log_std, BOUND))

@@ -1,14 +1,15 @@
-"""The book's hierarchical VAE: two networks a level, each of which knows its neighbours only."""
+"""The book's hierarchical VAE: an encoder and a decoder at each level, with the neighbouring level as input."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from gen_jax.hvae import chain, gaussian, importance, temper
+from gen_jax.hvae import chain, gaussian, importance
+from gen_jax.hvae import temperature as temperatures
 from gen_jax.hvae.chain import Chain, Terms
 from gen_jax.hvae.gaussian import Gaussian
 from gen_jax.likelihoods import Likelihood
@@ -16,7 +17,7 @@ from gen_jax.vae import Elbo
 
 
 class Params(NamedTuple):
-    """Variables of the networks of each level, that nearest the data first."""
+    """Variables of the networks of all levels, the level nearest the data first."""
 
     encoder: tuple[PyTree, ...]
     decoder: tuple[PyTree, ...]
@@ -27,17 +28,17 @@ class HVAE:
     """A chain of latents, `x -> z_1 -> ... -> z_L` and back (the module `hvae.chain`). One level is a VAE."""
 
     encoder: tuple[nn.Module, ...]
-    """`L` of them, `z_{l-1} -> (mean, log_std)` of `q(z_l | z_{l-1})`, each `[B, *latent]`; the first takes `x`."""
+    """`L` networks `z_{l-1} -> (mean, log_std)` of `q(z_l | z_{l-1})`, each `[B, *latent]`; the first takes `x`."""
     decoder: tuple[nn.Module, ...]
-    """`L` of them: `z_1 -> out`, as the likelihood takes it, and from the second `z_l -> (mean, log_std)` of
-    `p(z_{l-1} | z_l)`, or the mean alone, which makes it `N(mean, I)`, as in the book."""
+    """`L` networks: `z_1 -> out`, the input of the likelihood; then `z_l -> (mean, log_std)` of `p(z_{l-1} | z_l)`, or
+    `z_l -> mean` for `N(mean, I)`, as in the book."""
     likelihood: Likelihood
     latent: tuple[int | tuple[int, ...], ...]
-    """Numbers in the latent of each level, or its shape."""
+    """Size or shape of the latent at each level."""
     terms: Terms = "sampled"
-    """Of the bound: "sampled", or "neighbours", the book's, which is lower (`chain.elbo`)."""
+    """Form of the bound: "sampled", or "neighbours", the book's, which is lower (`chain.elbo`)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         counts = len(self.encoder), len(self.decoder), len(self.latent)
         if not self.latent or len(set(counts)) > 1:
             raise ValueError(
@@ -51,16 +52,16 @@ class HVAE:
 
     @property
     def levels(self) -> int:
-        """How many latents there are."""
+        """Number of latents."""
         return len(self.encoder)
 
     @property
     def latent_shapes(self) -> list[tuple[int, ...]]:
-        """Shape of the latent of each level."""
+        """Shape of the latent at each level."""
         return [(size,) if isinstance(size, int) else tuple(size) for size in self.latent]
 
     def init(self, key: Key[Array, ""], x: Float[Array, "B *x"]) -> Params:
-        """Parameters to start from; of `x` only the shape of an example matters."""
+        """Initial parameters; only the shape of an example of `x` matters."""
         key_encoder, key_decoder = jax.random.split(key)
         keys_encoder = chain.level_keys(key_encoder, self.levels)
         keys_decoder = chain.level_keys(key_decoder, self.levels)
@@ -72,7 +73,7 @@ class HVAE:
         )
 
     def as_chain(self, params: Params) -> Chain:
-        """The functions that the networks are with these parameters."""
+        """The chain of the networks with these parameters."""
 
         def log_likelihood(z_1: Array, x: Array) -> Float[Array, "B"]:
             return self.likelihood.log_prob(self._out(params, z_1), x)
@@ -93,7 +94,7 @@ class HVAE:
         *,
         index: Int[Array, "B"] | None = None,
     ) -> Elbo:
-        """The bound at one draw of the latents, `kl [B, L]` (`chain.elbo`)."""
+        """The bound for one draw of the latents, with `kl [B, L]` (`chain.elbo`)."""
         return chain.elbo(key, self.as_chain(params), x, terms=self.terms, index=index)
 
     def iwae(
@@ -104,10 +105,11 @@ class HVAE:
         num_samples: int,
         *,
         index: Int[Array, "B"] | None = None,
-        at_once: int | None = None,
+        sample_chunk: int | None = None,
     ) -> Float[Array, "B"]:
-        """A bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
-        return importance.iwae(self._weigh(params, x, index), key, num_samples, at_once=at_once)
+        """A lower bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
+        log_weight = self._log_weight(params, x, index)
+        return importance.iwae(log_weight, key, num_samples, sample_chunk=sample_chunk)
 
     def log_prob(
         self,
@@ -117,16 +119,16 @@ class HVAE:
         num_samples: int = 5000,
         *,
         index: Int[Array, "B"] | None = None,
-        size: int = 100,
-        at_once: int = 50,
+        chunk: int = 100,
+        sample_chunk: int = 50,
     ) -> Float[Array, "B"]:
         """`log p(x)` in nats by importance sampling: `iwae` of many draws, a lower bound in the mean.
 
-        `size` examples and `at_once` draws of each are taken at a time. Jit it; where `x` is sharded over devices along
-        its first axis so is the work, and the numbers stay the same.
+        It takes `chunk` examples and `sample_chunk` draws of each at a time. Jit it. If `x` is sharded over devices along
+        its first axis, so is the work, with the same result.
         """
-        one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, at_once=at_once)
-        return importance.in_turns(one, x, size, index)
+        one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, sample_chunk=sample_chunk)
+        return importance.in_chunks(one, x, chunk, index)
 
     def encode(
         self,
@@ -136,8 +138,8 @@ class HVAE:
         *,
         index: Int[Array, "B"] | None = None,
     ) -> list[Float[Array, "B ..."]]:
-        """A draw of the latents of `x`, that nearest the data first."""
-        return chain.climb(key, self.as_chain(params), x, index=index)[0]
+        """A draw of the latents of `x`, the one nearest the data first."""
+        return chain.infer(key, self.as_chain(params), x, index=index)[0]
 
     def decode(self, params: Params, z_1: Float[Array, "B *z"]) -> Float[Array, "B *x"]:
         """The mean of `p(x | z_1)`."""
@@ -152,8 +154,8 @@ class HVAE:
         levels: int = 1,
         index: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B *x"]:
-        """Up to level `levels` and back down by the means: what of `x` is known there."""
-        z = self.encode(params, key, x, index=index)[temper.check_levels(levels, self.levels) - 1]
+        """Encode `x` up to level `levels`, then decode by the means."""
+        z = self.encode(params, key, x, index=index)[temperatures.check_levels(levels, self.levels) - 1]
         for decode in reversed(self.as_chain(params).decode[: levels - 1]):
             z = decode(z).mean
         return self.decode(params, z)
@@ -172,34 +174,35 @@ class HVAE:
         """`n` draws from the model, or with `mean=True` the means of `p(x | z_1)`, which look smoother.
 
         Args:
-            key: of the noise; a level's is the same however many levels are drawn.
+            key: of the noise; the noise of a level does not depend on how many levels are drawn.
             params: of the model.
-            n: how many.
-            levels: draw the top `levels` of them, and take the others at their means: what these levels decide.
-            temperature: factor of the standard deviations; a number or one a level, the one nearest the data first.
-            mean: whether to return means.
+            n: number of samples.
+            levels: draw only the top `levels` latents and set the others to their means, to see what those decide.
+            temperature: factor of the standard deviations, a number or one for each level, the level nearest the data
+                first.
+            mean: return means.
             index: numbers of the samples, `0..n-1` by default.
         """
-        heat = temper.each(temperature, levels, self.levels)
+        each = temperatures.per_level(temperature, levels, self.levels)
         key_z, key_x = jax.random.split(key)
         noise = chain.level_keys(key_z, self.levels)
         prior = gaussian.standard(jnp.zeros((n, *self.latent_shapes[-1])))
-        z = gaussian.sample(noise[-1], prior, temperature=heat[-1], index=index)
+        z = gaussian.sample(noise[-1], prior, temperature=each[-1], index=index)
         for level, decode in reversed(list(enumerate(self.as_chain(params).decode))):
-            z = gaussian.sample(noise[level], decode(z), temperature=heat[level], index=index)
+            z = gaussian.sample(noise[level], decode(z), temperature=each[level], index=index)
         out = self._out(params, z)
         return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
 
-    def _weigh(
+    def _log_weight(
         self, params: Params, x: Float[Array, "B *x"], index: Int[Array, "B"] | None
     ) -> importance.LogWeight:
         as_chain = self.as_chain(params)
         return lambda key: chain.log_weight(key, as_chain, x, index=index)
 
-    def _out(self, params: Params, z_1: Array) -> Any:
-        return self.decoder[0].apply(params.decoder[0], z_1)
+    def _out(self, params: Params, z_1: Array) -> Array:
+        return cast(Array, self.decoder[0].apply(params.decoder[0], z_1))
 
 
-def _gaussian(out: Any) -> Gaussian:
-    """Mean and log deviation, or the mean of a unit variance."""
+def _gaussian(out: Array | tuple[Array, Array]) -> Gaussian:
+    """From `(mean, log_std)`, or from a mean alone with unit variance."""
     return Gaussian(*out) if isinstance(out, tuple) else Gaussian(out, jnp.zeros((), out.dtype))

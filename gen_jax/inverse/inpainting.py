@@ -1,15 +1,14 @@
-"""Inpainting by putting the known pixels in while sampling: replacement, and RePaint, which goes back to fit them.
+"""Inpainting by inserting the known pixels while sampling: replacement, and RePaint, which repeats each step.
 
-At every time of the grid the known part of the state is replaced by `alpha_t x_0 + sigma_t eps`, fresh each time, and
-the solver takes its step. What is unknown then was made without the pixels that come: it fits the noisy known ones of
-each time, not `x_0`, and the error does not vanish with the number of steps (Trippe et al. 2023). RePaint
-takes each step several times, with the noise of the forward process in between: Langevin dynamics at that level, by which
-the two parts come to fit. At small noise the level's known pixels are `x_0`, so in the limit of many repetitions samples
-are exact, as long as the dynamics at small noise can still reach everything. Each repetition repeats the error of the
-solver's step, too: many of them want a finer grid.
+At every time of the grid the known part of the state is replaced by `alpha_t x_0 + sigma_t eps` with new noise, and
+the solver takes a step. The unknown part so depends on the noisy known pixels of each time, not on `x_0`, and the
+error does not vanish with many steps (Trippe et al. 2023). RePaint repeats each step, with forward noise in between.
+This is Langevin dynamics at that noise level, which makes the two parts consistent. At small noise the known pixels
+are those of `x_0`, so with many repetitions samples are exact, provided that the dynamics mix at small noise. Each
+repetition also repeats the error of the solver's step, so many repetitions need a finer grid.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +28,16 @@ def replacement(
     process: Process,
     plan: Plan,
     x_T: PyTree[Shaped[Array | np.ndarray, "..."]],
-    x_0: Any,
-    mask: Any,
+    x_0: PyTree[Shaped[Array | np.ndarray, "..."]],
+    mask: PyTree[Shaped[Array | np.ndarray, "..."]],
     *,
     index: Int[Array, "B"] | None = None,
-) -> Any:
-    """Follows `plan` with the known pixels put in at every time: `repaint` with `resample=1`.
+) -> PyTree[Shaped[Array, "..."]]:
+    """Inpainting by replacement: inserts the known pixels at every time. It is `repaint` with `resample=1`.
 
         x_t = mask (alpha_t x_0 + sigma_t eps) + (1 - mask) x_t
 
-    Quick and rough; for what it gets wrong see the top of the file. Arguments, result and errors are those of `repaint`.
+    Fast but biased, see the top of the file. Arguments, result and errors are those of `repaint`.
 
     Source: Song et al. 2021, Appendix I.2; Lugmayr et al. 2022, Eq. 8.
     """
@@ -51,42 +50,44 @@ def repaint(
     process: Process,
     plan: Plan,
     x_T: PyTree[Shaped[Array | np.ndarray, "..."]],
-    x_0: Any,
-    mask: Any,
+    x_0: PyTree[Shaped[Array | np.ndarray, "..."]],
+    mask: PyTree[Shaped[Array | np.ndarray, "..."]],
     *,
     resample: int = 10,
     jump: int = 1,
     index: Int[Array, "B"] | None = None,
-) -> Any:
+) -> PyTree[Shaped[Array, "..."]]:
     """Inpainting by RePaint: every `jump` steps of the plan are taken `resample` times.
 
         x_t = mask (alpha_t x_0 + sigma_t eps) + (1 - mask) x_t          at each time, then a step of the plan to s
         x_t = alpha_t / alpha_s x_s + sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) z          from s back to t
 
-    Jumps go back from each `jump`-th time, counted from the last at which the denoiser is asked, as in the authors'
-    code; the last step is taken once. It asks the denoiser `n + (resample - 1) jump floor((n - 1) / jump)` times, in one
-    `lax.scan`. To compute with other images or masks of the same shape, jit it as a function of them.
+    Jumps go back from each `jump`-th time, counted from the last time at which the denoiser is evaluated, as in the
+    authors' code; the last step is taken once. In all there are `n + (resample - 1) jump floor((n - 1) / jump)`
+    evaluations, in one `lax.scan`. For other images or masks of the same shape, jit it as a function of them.
 
     Args:
-        key: of all noise; not the one that drew `x_T`. Sample `i` depends on it and on `i`, not on the batch.
+        key: for all noise; a different one from that of `x_T`. Sample `i` depends on it and on `i`, not on the batch.
         denoise: `(x_t [B, ...], t []) -> x0_hat [B, ...]`.
-        process: the one that the plan was made for.
-        plan: of a solver that asks once a step and remembers nothing: `DDPM()`, `DDIM(eta)`, `EulerAncestral()`,
-            `DPMSolverPP(order=1)`, `SDEDPMSolverPP(order=1)`, `PredictorCorrector`. Not `AnnealedLangevin` unless
-            `resample` is 1: it leaves a level with the noise of that level, to which each jump back would add.
+        process: the process of the plan.
+        plan: of a one-step solver with one evaluation per step: `DDPM()`, `DDIM(eta)`, `EulerAncestral()`,
+            `DPMSolverPP(order=1)`, `SDEDPMSolverPP(order=1)`, `PredictorCorrector`. `AnnealedLangevin` only with
+            `resample=1`: after its step the noise is still that of the step's beginning, and each jump back would add
+            more.
         x_T: the start, `process.prior(key, shape)`, any pytree of arrays `[B, ...]`.
-        x_0: the known pixels, of the shape of `x_T`, or `[1, ...]` for all; what is not known of it is never used.
+        x_0: the known pixels, of the shape of `x_T`, or `[1, ...]` for all. Its unknown pixels are not used.
         mask: bool, True where known, of the rank of `x_T`: `[1, H, W, 1]` is one mask for every image and channel.
-        resample: how often, `U` of the paper's Algorithm 1; 1 is `replacement`, the paper's experiments take 10.
-        jump: how many steps at a time, the paper's `j`; 10 of 250 steps in its experiments.
+        resample: number of times each step is taken, `U` in the paper's Algorithm 1; 10 in its experiments.
+        jump: number of steps of a jump, the paper's `j`; 10 of 250 steps in its experiments.
         index: numbers `i` of the samples, `0..B-1` by default.
 
     Returns:
         `x_0`, like `x_T` in structure, shape and dtype, with the known pixels exactly as given.
 
     Raises:
-        ValueError: a plan that remembers, runs from data to noise or is not of this process; `resample` below 1, `jump`
-            outside [1, number of steps]; a mask that is not bool or does not fit, or `x_0` that does not.
+        ValueError: the plan is of a multistep solver, runs from data to noise or is of another process; `resample` is
+            below 1 or `jump` outside [1, number of steps]; the mask is not bool; or the shape of the mask or of `x_0`
+            does not fit.
 
     Source: Lugmayr et al. 2022, Algorithm 1 and Appendix B.
     """
@@ -95,33 +96,33 @@ def repaint(
     mask, x_0 = _known(mask, x_0, start.x)
     visits, levels = _visits(plan.num_steps, resample, jump), _levels(process, plan)
 
-    def put(x: Any, known: Any) -> Any:
+    def insert(x: PyTree, known: PyTree) -> PyTree:
         return jax.tree.map(jnp.where, mask, known, x)
 
-    def body(x: Any, visit: tuple[Visits, Any]) -> tuple[Any, None]:
+    def body(x: PyTree, visit: tuple[Visits, Array]) -> tuple[PyTree, None]:
         (row, source), number = visit
         renoise, known, step = jax.random.split(jax.random.fold_in(key, number), 3)
         if resample > 1:
             keep, add = _up(levels, source, row)
             x = _scaled(keep, x, add, _normal(renoise, x, index))
         alpha, sigma, _ = (level[row] for level in levels)
-        x = put(x, _scaled(alpha, x_0, sigma, _normal(known, x, index)))
+        x = insert(x, _scaled(alpha, x_0, sigma, _normal(known, x, index)))
         state, _ = samplers.step(step, denoise, plan, start._replace(x=x, step=row), index=index)
         return state.x, None
 
     x, _ = jax.lax.scan(body, start.x, (visits, jnp.arange(len(visits.row))))
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), put(x, x_0), x_T)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), insert(x, x_0), x_T)
 
 
 class Visits(NamedTuple):
-    """Which row of the plan each evaluation follows, and at which it stood before: another one is a jump back."""
+    """The row of the plan for each evaluation, and the row of the state before it. If they differ, it is a jump back."""
 
     row: Int[Array, "k"]
     source: Int[Array, "k"]
 
 
 def _visits(n: int, resample: int, jump: int) -> Visits:
-    """The order in which `n` rows are taken."""
+    """The order of the rows of a plan with `n` steps."""
     rows, sources = list(range((n - 1) % jump)), list(range((n - 1) % jump))
     for first in range((n - 1) % jump, n - 1, jump):
         here = list(range(first, first + jump))
@@ -131,37 +132,43 @@ def _visits(n: int, resample: int, jump: int) -> Visits:
 
 
 def _levels(process: Process, plan: Plan) -> tuple[Array, Array, Array]:
-    """`alpha`, `sigma` and `log_snr` at the times that are asked."""
-    return tuple(jnp.asarray(f(plan.t)) for f in (process.alpha, process.sigma, process.log_snr))  # type: ignore[return-value]
+    """`alpha`, `sigma` and `log_snr` at the times of evaluation."""
+    return (
+        jnp.asarray(process.alpha(plan.t)),
+        jnp.asarray(process.sigma(plan.t)),
+        jnp.asarray(process.log_snr(plan.t)),
+    )
 
 
 def _up(levels: tuple[Array, Array, Array], s: Array, t: Array) -> tuple[Array, Array]:
-    """`alpha_t / alpha_s` and the deviation of the noise from row `s` up to row `t`; 1 and 0 where they are the same."""
+    """`alpha_t / alpha_s` and the standard deviation of the noise from row `s` to row `t`; 1 and 0 if `s = t`."""
     alpha, sigma, log_snr = levels
     stay = s == t
     ratio = jnp.where(
         stay, 0, log_snr[t] - log_snr[s]
-    )  # not of the difference of two variances, nearly the same
+    )  # the difference of two nearly equal variances would cancel
     return (
         jnp.where(stay, 1, alpha[t] / jnp.where(stay, 1, alpha[s])),
         sigma[t] * jnp.sqrt(-jnp.expm1(jnp.minimum(ratio, 0))),
     )
 
 
-def _scaled(a: Array, x: Any, b: Array, z: Any) -> Any:
+def _scaled(a: Array, x: PyTree, b: Array, z: PyTree) -> PyTree:
     """`a x + b z`, in the dtype of `z`."""
     return jax.tree.map(lambda x, z: a.astype(z.dtype) * x + b.astype(z.dtype) * z, x, z)
 
 
-def _normal(key: Key[Array, ""], like: Any, index: Int[Array, "B"] | None) -> Any:
+def _normal(key: Key[Array, ""], like: PyTree, index: Int[Array, "B"] | None) -> PyTree:
     leaves, tree = jax.tree.flatten(like)
     split = jax.random.split(key, len(leaves))
     draws = [keys.normal(k, x.shape, index).astype(x.dtype) for k, x in zip(split, leaves, strict=True)]
     return jax.tree.unflatten(tree, draws)
 
 
-def _known(mask: Any, x_0: Any, like: Any) -> tuple[PyTree[Bool[Array, "..."]], PyTree[Float[Array, "..."]]]:
-    """Both as arrays, checked against the state."""
+def _known(
+    mask: PyTree, x_0: PyTree, like: PyTree
+) -> tuple[PyTree[Bool[Array, "..."]], PyTree[Float[Array, "..."]]]:
+    """Mask and known pixels as arrays; a ValueError unless they fit the state."""
     for name, tree in (("x_0", x_0), ("mask", mask)):
         got, want = str(jax.tree.structure(tree)), str(jax.tree.structure(like))
         if got != want:
@@ -179,9 +186,8 @@ def _known(mask: Any, x_0: Any, like: Any) -> tuple[PyTree[Bool[Array, "..."]], 
 def _check(process: Process, plan: Plan, resample: int, jump: int) -> None:
     if plan.h.shape[1] > 1:
         raise ValueError(
-            f"plan must be of a solver that asks once a step and remembers nothing, as DDPM(), DDIM() or "
-            f"DPMSolverPP(order=1); got one that remembers {plan.h.shape[1]} answers, which known pixels put in between "
-            "would contradict."
+            "plan must be of a one-step solver, such as DDPM(), DDIM() or DPMSolverPP(order=1), because known pixels are "
+            f"inserted between its steps; got one that uses {plan.h.shape[1]} evaluations."
         )
     if resample < 1 or not 1 <= jump <= plan.num_steps:
         raise ValueError(

@@ -1,22 +1,22 @@
-"""Linear operators of measurements `y = A x_0 + s n`: `A`, its transpose, and the solve that posterior sampling needs.
+"""Linear operators of measurements `y = A x_0 + s n`: `A`, its transpose, and a solve, for posterior sampling.
 
     Mask(keep)            inpainting                 y = keep x                           A A^T = keep
     Downsample(factor)    super-resolution           y = means over factor x factor       A A^T = I / factor^2
     Grayscale()           colour from grey           y = w . (r, g, b)                    A A^T = |w|^2 I
-    Matrix(matrix)        any, of small problems     y = matrix x                         A A^T by Cholesky
+    Matrix(matrix)        any, for small problems    y = matrix x                         A A^T by Cholesky
 
-All take batches, rows first. They are pytrees: a mask or a matrix goes through `jit` and `vmap` like any array, and
-another of its shape needs no compilation. One of your own is any object with the three methods of `Operator`.
+All take batches. They are pytrees: pass a mask or a matrix through `jit` and `vmap` like any array; another of the same
+shape needs no compilation. For an operator of your own write a class with the three methods of `Operator`.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 _PRECISION = jax.lax.Precision.HIGHEST
 
@@ -25,16 +25,16 @@ _PRECISION = jax.lax.Precision.HIGHEST
 class Operator(Protocol):
     """A linear map `A` of examples `x` to measurements `y`; both may be pytrees of arrays `[B, ...]`."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: PyTree) -> PyTree:
         """`A x`."""
         ...
 
-    def transpose(self, y: Any) -> Any:
+    def transpose(self, y: PyTree) -> PyTree:
         """`A^T y`: `<A x, y> = <x, A^T y>`."""
         ...
 
-    def solve(self, y: Any, noise_var: ArrayLike, prior_var: ArrayLike) -> Any:
-        """`(noise_var I + prior_var A A^T)^-1 y` on what `A` measures, and 0 where it measures nothing."""
+    def solve(self, y: PyTree, noise_var: ArrayLike, prior_var: ArrayLike) -> PyTree:
+        """`(noise_var I + prior_var A A^T)^-1 y`, and 0 for entries of `y` that `A` does not measure."""
         ...
 
 
@@ -43,14 +43,14 @@ class Operator(Protocol):
 class Mask:
     """Inpainting: some of the numbers are known, `A = diag(keep)`.
 
-    Measurements have the shape of `x`. What stands in them where nothing is kept, NaN included, is never used.
+    Measurements have the shape of `x`. Their unknown entries are not used, and may be NaN.
 
     Args:
         keep: bool, True where known, of the rank of `x`: `[1, H, W, 1]` is one mask for every image and channel,
-            `[B, H, W, 1]` one an image.
+            `[B, H, W, 1]` is one mask per image.
 
     Raises:
-        ValueError: when used, if `keep` is not bool or does not broadcast to `x` (it says to what shape).
+        ValueError: when used, if `keep` is not bool or does not broadcast to `x`.
     """
 
     keep: Shaped[Array | np.ndarray, "..."]
@@ -73,10 +73,10 @@ class Mask:
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["factor"])
 @dataclass(frozen=True)
 class Downsample:
-    """Super-resolution: a pixel is the mean of `factor x factor` of them, `[B, H, W, C] -> [B, H / f, W / f, C]`.
+    """Super-resolution: each pixel is the mean of `factor x factor` pixels, `[B, H, W, C] -> [B, H / f, W / f, C]`.
 
     Raises:
-        ValueError: `factor` below 1; when used, if it divides `H` or `W` not.
+        ValueError: `factor` is below 1; when used, if it does not divide `H` and `W`.
     """
 
     factor: int
@@ -97,7 +97,7 @@ class Downsample:
         return x.reshape(batch, height // f, f, width // f, f, channels).mean((2, 4))
 
     def transpose(self, y: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
-        """Each number over its square, divided by `factor^2`."""
+        """Each number divided by `factor^2` and repeated over its square."""
         return jnp.repeat(jnp.repeat(y, self.factor, 1), self.factor, 2) / self.factor**2
 
     def solve(
@@ -113,7 +113,7 @@ class Grayscale:
     """Colour from grey: `y = sum_c weights_c x_c`, `[B, H, W, C] -> [B, H, W, 1]`.
 
     Args:
-        weights: one a channel; those of luma by default (ITU-R BT.601, Section 2.5.1).
+        weights: one per channel; by default those of luma (ITU-R BT.601, Section 2.5.1).
 
     Raises:
         ValueError: all weights are 0; when used, if there are not as many channels.
@@ -123,19 +123,19 @@ class Grayscale:
 
     def __post_init__(self) -> None:
         if not any(self.weights):
-            raise ValueError(f"weights must not all be 0, got {self.weights}: such a picture says nothing.")
+            raise ValueError(f"weights must not all be 0, got {self.weights}.")
 
     def forward(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W 1"]:
         """The weighted sum of the channels."""
         if x.shape[-1] != len(self.weights):
             raise ValueError(
-                f"Expected images of {len(self.weights)} channels, one a weight, got the shape {x.shape}: "
-                "give weights of your own."
+                f"Expected images of {len(self.weights)} channels, one per weight, got the shape {x.shape}: "
+                "give one weight per channel."
             )
         return (x * self._row(x)).sum(-1, keepdims=True)
 
     def transpose(self, y: Float[Array, "B H W 1"]) -> Float[Array, "B H W C"]:
-        """Grey times each weight."""
+        """Grey value times each weight."""
         return y * self._row(y)
 
     def solve(
@@ -151,13 +151,13 @@ class Grayscale:
 @partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=[])
 @dataclass(frozen=True)
 class Matrix:
-    """A dense matrix on rows, `[B, D] -> [B, M]`, for small problems: each solve is a Cholesky factor of `[M, M]`.
+    """A dense matrix, `[B, D] -> [B, M]`, for small problems: each solve factorises an `[M, M]` matrix (Cholesky).
 
     Args:
-        matrix: `[M, D]`; of full row rank where measurements have no noise, as otherwise they contradict one another.
+        matrix: `[M, D]`; for measurements without noise it must have full row rank.
 
     Raises:
-        ValueError: when used, if `x` is not of `D` numbers a row.
+        ValueError: when used, if rows of `x` do not have `D` numbers.
     """
 
     matrix: Float[Array | np.ndarray, "M D"]
@@ -184,16 +184,16 @@ class Matrix:
         return jax.scipy.linalg.solve(system, y.T, assume_a="pos").T
 
 
-def check_mask(mask: Any, like: Any) -> Shaped[Array, "..."]:
+def check_mask(mask: ArrayLike, like: ArrayLike) -> Shaped[Array, "..."]:
     """The mask as an array; raises a ValueError unless it is bool, of the rank of `like` and broadcasts to it."""
     got, want = jnp.shape(mask), jnp.shape(like)
     if jnp.result_type(mask) != jnp.bool_:
         raise ValueError(
-            f"A mask must be bool, True where known; got {jnp.result_type(mask)}: write mask > 0.5, say."
+            f"A mask must be bool, True where known; got {jnp.result_type(mask)}: write mask > 0.5."
         )
     if len(got) != len(want) or any(m not in (1, n) for m, n in zip(got, want, strict=True)):
         raise ValueError(
-            f"A mask must have the shape of the data, {want}, or 1 in place of an axis, as {(1, *want[1:])} for all "
-            f"examples alike; got {got}."
+            f"A mask must have the shape of the data, {want}, or axes of size 1, such as {(1, *want[1:])} for one mask "
+            f"for all examples; got {got}."
         )
     return jnp.asarray(mask)

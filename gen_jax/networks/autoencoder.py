@@ -1,65 +1,67 @@
-"""Encoders, `x -> (mean, log_std)` of a latent's distribution, and decoders, `z -> out`: of any image size.
+"""Encoders and decoders of a VAE, for images of any size.
 
-    encoder(x [B, ...], label [B])      -> mean, log_std, each [B, latent]
-    decoder(z [B, latent], label [B])   -> out [B, *shape]
+    encoder(x [B, ...], label [B])      -> mean, log_std of q(z | x), each [B, latent]
+    decoder(z [B, latent], label [B])   -> out [B, *shape], the input of a likelihood
 
-`shape` is that of the data but for its last entry, which is how many numbers the likelihood asks for at a position
-(`likelihood.outputs(channels)`). Labels are given where `num_classes` is, and only there.
+`shape` is the shape of an example with the number of channels replaced by `likelihood.outputs(channels)`. A network with
+`num_classes` takes a label for each example, one without takes none.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from gen_jax.networks import layers
 from gen_jax.networks.mlp import MLP
 
+__all__ = ["ConvDecoder", "ConvEncoder", "MLPDecoder", "MLPEncoder"]
+
 Activation = Callable[[Array], Array]
 
 
 class MLPEncoder(nn.Module):
-    """`hidden` layers on all the numbers of an example side by side, and the label's one-hot code beside them."""
+    """An MLP of the flattened example and the one-hot code of its label."""
 
     latent: int
     hidden: Sequence[int] = (200,)
     activation: Activation = nn.relu
     num_classes: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B *x"], label: Num[Array, "..."] | None = None
     ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-        """Mean and log deviation, float32 or better.
+        """Mean and log standard deviation, in float32 or better.
 
-        Raises ValueError for a label that is missing, not asked for, or not one integer an example.
+        Raises ValueError unless labels are given exactly where `num_classes` is, one integer for each example.
         """
         h = jnp.concatenate([x.reshape(len(x), -1), *_one_hot(label, self.num_classes, x)], axis=-1)
         return _halves(_mlp(self, (*self.hidden, 2 * self.latent))(h))
 
 
 class MLPDecoder(nn.Module):
-    """`hidden` layers on the latent, and the label's one-hot code beside it."""
+    """An MLP of the latent and the one-hot code of the label."""
 
     shape: Sequence[int]
-    """Of an example's output: that of the data, the last entry `likelihood.outputs(channels)`."""
+    """Shape of the output for one example, `(..., likelihood.outputs(channels))`."""
     hidden: Sequence[int] = (200,)
     activation: Activation = nn.relu
     num_classes: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, z: Float[Array, "B *z"], label: Num[Array, "..."] | None = None
     ) -> Float[Array, "B *shape"]:
-        """What the likelihood takes.
+        """The input of the likelihood.
 
-        Raises ValueError for a label that is missing, not asked for, or not one integer an example.
+        Raises ValueError unless labels are given exactly where `num_classes` is, one integer for each example.
         """
         h = jnp.concatenate([z.reshape(len(z), -1), *_one_hot(label, self.num_classes, z)], axis=-1)
         width = 1
@@ -69,25 +71,25 @@ class MLPDecoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """A convolution of stride 2 for each of `channels`, then an affine map of what is left, and of the label."""
+    """A convolution of stride 2 for each of `channels`, then an affine map of the flattened result and the label."""
 
     latent: int
     channels: Sequence[int] = (32, 64)
     kernel: int = 3
     activation: Activation = nn.relu
     num_classes: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W C"], label: Num[Array, "..."] | None = None
     ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-        """Mean and log deviation, float32 or better.
+        """Mean and log standard deviation, in float32 or better.
 
-        Raises ValueError for a label that is missing, not asked for, or not one integer an example.
+        Raises ValueError unless labels are given exactly where `num_classes` is, one integer for each example.
         """
-        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kind: layers.Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         h = x.astype(self.dtype)
         for width in self.channels:
             h = self.activation(layers.Conv(width, self.kernel, stride=2, **kind)(h))
@@ -96,8 +98,9 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The way back: an affine map to the smallest map, then for each of `channels`, last first, a doubling and a
-    convolution, cropped to the size that halving (rounded up) had at that level: any size comes out as it went in.
+    """The reverse of `ConvEncoder`: an affine map, then upsampling and a convolution for each of `channels`, last first.
+
+    Each upsampled map is cropped to the size that the encoder had there, so any image size is possible.
     """
 
     shape: Sequence[int]
@@ -106,32 +109,32 @@ class ConvDecoder(nn.Module):
     kernel: int = 3
     activation: Activation = nn.relu
     num_classes: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, z: Float[Array, "B *z"], label: Num[Array, "..."] | None = None
     ) -> Float[Array, "B H W O"]:
-        """What the likelihood takes.
+        """The input of the likelihood.
 
-        Raises ValueError for a label that is missing, not asked for, or not one integer an example.
+        Raises ValueError unless labels are given exactly where `num_classes` is, one integer for each example.
         """
-        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kind: layers.Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         sizes = [tuple(self.shape[:2])]
         for _ in self.channels:
             sizes.append(tuple(-(-size // 2) for size in sizes[-1]))
         h = jnp.concatenate([z.reshape(len(z), -1), *_one_hot(label, self.num_classes, z)], axis=-1)
         smallest = (*sizes[-1], self.channels[-1])
         h = nn.Dense(smallest[0] * smallest[1] * smallest[2], **kind)(h).reshape(len(z), *smallest)
-        for level in reversed(range(len(self.channels))):
-            h = layers.upsample(self.activation(h), (len(z), *sizes[level]))
-            features = self.channels[level - 1] if level else self.shape[2]
+        for i in reversed(range(len(self.channels))):
+            h = layers.upsample(self.activation(h), (len(z), *sizes[i]))
+            features = self.channels[i - 1] if i else self.shape[2]
             h = layers.Conv(features, self.kernel, **kind)(h)
         return h
 
 
-def _mlp(module: Any, features: tuple[int, ...]) -> MLP:
+def _mlp(module: MLPEncoder | MLPDecoder, features: tuple[int, ...]) -> MLP:
     return MLP(features, module.activation, module.dtype, module.param_dtype)
 
 
@@ -141,7 +144,7 @@ def _halves(h: Array) -> tuple[Array, Array]:
 
 
 def _one_hot(label: Array | None, num_classes: int | None, like: Array) -> list[Array]:
-    """The code of each label, in a list that is empty where there are none; NaN where a label is out of range."""
+    """`[one-hot codes]`, or `[]` for a network without labels; NaN where a label is out of range."""
     if (label is None) != (num_classes is None):
         raise ValueError(
             "this network was made with num_classes, so each example needs its label."
@@ -154,6 +157,6 @@ def _one_hot(label: Array | None, num_classes: int | None, like: Array) -> list[
         raise ValueError(
             f"expected an integer label for each of {len(like)} examples, got {label.dtype} of shape {label.shape}."
         )
-    known = (label >= 0) & (label < num_classes)  # traced, so it can not be an error here
+    known = (label >= 0) & (label < num_classes)  # values may be traced, so no error is possible here
     code = nn.one_hot(label, num_classes, dtype=like.dtype)
     return [jnp.where(known[:, None], code, jnp.nan)]

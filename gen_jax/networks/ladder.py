@@ -1,29 +1,33 @@
-"""The network of a ladder of latents: up once from the data, down again with a latent drawn at every level.
+"""The network of a ladder VAE: bottom-up features of the data, then top-down a latent at every level.
 
-    bottom_up   x -> d_s                       features of the data, one map a stage
-    prior       h -> (mean, log_std), h        what the levels above say of z_l
-    posterior   d_s, h -> (mean, log_std)      and what the data say
-    push        h, z_l -> h                    the latent told to the levels below
-    output      h -> out                       what a likelihood takes
+    bottom_up   x -> d_s                       features of the data, one map for each stage
+    prior       h -> (mean, log_std), h        p(z_l | z_{>l})
+    posterior   d_s, h -> (mean, log_std)      q(z_l | z_{>l}, x)
+    push        h, z_l -> h                    add the latent to the features of the levels below
+    output      h -> out                       the input of the likelihood
 
-A stage is a resolution. With `patch` the size of the image, or `halvings` until nothing is left to halve, its maps have
-one position, its convolutions are affine maps, and the ladder is one of multilayer perceptrons. There is no
-normalisation: the last map of each of `N` residual blocks starts with its variance divided by `N`, so that the sum of
-all is as large at 50 levels as at 5 (Child 2021, Section 3.2).
+A level is one of the latents `z_1, ..., z_L`; a stage is a resolution, with one or more levels. If the patch is the whole
+image, or after enough halvings, a map has one pixel and its convolutions are affine maps: the network is then made of
+multilayer perceptrons. There is no normalisation. Instead the last map of each of the `N` residual blocks starts with its
+variance divided by `N`, so that their sum is as large for 50 levels as for 5 (Child 2021, Section 3.2).
+
+The submodules have explicit names: those are the paths of their parameters in checkpoints.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gen_jax.networks import layers
 
+__all__ = ["Ladder", "LatentLevel", "Residual", "Stage"]
+
 Pair = tuple[Float[Array, "B *z"], Float[Array, "B *z"]]
-"""Mean and raw log deviation."""
+"""Mean and log standard deviation, the latter before any bound."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +37,31 @@ class Stage:
     width: int
     """Channels of the features."""
     latents: Sequence[int]
-    """Channels of the latent of each level, the level nearest the data first."""
+    """Channels of the latent at each level, the level nearest the data first."""
     blocks: int = 1
     """Residual blocks on the way up, and after each level on the way down."""
     halvings: int = 0
-    """How often the maps of the stage below are halved; none in the first, whose positions are the patches."""
+    """How often the maps of the stage below are halved; 0 in the first stage, whose pixels are the patches."""
     hidden: int | None = None
     """Channels inside a block (default: `width`)."""
 
 
-class Map(nn.Module):
-    """`W_2 a(K a(x))`: a convolution, an affine map of the channels, the last with its variance scaled."""
+class Residual(nn.Module):
+    """The residual branch `W_2 a(K a(x))`: a convolution `K`, then an affine map whose initial variance is scaled."""
 
     features: int
     hidden: int
     kernel: int
     scale: float = 1.0
+    """Factor of the initial variance of `W_2`."""
     activation: Callable[[Array], Array] = nn.silu
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
-        """Map the channels."""
-        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        """The branch alone, without `x`."""
+        kind: layers.Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         inner = (
             nn.Dense(self.hidden, **kind)
             if self.kernel == 1
@@ -66,48 +71,54 @@ class Map(nn.Module):
         return nn.Dense(self.features, kernel_init=init, **kind)(self.activation(inner(self.activation(x))))
 
 
-class Level(nn.Module):
-    """Prior, posterior and what comes after the draw, at one level."""
+class LatentLevel(nn.Module):
+    """Prior and posterior of one latent, and the blocks that follow it."""
 
     stage: Stage
     latent: int
+    """Channels of the latent."""
     kernel: int
     depth: int
-    """Residual blocks on the whole way down."""
-    kind: Any
+    """Number of residual blocks on the whole way down."""
+    activation: Callable[[Array], Array] = nn.silu
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         """The layers."""
         width, hidden = self.stage.width, self.stage.hidden or self.stage.width
-        block = lambda features, scale: Map(features, hidden, self.kernel, scale, **self.kind)
-        # small at the start: the prior near N(0, 1), the posterior near the prior
-        self.says = block(2 * self.latent + width, 0.1)
-        self.sees = block(2 * self.latent, 0.1)
+        dtypes: layers.Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        block = lambda name, features, scale: Residual(
+            features, hidden, self.kernel, scale, self.activation, name=name, **dtypes
+        )
+        # small at the start: the prior is near N(0, 1), the posterior near the prior
+        self.prior_net = block("says", 2 * self.latent + width, 0.1)
+        self.posterior_net = block("sees", 2 * self.latent, 0.1)
         init = nn.initializers.variance_scaling(1 / self.depth, "fan_in", "truncated_normal")
-        dtypes = {name: self.kind[name] for name in ("dtype", "param_dtype")}
-        self.tells = nn.Dense(width, kernel_init=init, **dtypes)
-        self.blocks = [block(width, 1 / self.depth) for _ in range(self.stage.blocks)]
+        self.latent_map = nn.Dense(width, kernel_init=init, name="tells", **dtypes)
+        self.blocks = [block(f"blocks_{i}", width, 1 / self.depth) for i in range(self.stage.blocks)]
 
-    def prior(self, h):
-        """`(mean, raw log_std), h`."""
-        out = self.says(h)
-        mean, raw, change = jnp.split(out, [self.latent, 2 * self.latent], axis=-1)
-        return (mean, raw), h + change
+    def prior(self, h: Float[Array, "B h w D"]) -> tuple[Pair, Float[Array, "B h w D"]]:
+        """`(mean, log_std), h`."""
+        mean, log_std, change = jnp.split(self.prior_net(h), [self.latent, 2 * self.latent], axis=-1)
+        return (mean, log_std), h + change
 
-    def posterior(self, d, h):
-        """`mean, raw log_std`."""
-        return tuple(jnp.split(self.sees(d if h is None else jnp.concatenate([h, d], axis=-1)), 2, axis=-1))
+    def posterior(self, d: Float[Array, "B h w D"], h: Float[Array, "B h w D"] | None) -> Pair:
+        """`mean, log_std`."""
+        out = self.posterior_net(d if h is None else jnp.concatenate([h, d], axis=-1))
+        mean, log_std = jnp.split(out, 2, axis=-1)
+        return mean, log_std
 
-    def push(self, h, z):
-        """`h` with the latent told."""
-        h = h + self.tells(z.astype(h.dtype))
+    def push(self, h: Float[Array, "B h w D"], z: Float[Array, "B h w Z"]) -> Float[Array, "B h w D"]:
+        """`h` with the latent added, after the residual blocks."""
+        h = h + self.latent_map(z.astype(h.dtype))
         for block in self.blocks:
             h = h + block(h)
         return h
 
 
 class Ladder(nn.Module):
-    """Level `l` of `levels` is nearest the data for `l = 0`; the other arguments say what the maps look like.
+    """The network of all levels. Level 0 is the latent nearest the data, `z_1`.
 
     Use it through `hvae.Ladder`, or call its methods through `bind`.
     """
@@ -115,16 +126,16 @@ class Ladder(nn.Module):
     shape: Sequence[int]
     """`(H, W, C)` of the data."""
     outputs: int
-    """Numbers that the likelihood asks for at a pixel: `likelihood.outputs(C)`."""
+    """Numbers that the likelihood takes for each pixel, `likelihood.outputs(C)`."""
     stages: Sequence[Stage]
     """From the data up."""
     patch: int = 1
-    """Side of the squares of pixels that become one position; of the whole image, the network has no space at all."""
+    """Side of the square patches that the first map folds into channels; with the size of the image, it has one pixel."""
     activation: Callable[[Array], Array] = nn.silu
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         """The layers."""
         if not self.stages or any(not s.latents or min(s.latents) < 1 for s in self.stages):
             raise ValueError(
@@ -132,29 +143,38 @@ class Ladder(nn.Module):
             )
         if self.stages[0].halvings:
             raise ValueError("the first stage is not halved: give the network a larger patch.")
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        kind = {"activation": self.activation, **dtypes}
+        dtypes: layers.Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kernels = [1 if size == (1, 1) else 3 for size in self.sizes]
         place = list(zip(self.stages, kernels, strict=True))
-        up, down = (
-            sum(s.blocks for s in self.stages),
-            sum((s.blocks + 1) * len(s.latents) for s in self.stages),
-        )
-        self.enters = [nn.Dense(s.width, **dtypes) for s in self.stages]
-        self.ups = [
-            [Map(s.width, s.hidden or s.width, k, 1 / up, **kind) for _ in range(s.blocks)] for s, k in place
+        up = sum(s.blocks for s in self.stages)
+        down = sum((s.blocks + 1) * len(s.latents) for s in self.stages)
+        self.up_maps = [nn.Dense(s.width, name=f"enters_{i}", **dtypes) for i, s in enumerate(self.stages)]
+        self.up_blocks = [
+            [
+                Residual(
+                    s.width, s.hidden or s.width, k, 1 / up, self.activation, name=f"ups_{i}_{j}", **dtypes
+                )
+                for j in range(s.blocks)
+            ]
+            for i, (s, k) in enumerate(place)
         ]
-        self.rungs = [Level(s, latent, k, down, kind) for s, k in place for latent in s.latents]
+        each = [(s, latent, k) for s, k in place for latent in s.latents]
+        self.latent_levels = [
+            LatentLevel(s, latent, k, down, self.activation, name=f"rungs_{i}", **dtypes)
+            for i, (s, latent, k) in enumerate(each)
+        ]
         self.biases = [
             self.param(f"bias_{i}", nn.initializers.zeros, (1, *size, s.width), self.param_dtype)
             for i, (s, size) in enumerate(zip(self.stages, self.sizes, strict=True))
         ]
-        self.leaves = [nn.Dense(s.width, **dtypes) for s in self.stages[:-1]]
-        self.last = nn.Dense(self.patch**2 * self.outputs, **dtypes)
+        self.down_maps = [
+            nn.Dense(s.width, name=f"leaves_{i}", **dtypes) for i, s in enumerate(self.stages[:-1])
+        ]
+        self.out = nn.Dense(self.patch**2 * self.outputs, name="last", **dtypes)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Rows and columns of the maps of each stage."""
+        """Height and width of the maps of each stage."""
         sizes = [(-(-self.shape[0] // self.patch), -(-self.shape[1] // self.patch))]
         for stage in self.stages[1:]:
             sizes.append(_halved(sizes[-1], stage.halvings)[-1])
@@ -162,7 +182,7 @@ class Ladder(nn.Module):
 
     @property
     def levels(self) -> int:
-        """How many latents there are."""
+        """Number of latents."""
         return sum(len(stage.latents) for stage in self.stages)
 
     @property
@@ -172,54 +192,54 @@ class Ladder(nn.Module):
 
     @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:
-        """Shape of the latent of each level."""
+        """Shape of the latent at each level."""
         return [(*n, c) for n, s in zip(self.sizes, self.stages, strict=True) for c in s.latents]
 
     def bottom_up(self, x: Float[Array, "B H W C"]) -> list[Float[Array, "B ..."]]:
         """Features of `x` in [0, 1], for each stage."""
         d, features = layers.space_to_depth(2 * x.astype(self.dtype) - 1, self.patch), []
-        for i, stage in enumerate(self.stages):
+        for stage, up_map, blocks in zip(self.stages, self.up_maps, self.up_blocks, strict=True):
             for _ in range(stage.halvings):
                 d = layers.pool(d)
-            d = self.enters[i](d)
-            for block in self.ups[i]:
+            d = up_map(d)
+            for block in blocks:
                 d = d + block(d)
             features.append(d)
         return features
 
     def top(self, n: int) -> Float[Array, "n h w D"]:
-        """Where the way down starts: the same for all."""
+        """The features at the top, a learned constant, for `n` examples."""
         return jnp.broadcast_to(self.biases[-1], (n, *self.biases[-1].shape[1:])).astype(self.dtype)
 
     def prior(self, level: int, h: Float[Array, "B h w D"]) -> tuple[Pair, Float[Array, "B h w D"]]:
-        """Of the level's latent, and `h` with what the prior's network has found out."""
-        return self.rungs[level].prior(h)
+        """The prior of the latent, and `h` updated by the prior's network."""
+        return self.latent_levels[level].prior(h)
 
     def posterior(
         self, level: int, d: list[Float[Array, "B ..."]], h: Float[Array, "B h w D"] | None = None
     ) -> Pair:
-        """Of the level's latent, by the data's features alone or by what came from above as well."""
-        return self.rungs[level].posterior(d[self.stage_of[level]], h)
+        """The posterior of the latent, from the features `d` of the data and, if given, the features `h` from above."""
+        return self.latent_levels[level].posterior(d[self.stage_of[level]], h)
 
     def push(
         self, level: int, h: Float[Array, "B h w D"], z: Float[Array, "B h w Z"]
     ) -> Float[Array, "B ..."]:
-        """Tell `h` the latent, and bring it to the resolution of the level below."""
-        h, stage = self.rungs[level].push(h, z), self.stage_of[level]
+        """Add the latent to `h`, and bring `h` to the resolution of the level below."""
+        h, stage = self.latent_levels[level].push(h, z), self.stage_of[level]
         if level == 0 or self.stage_of[level - 1] == stage:
             return h
-        h = self.leaves[stage - 1](h)
+        h = self.down_maps[stage - 1](h)
         for size in reversed(_halved(self.sizes[stage - 1], self.stages[stage].halvings)[:-1]):
             h = layers.upsample(h, (len(h), *size))
         return h + self.biases[stage - 1].astype(h.dtype)
 
     def output(self, h: Float[Array, "B h w D"]) -> Float[Array, "B H W O"]:
-        """What the likelihood takes."""
-        return layers.depth_to_space(self.last(self.activation(h)), self.patch, (len(h), *self.shape[:2]))
+        """The input of the likelihood."""
+        return layers.depth_to_space(self.out(self.activation(h)), self.patch, (len(h), *self.shape[:2]))
 
 
 def _halved(size: tuple[int, int], times: int) -> list[tuple[int, int]]:
-    """The sizes on the way, from `size` itself to what is left after so many halvings, as `layers.pool` does them."""
+    """`size` and the sizes after 1, ..., `times` halvings, rounded up as by `layers.pool`."""
     sizes = [size]
     for _ in range(times):
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))

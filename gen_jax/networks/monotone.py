@@ -1,15 +1,21 @@
 """A network that is an increasing function of one number, such as a learned noise schedule."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, PyTree
+
+__all__ = ["ENDS", "Monotone", "fix_ends"]
 
 ENDS = ("first", "log_range")
-"""Names of the two parameters that say the values at the ends."""
+"""Names of the two parameters that set the values at the ends."""
+
+Tree = TypeVar("Tree", bound=PyTree)
 
 
 class Monotone(nn.Module):
@@ -18,27 +24,26 @@ class Monotone(nn.Module):
         gamma(t) = first + exp(log_range) (g(u) - g(0)) / (g(1) - g(0)),      u = (t - t_0) / (t_1 - t_0)
         g(u) = u + 1/F sum_j c_j sigmoid(a_j u + b_j),                        a_j, c_j > 0
 
-    Positive weights make `g` increase, whatever the parameters are, and the normalisation gives the ends parameters of
-    their own, which the inside does not move. It begins nearly as a straight line. With `-gamma` as `log_snr` it is the
-    noise schedule of the paper, whose code has these ends; its 1,024 features and the weights it begins with differ:
+    The weights are positive, so `g` increases for any parameters. The normalisation gives the two end values parameters
+    of their own, on which the others have no influence. At the start it is nearly a straight line. With `-gamma` as
+    `log_snr` it is the noise schedule of the paper (whose network has 1,024 features and another initialisation):
 
+        params = Monotone().init(key, 0.5)
         process.LogSNR(lambda t: -Monotone().apply(params, t))
-
-    `params = Monotone().init(key, 0.5)`.
     """
 
     ends: tuple[float, float] = (-13.3, 5.0)
     """Values at `between`, at the start of training."""
     between: tuple[float, float] = (1e-3, 1.0)
-    """`t_0, t_1`: the `t_min, t_max` of the process. Beyond them it goes on increasing."""
+    """`t_0, t_1`: the `t_min, t_max` of the process. Outside them the function still increases."""
     features: int = 256
-    param_dtype: Any = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, t: Float[Array | np.ndarray, "*t"] | float) -> Float[Array, "*t"]:
-        """`gamma(t)`, of each number.
+        """`gamma(t)` for each number.
 
-        Raises ValueError where `ends` or `between` do not increase.
+        Raises ValueError unless `ends` and `between` increase.
         """
         if not (self.ends[0] < self.ends[1] and self.between[0] < self.between[1]):
             raise ValueError(f"ends and between must increase, got {self.ends} and {self.between}.")
@@ -61,17 +66,17 @@ class Monotone(nn.Module):
         return first + jnp.exp(log_range) * (g(u) - low) / (high - low)
 
 
-def fix_ends(params: Any) -> Any:
-    """The same parameters, but no gradient reaches those of the ends: what remains is the inside."""
+def fix_ends(params: Tree) -> Tree:
+    """The same parameters, with no gradient to those of the two ends."""
 
-    def fix(path: Any, leaf: Array) -> Array:
+    def fix(path: tuple[jax.tree_util.DictKey, ...], leaf: Array) -> Array:
         return jax.lax.stop_gradient(leaf) if path[-1].key in ENDS else leaf
 
     return jax.tree_util.tree_map_with_path(fix, params)
 
 
-def _normal_around(mean: float) -> Any:
-    """Initializer: normal with deviation 2 around `mean`."""
+def _normal_around(mean: float) -> Callable[[Key[Array, ""], tuple[int, ...], DTypeLike], Array]:
+    """Initializer: normal with standard deviation 2 around `mean`."""
     return lambda key, shape, dtype: mean + 2 * jax.random.normal(key, shape, dtype)
 
 

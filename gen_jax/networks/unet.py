@@ -1,64 +1,73 @@
-"""The one U-Net that every diffusion family here shares: `net.apply(params, x_t, t, cond) -> array like x_t`.
+"""The one U-Net of all diffusion models here: `net.apply(params, x_t, t, cond) -> array like x_t`.
+
+    net = unet.mnist_small.build()
+    params = net.init(key, x_t, t)
 
 It is the network of Ho et al. 2020 (Appendix B), with FiLM in place of an added time embedding (Dhariwal & Nichol 2021,
-Section 3) and, where asked, a space-to-depth stem. It knows nothing of diffusion: `t` is a number an example, of whatever
-scale `time_scale` says. It keeps no mutable state.
+Section 3) and an optional space-to-depth stem. It knows nothing of diffusion: `t` has one number for each example, and
+`time_scale` sets its unit. It has no mutable state.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from gen_jax.networks import layers
 
+__all__ = ["UNet", "UNetConfig", "cifar10", "mnist", "mnist_best", "mnist_small"]
+
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Everything that shapes a U-Net; its number of image channels comes from the input.
+    """The hyperparameters of a U-Net; the number of image channels comes from the input.
 
-    A level is a resolution: level 0 is the input's over `patch`, each further one half of that (rounded up).
+    A level is a resolution: level 0 is that of the input divided by `patch`, each next level half of it (rounded up).
+
+    Every field is hashable and has a JSON form (`gen_jax.model.to_dict`); types are kept by their names.
     """
 
     channels: tuple[int, ...] = (64, 128)
-    """Features at each level, finest first."""
+    """Channels at each level, finest first."""
     blocks: int = 1
-    """Residual blocks a level on the way down; there is one more on the way up where `dense_skips`."""
+    """Residual blocks at each level on the way down; with `dense_skips` there is one more on the way up."""
     attention: tuple[int, ...] = ()
     """Levels with self-attention after each block."""
     middle_attention: bool = False
     """Self-attention between the two blocks of the middle."""
     head_features: int = 64
     patch: int = 1
-    """Side of the squares that the stem folds into channels; 1 leaves the image as it is."""
+    """Side of the square patches that the stem folds into channels (space-to-depth); 1 for none."""
     dense_skips: bool = True
-    """Whether the stem and the downsampled maps are handed across too, as in DDPM, or the blocks' outputs alone."""
+    """Skip connections from the stem and the downsampled maps too, as in DDPM; else from the blocks only."""
     resample_conv: bool = True
-    """Whether resolution changes with a convolution (stride 2 down; after nearest-neighbour up) or by pooling
-    down and a change of width up, which costs next to nothing."""
+    """Change the resolution by convolutions (stride 2 down; after nearest-neighbour upsampling). Else by mean pooling
+    down, and an affine map of the channels before upsampling, which cost almost nothing."""
     embedding: int = 256
-    """Features of the embedding of time and condition."""
+    """Size of the embedding of time and condition."""
     time_scale: float = 1.0
-    """Multiplies `t` before its sinusoidal embedding, which expects about 0 to 1000; for `t` in [0, 1] use 1000."""
+    """Factor of `t` before its sinusoidal embedding, which expects about 0 to 1000; for `t` in [0, 1] use 1000."""
     num_classes: int | None = None
-    """Number of labels; label `num_classes` is the null label, which `cond=None` stands for."""
+    """Number of labels. Label `num_classes` is the null label; `cond=None` means the null label for all."""
     cond_features: int | None = None
-    """Length of a conditioning vector, in place of labels; `cond=None` stands for a learned null vector."""
+    """Size of a conditioning vector, in place of labels; `cond=None` means a learned null vector for all."""
     dropout: float = 0.0
-    """Rate inside the residual blocks; active only where `apply` is given `rngs={"dropout": key}`."""
+    """Rate inside the residual blocks; active only if `apply` gets `rngs={"dropout": key}`."""
     groups: int = 32
-    dtype: Any = jnp.float32
-    """Type of the computation; norms gather their statistics in float32 whatever it is."""
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = "float32"
+    """Type of the computation, such as "bfloat16" (or `jnp.bfloat16`); norms take their statistics in float32."""
+    param_dtype: DTypeLike = "float32"
     remat: bool = False
-    """Recompute each residual block in the backward pass instead of keeping its activations."""
+    """Recompute each residual block in the backward pass instead of storing its activations."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        for name in ("dtype", "param_dtype"):
+            object.__setattr__(self, name, _float_name(name, getattr(self, name)))
         if not self.channels or min(self.channels) < 1 or self.blocks < 1 or self.patch < 1:
             raise ValueError(
-                "UNetConfig expects at least one level and positive channels, blocks and patch, "
+                "UNetConfig expects at least one level and positive channels, blocks and patch; "
                 f"got channels={self.channels}, blocks={self.blocks}, patch={self.patch}."
             )
         if any(level not in range(len(self.channels)) for level in self.attention):
@@ -69,14 +78,29 @@ class UNetConfig:
         if self.num_classes is not None and self.cond_features is not None:
             raise ValueError("Give num_classes (labels) or cond_features (vectors), not both.")
 
+    def build(self) -> "UNet":
+        """The module of this configuration."""
+        return UNet(self)
+
+
+def _float_name(field: str, dtype: DTypeLike) -> str:
+    """The name of a floating-point type."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f'{field} must be a floating-point type such as "bfloat16", got {dtype!r}.')
+    return found.name
+
 
 mnist_small = UNetConfig(
     channels=(24, 64), patch=2, dense_skips=False, resample_conv=False, embedding=128, groups=8
 )
-"""The default on a CPU: 14 x 14 and 7 x 7 behind a space-to-depth stem."""
+"""The default on a CPU: levels of 14 x 14 and 7 x 7 pixels after a space-to-depth stem."""
 
 mnist_best = replace(mnist_small, channels=(48, 160), middle_attention=True)
-"""The same with more channels and attention at 7 x 7."""
+"""`mnist_small` with more channels, and attention at 7 x 7."""
 
 mnist = UNetConfig(channels=(64, 128), embedding=100, resample_conv=False)
 """The size of the book's network, about 2.2 M parameters."""
@@ -93,7 +117,7 @@ cifar10 = UNetConfig(
 
 
 class UNet(nn.Module):
-    """Images and a time (and a condition) to images of the same shape; zero at the start of training."""
+    """Maps images, times and optional conditions to images of the same shape; zero at initialisation."""
 
     config: UNetConfig
 
@@ -109,20 +133,20 @@ class UNet(nn.Module):
 
         Args:
             x: images.
-            t: a time for each image, integer or not.
+            t: a time for each image, integer or floating.
             cond: labels, int `[B]`, or vectors, `[B, cond_features]`; None is the null condition.
-            context: tokens for cross-attention wherever there is attention, or None.
+            context: tokens; each attention layer then attends to them as well.
 
         Raises:
-            ValueError: where `t` or `cond` does not fit the images or the configuration.
+            ValueError: `t` or `cond` does not fit the images or the configuration.
         """
         c = self.config
-        kind = {"groups": c.groups, "dtype": c.dtype, "param_dtype": c.param_dtype}
-        conv = {"dtype": c.dtype, "param_dtype": c.param_dtype}
+        conv: layers.Dtypes = {"dtype": c.dtype, "param_dtype": c.param_dtype}
+        kind: layers.GroupDtypes = {"groups": c.groups, **conv}
         block_type = nn.remat(layers.ResBlock) if c.remat else layers.ResBlock
         emb = self._embed(x, t, cond)
 
-        def block(h, level, name):
+        def block(h: Array, level: int, name: str) -> Array:
             h = block_type(c.channels[level], c.dropout, name=name, **kind)(h, emb)
             if level in c.attention:
                 h = layers.Attention(c.head_features, name=f"{name}_attention", **kind)(h, context)
@@ -155,7 +179,7 @@ class UNet(nn.Module):
             if level > 0 and c.resample_conv:
                 h = layers.upsample(h, skips[-1].shape)
                 h = layers.Conv(c.channels[level], name=f"up_{level}", **conv)(h)
-            elif level > 0:  # fewer channels first, while there are fewer pixels
+            elif level > 0:  # reduce the channels first: there are still few pixels
                 h = nn.Dense(c.channels[level - 1], name=f"up_{level}", **conv)(h)
                 h = layers.upsample(h, skips[-1].shape)
 
@@ -163,8 +187,8 @@ class UNet(nn.Module):
         h = layers.Conv(depth, zero_init=True, name="out", **conv)(h)
         return layers.depth_to_space(h, c.patch, x.shape).astype(x.dtype)
 
-    def _embed(self, x, t, cond):
-        """One vector an example, out of its time and its condition."""
+    def _embed(self, x: Array, t: Array, cond: Array | None) -> Float[Array, "B E"]:
+        """The embedding of each example's time and condition."""
         c = self.config
         dense = lambda name: nn.Dense(c.embedding, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
         if t.shape != x.shape[:1]:

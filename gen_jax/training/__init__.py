@@ -6,39 +6,51 @@
 >>> state = training.fit(step, state, batches, num_steps=10_000, workdir="checkpoints/run", schedule=schedule)
 """
 
-from gen_jax.training.checkpoint import CheckpointError, Checkpoints, Loaded, load
+from gen_jax.training import ema
+from gen_jax.training.cache import enable_compilation_cache
+from gen_jax.training.callbacks import Callback, JSONLines, TensorBoard
+from gen_jax.training.checkpoint import CheckpointError, Checkpoints
 from gen_jax.training.compile import Compiled, compile_step
-from gen_jax.training.distributed import default_parallel, initialize_distributed, share_cores
+from gen_jax.training.distributed import default_parallel, initialize_distributed, split_cpu_devices
 from gen_jax.training.layout import Layout
-from gen_jax.training.loop import InMemory, Stream, fit
+from gen_jax.training.loading import Loaded, load
+from gen_jax.training.loop import InMemory, Options, Stream, fit
 from gen_jax.training.optimizer import adam, muon, scheduled
 from gen_jax.training.run import Preempted, TrainingDiverged
 from gen_jax.training.skip import SkipState, skip_exploding
-from gen_jax.training.state import TrainState, make_step
-from gen_jax.training.workdir import keep_programs
+from gen_jax.training.state import Aux, Loss, Metrics, Step, TrainState, make_step
 
 __all__ = [
+    "Aux",
+    "Callback",
     "CheckpointError",
     "Checkpoints",
     "Compiled",
     "InMemory",
+    "JSONLines",
     "Layout",
     "Loaded",
+    "Loss",
+    "Metrics",
+    "Options",
     "Preempted",
     "SkipState",
+    "Step",
     "Stream",
+    "TensorBoard",
     "TrainState",
     "TrainingDiverged",
     "adam",
     "compile_step",
     "default_parallel",
+    "ema",
+    "enable_compilation_cache",
     "fit",
     "initialize_distributed",
-    "keep_programs",
     "load",
     "make_step",
     "muon",
     "scheduled",
-    "share_cores",
     "skip_exploding",
+    "split_cpu_devices",
 ]

@@ -4,20 +4,21 @@ import json
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Protocol, runtime_checkable
 
 import jax
 from jaxtyping import PyTree
 
+from gen_jax.training import ema as averages
 from gen_jax.training.fingerprint import check_arrays, describe, fingerprint
 from gen_jax.training.state import TrainState
+from gen_jax.training.workdir import Json
 
-ITEMS = ("params", "ema_params", "rest")
-"""What a step directory holds apart from `meta`; `rest` is the optimizer's state, the step and the key."""
-
+AVERAGE = "ema_params"
+"""The item of a checkpoint that holds the average; one of several is in `ema_params.NAME`."""
 
 DIRECTORY = "checkpoints"
 """Name of the directory inside a workdir."""
@@ -31,35 +32,45 @@ class NotFiniteError(FloatingPointError):
     """A state that must not replace a good checkpoint."""
 
 
-class Loaded(NamedTuple):
-    """What sampling needs of a run."""
-
-    params: PyTree
-    config: dict[str, Any]
-    step: int
-
-
 def split(state: TrainState) -> dict[str, PyTree]:
-    """The state as the items of a checkpoint: plain arrays, with the key as its data."""
+    """The state as the items of a checkpoint: plain arrays, with the key as its data.
+
+    They are `params`, the averages, and `rest`: the optimizer's state, the step and the key.
+    """
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(state.params)):
+        raise ValueError('params that are one array cannot be saved; give it a name, as in {"w": array}')
     rest = {"step": state.step, "opt_state": state.opt_state, "key": jax.random.key_data(state.key)}
-    average = {} if state.ema_params is None else {"ema_params": state.ema_params}
-    return {"params": state.params, **average, "rest": rest}
+    named = averages.by_name(state.ema_params, state.params)
+    return {"params": state.params, **{item_of(name): tree for name, tree in named.items()}, "rest": rest}
 
 
-def join(items: dict[str, PyTree], key_impl: Any) -> TrainState:
-    """Inverse of `split`."""
-    rest = items["rest"]
-    key = jax.random.wrap_key_data(rest["key"], impl=key_impl)
-    return TrainState(rest["step"], items["params"], rest["opt_state"], items.get("ema_params"), key)
+def join(items: dict[str, PyTree], like: TrainState) -> TrainState:
+    """Inverse of `split`, for a state with the averages and the kind of key of `like`."""
+    rest, names = items["rest"], averages.by_name(like.ema_params, like.params)
+    key = jax.random.wrap_key_data(rest["key"], impl=jax.random.key_impl(like.key))
+    average = averages.from_names({name: items[item_of(name)] for name in names})
+    return TrainState(rest["step"], items["params"], rest["opt_state"], average, key)
+
+
+def item_of(name: str) -> str:
+    """The item that holds the average of that name."""
+    return f"{AVERAGE}.{name}" if name else AVERAGE
+
+
+@runtime_checkable
+class _Saved(Protocol):
+    """What Orbax tells of a checkpoint."""
+
+    step: int
 
 
 @dataclass(frozen=True)
 class FirstFrom:
-    """Orbax's policy to preserve the first checkpoint at or after a step."""
+    """Orbax's policy to keep the first checkpoint at or after a step."""
 
     step: int
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence[_Saved], *, context: object) -> list[bool]:
         """One True at most; `checkpoints` are those that are there, oldest first."""
         first = next((info.step for info in checkpoints if info.step >= self.step), None)
         return [info.step == first for info in checkpoints]
@@ -68,13 +79,13 @@ class FirstFrom:
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` of them, in `directory/<step>`.
 
-    With a `milestone` the first one at or after that step stays as well. Each holds the state, the step, the caller's
-    `meta` (config, data position; JSON) and checksums. Writing goes on in the background; a directory appears under its
-    name only when it is complete. Use as a context manager, or `close`.
+    For each step in `keep_from` the first checkpoint at or after it stays as well. A checkpoint holds the state, the
+    caller's `meta` (config, data position; JSON) and checksums. Writing goes on in the background; a directory appears
+    under its name only when it is complete. Use as a context manager, or `close`.
     """
 
     def __init__(
-        self, directory: str | Path, *, keep: int = 3, milestone: int | None = None, create: bool = True
+        self, directory: str | Path, *, keep: int = 3, keep_from: Sequence[int] = (), create: bool = True
     ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
@@ -82,11 +93,9 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
         self.directory = Path(directory).absolute()
-        stays: list[Any] = [policies.LatestN(keep), *([] if milestone is None else [FirstFrom(milestone)])]
+        stays = [policies.LatestN(keep), *map(FirstFrom, keep_from)]
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS}
-            | {"meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(stays),
                 cleanup_tmp_directories=create,
@@ -110,7 +119,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+    def save(self, state: TrainState, meta: Mapping[str, object]) -> None:
         """Start writing `state`; returns once the arrays are copied, so the state may then be donated.
 
         Raises NotFiniteError, and writes nothing, when a parameter or its average is not finite.
@@ -119,18 +128,19 @@ class Checkpoints:
 
         items = split(state)
         prints = fingerprint(items)
+        step = int(state.step)
         bad = [name for name in items if name != "rest" and not prints[name].finite]
         if bad:
-            raise NotFiniteError(f"{' and '.join(bad)} not finite at step {int(state.step)}: not saved")
+            raise NotFiniteError(f"{' and '.join(bad)} not finite at step {step}: not saved")
         sums = {name: item.checksum for name, item in prints.items()}
-        meta = {**meta, "step": int(state.step), "checksum": sums, "arrays": describe(items)}
+        full = {**meta, "step": step, "checksum": sums, "arrays": describe(items)}
         args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        args["meta"] = ocp.args.JsonSave({**meta, "crc32": _crc32(meta)})
-        self._manager.save(meta["step"], args=ocp.args.Composite(**args), force=True)
+        args["meta"] = ocp.args.JsonSave({**full, "crc32": _crc32(full)})
+        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def restore(
-        self, like: TrainState, check: Callable[[dict[str, Any]], None] = lambda meta: None
-    ) -> tuple[TrainState, dict[str, Any]] | None:
+        self, like: TrainState, check: Callable[[Json], None] = lambda meta: None
+    ) -> tuple[TrainState, Json] | None:
         """The newest checkpoint that is whole, as `(state, meta)`; None when there is none at all.
 
         The state has the shapes and shardings of `like`, whatever devices it was saved from. `check(meta)`
@@ -142,27 +152,27 @@ class Checkpoints:
         """
         target = split(like)
 
-        def fits(meta: dict[str, Any]) -> None:
+        def fits(meta: Json) -> None:
             check(meta)
             check_arrays(meta["arrays"], describe(target))
 
-        found = self.find(lambda step: target, fits)
+        found = self.find(lambda meta: target, fits)
         if found is None:
             return None
         items, meta, damaged = found
         self._set_aside(damaged, meta["step"])
-        return join(items, jax.random.key_impl(like.key)), meta
+        return join(items, like), meta
 
     def find(
         self,
-        target: Callable[[int], dict[str, PyTree]],
-        check: Callable[[dict[str, Any]], None] = lambda meta: None,
+        target: Callable[[Json], dict[str, PyTree]],
+        check: Callable[[Json], None] = lambda meta: None,
         *,
         first_from: int | None = None,
-    ) -> tuple[dict[str, PyTree], dict[str, Any], dict[int, Exception]] | None:
+    ) -> tuple[dict[str, PyTree], Json, dict[int, Exception]] | None:
         """`(items, meta, damaged)` of the newest whole checkpoint, or of the first one at or after a step.
 
-        Items are as in `target(step)`.
+        Items are as in `target(meta)`.
         """
         damaged: dict[int, Exception] = {}
         steps = [step for step in self.steps() if first_from is None or step >= first_from]
@@ -174,13 +184,13 @@ class Checkpoints:
                 continue
             check(meta)
             try:
-                items = self._items(step, target(step))
+                items = self._items(step, target(meta))
                 verify(items, meta["checksum"])
                 return items, meta, damaged
             except Exception as error:
                 damaged[step] = error
         if damaged:
-            reasons = "".join(f"\n  step {step}: {_first_line(error)}" for step, error in damaged.items())
+            reasons = "".join(f"\n  step {step}: {first_line(error)}" for step, error in damaged.items())
             raise CheckpointError(
                 f"no checkpoint in {self.directory} can be read:{reasons}\n"
                 "Move the directory away to start again from step 0."
@@ -188,11 +198,12 @@ class Checkpoints:
         return None
 
     def saved(self, step: int, item: str) -> PyTree:
-        """Shapes and dtypes of an item as it is on disk, a tree of dicts and lists; None where there is none."""
-        metadata = self._manager.item_metadata(step).get(item)
-        return None if metadata is None else metadata.tree
+        """Shapes and dtypes of an item as it is on disk, a tree of dicts and lists."""
+        import orbax.checkpoint as ocp
 
-    def _meta(self, step: int) -> dict[str, Any]:
+        return ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / item).tree
+
+    def _meta(self, step: int) -> Json:
         import orbax.checkpoint as ocp
 
         meta = dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
@@ -213,7 +224,7 @@ class Checkpoints:
             return
         for step, error in damaged.items():
             warnings.warn(
-                f"checkpoint {self.directory / str(step)} is damaged ({_first_line(error)}); "
+                f"checkpoint {self.directory / str(step)} is damaged ({first_line(error)}); "
                 f"using step {used} instead and moving it to {self.directory.name}.damaged",
                 stacklevel=3,
             )
@@ -229,11 +240,12 @@ class Checkpoints:
         self._manager.reload()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _crc32(meta: dict[str, Any]) -> int:
+def _crc32(meta: Json) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
@@ -242,48 +254,3 @@ def verify(items: dict[str, PyTree], sums: dict[str, int]) -> None:
     for name, found in fingerprint(items).items():
         if found.checksum != sums[name]:
             raise CheckpointError(f"the arrays of {name!r} do not match their checksum")
-
-
-def load(
-    workdir: str | Path, *, like: PyTree | None = None, ema: bool = True, first_from: int | None = None
-) -> Loaded:
-    """The averaged parameters (the last ones without an average or with `ema=False`), config and step of a run.
-
-    Reads the newest whole checkpoint of `workdir`, or the first one at or after step `first_from`, onto one device.
-    Trees of dicts come back as they were; give `like` (any tree of arrays, or of ShapeDtypeStructs, of that structure)
-    for parameters that are NamedTuples or other classes. Raises CheckpointError when there is none, ValueError when its
-    arrays do not fit `like`.
-    """
-    directory = Path(workdir) / DIRECTORY
-    missing = CheckpointError(
-        f"no checkpoint in {directory}: train first (the same command without --sample-only writes one), "
-        "or name the --workdir of a run that has been trained"
-    )
-    if not directory.is_dir():
-        raise missing
-
-    def fits(meta: dict[str, Any]) -> None:
-        part = lambda item: {k: array for k, array in meta["arrays"].items() if k.split("/")[0] == item}
-        item = "ema_params" if ema and part("ema_params") else "params"
-        if like is not None:
-            check_arrays(part(item), describe({item: like}))
-
-    with Checkpoints(directory, create=False) as checkpoints:
-
-        def target(step: int) -> dict[str, PyTree]:
-            item = "ema_params" if ema and checkpoints.saved(step, "ema_params") is not None else "params"
-            return {item: _on_one_device(checkpoints.saved(step, item) if like is None else like)}
-
-        found = checkpoints.find(target, fits, first_from=first_from)
-    if found is None:
-        raise missing
-    items, meta, damaged = found
-    for step, error in damaged.items():
-        warnings.warn(f"checkpoint {directory / str(step)} is damaged ({_first_line(error)})", stacklevel=2)
-    (params,) = items.values()
-    return Loaded(params, meta.get("config", {}), meta["step"])
-
-
-def _on_one_device(tree: PyTree) -> PyTree:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)

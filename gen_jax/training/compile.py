@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,10 +17,10 @@ Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
 """`select(step, K)`: the rows of the batches of the `K` steps from `step`, a pure function of the step."""
 
 
-def lower_once(f: Callable[..., Any], *args: Any, out_shardings: Any = None) -> jax.stages.Lowered:
-    """`f(*args)` as one program, not optimised on CPUs: what runs once should not compile for longer than that saves.
+def lower_once(f: Callable[..., PyTree], *args: PyTree, out_shardings: PyTree = None) -> jax.stages.Lowered:
+    """Lower `f(*args)` to one program that will run once, such as the `init` of a network.
 
-    For `init` of a network, which a CPU compiles in seconds and runs in milliseconds.
+    A CPU compiles it without optimisations: those take seconds and would save milliseconds.
     """
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(f, out_shardings=out_shardings, compiler_options=options).lower(*args)
@@ -40,20 +40,23 @@ def compile_step(
 
     The default mesh is all devices on one axis `"data"`.
 
-        compiled(state, batch) -> (state, metrics)          metrics: float32 [K]
+        compiled(state, batch, frozen=None) -> (state, metrics)          metrics: float32 [K]
 
     - `batch` has leaves `[B, ...]`, or `[K, B, ...]` for `K > 1`; the `K` steps run in one `lax.scan`. With
-      `select` the second argument is the whole data set instead (leaves `[N, ...]`, on every device) and the
-      rows `select(step, K)` are gathered inside the program.
-    - `parallel="jit"`: one program sees the whole batch, split over `"data"`; parameters are replicated, or
-      with `fsdp=True` split along the largest dimension of each array that the mesh divides (small arrays are
-      replicated), the state of the optimizer and the averages too; a step gathers the parameters once.
-    - `parallel="pmap"`: one program a device sees a slice of the batch and averages gradients and metrics
-      explicitly.
+      `select` the second argument is the whole data set (leaves `[N, ...]`, on every device) in place of a batch, and
+      the program takes the rows `select(step, K)` from it.
+    - `parallel="jit"`: one program sees the whole batch, split over `"data"`. Parameters, averages and the state of the
+      optimizer are on every device. With `fsdp=True` each large array of them is split along its largest dimension that
+      the mesh divides, and a step gathers the parameters once.
+    - `parallel="pmap"`: a program on each device sees its slice of the batch; gradients and metrics are then averaged
+      over the devices.
+    - `frozen` is a tree of weights that the loss uses and no gradient changes (`make_step(aux=True)`). It is an argument
+      of the program, not a constant in it; it lies on the devices as parameters do, and under `fsdp` is gathered once a
+      call. It is not donated: give the same arrays again.
 
-    All modes give the same parameters (to rounding) as long as the loss draws per-example noise with
-    `gen_jax.keys`. The state goes in and comes out in one form in all modes. It is donated: use the one that
-    is returned. Raises ValueError for a batch that does not divide over the devices.
+    All modes give the same parameters (to rounding) if the loss draws the noise of each example with `gen_jax.keys`. The
+    state has the same form in all modes. It is donated: use the one that is returned. Raises ValueError for a batch that
+    does not divide over the devices.
     """
     if steps_per_call < 1:
         raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
@@ -62,7 +65,7 @@ def compile_step(
 
 
 class Program(NamedTuple):
-    """What runs `K` steps, and what compiles it for shapes."""
+    """`run` does `K` steps; `lower` lowers them for arrays or their shapes."""
 
     run: Callable[..., tuple[TrainState, Metrics]]
     lower: Callable[..., jax.stages.Lowered]
@@ -78,23 +81,24 @@ class Compiled:
         self._step, self._select, self._donate = step, select, donate
         self._program: Program | None = None
 
-    def __call__(self, state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, data: PyTree, frozen: PyTree = None) -> tuple[TrainState, Metrics]:
         """`K` steps from `state` on host or device arrays `data`."""
         if not self.layout.is_placed(state):
             state = self.layout.put_state(state)
-        return self._made(state).run(state, self.put(data))
+        frozen = self.layout.put_frozen(frozen)
+        return self._made(state, frozen).run(state, self.put(data), frozen)
 
-    def lower(self, state: TrainState, data: PyTree) -> jax.stages.Lowered:
-        """The program for these arguments or their shapes (`jax.ShapeDtypeStruct`), to compile and read it unrun.
+    def lower(self, state: TrainState, data: PyTree, frozen: PyTree = None) -> jax.stages.Lowered:
+        """Lower the program for these arguments, or for their shapes (`jax.ShapeDtypeStruct`), without running it.
 
-        Once it is compiled, the first call need not. With `parallel="jit"` the devices of the mesh may be a description
-        alone (`jax.experimental.topologies`).
+        Compiled, it is a function of `(state, data, frozen)`, and the first call has nothing left to compile. With
+        `parallel="jit"` the mesh may be of devices that are not there (`jax.experimental.topologies`).
         """
-        return self._made(state).lower(state, data)
+        return self._made(state, frozen).lower(state, data, frozen)
 
-    def _made(self, state: TrainState) -> Program:
+    def _made(self, state: TrainState, frozen: PyTree) -> Program:
         if self._program is None:
-            self._program = self._pmap() if self.layout.parallel == "pmap" else self._jit(state)
+            self._program = self._pmap() if self.layout.parallel == "pmap" else self._jit(state, frozen)
         return self._program
 
     def put(self, data: PyTree) -> PyTree:
@@ -114,15 +118,20 @@ class Compiled:
         self,
         state: TrainState,
         batches: PyTree,
-        constrain: Callable[[Any], Any],
+        frozen: PyTree,
+        constrain: Callable[[TrainState], TrainState],
         axis_name: str | None = None,
     ) -> tuple[TrainState, Metrics]:
-        # parameters whole, and so their gradients, or the compiler would sooner move activations
-        gather = lambda params: jax.lax.with_sharding_constraint(params, self.layout.sharding())
-        fsdp: dict[str, Any] = {"gather": gather} if self.layout.fsdp else {}
+        step = partial(self._step, axis_name=axis_name)
+        if self.layout.fsdp:
+            # parameters whole, and so their gradients, or the compiler would sooner move activations
+            gather = lambda tree: jax.lax.with_sharding_constraint(tree, self.layout.sharding())
+            step, frozen = partial(step, gather=gather), gather(frozen)
+        if frozen is not None:
+            step = partial(step, frozen=frozen)
 
         def body(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-            state, metrics = self._step(state, batch, axis_name=axis_name, **fsdp)
+            state, metrics = step(state, batch)
             return constrain(state), metrics
 
         if self.steps_per_call > 1:
@@ -146,21 +155,26 @@ class Compiled:
         take = lambda x: x.reshape(len(x), -1)[rows].reshape(*rows.shape, *x.shape[1:])
         return jax.tree.map(take, data)
 
-    def _jit(self, state: TrainState) -> Program:
+    def _jit(self, state: TrainState, frozen: PyTree) -> Program:
         layout, stacked = self.layout, self.steps_per_call > 1
         shardings = layout.state_sharding(state)
         batch_sharding = layout.batch_sharding(stacked)
 
-        def program(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        def program(state: TrainState, data: PyTree, frozen: PyTree) -> tuple[TrainState, Metrics]:
             self.traces += 1
             if self._select is not None:
                 rows = jax.lax.with_sharding_constraint(self._rows(state), layout.batch_sharding(True))
                 data = jax.lax.with_sharding_constraint(self._gather(data, rows), batch_sharding)
-            return self._run(state, data, lambda s: jax.lax.with_sharding_constraint(s, shardings))
+            constrain = lambda s: jax.lax.with_sharding_constraint(s, shardings)
+            return self._run(state, data, frozen, constrain)
 
         jitted = jax.jit(
             program,
-            in_shardings=(shardings, batch_sharding if self._select is None else layout.sharding()),
+            in_shardings=(
+                shardings,
+                batch_sharding if self._select is None else layout.sharding(),
+                layout.state_sharding(frozen),
+            ),
             out_shardings=(shardings, layout.sharding()),
             donate_argnums=0 if self._donate else (),
         )
@@ -169,20 +183,22 @@ class Compiled:
     def _pmap(self) -> Program:
         layout, stacked = self.layout, self.steps_per_call > 1
 
-        def program(state: TrainState, data: PyTree, _: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+        def program(
+            state: TrainState, data: PyTree, frozen: PyTree, _: Int[Array, ""]
+        ) -> tuple[TrainState, Metrics]:
             self.traces += 1
             if self._select is not None:
                 rows = self._rows(state)
                 size = rows.shape[1] // layout.shards
                 start = jax.lax.axis_index(AXIS) * size
                 data = self._gather(data, jax.lax.dynamic_slice_in_dim(rows, start, size, axis=1))
-            return self._run(state, data, lambda s: s, AXIS)
+            return self._run(state, data, frozen, lambda s: s, AXIS)
 
         axis = int(stacked)
         pmapped = jax.pmap(
             program,
             AXIS,
-            in_axes=(None, axis if self._select is None else None, 0),
+            in_axes=(None, axis if self._select is None else None, None, 0),
             out_axes=None,
             devices=list(layout.mesh.devices.flat),
             donate_argnums=0 if self._donate else (),
@@ -193,14 +209,14 @@ class Compiled:
         )
         mapped = layout.put_batch(np.zeros(layout.local_shards, np.int32))  # pmap wants one mapped argument
 
-        def run(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        def run(state: TrainState, data: PyTree, frozen: PyTree) -> tuple[TrainState, Metrics]:
             if self._select is None:
                 data = jax.tree.map(split, data)
-            return layout.from_pmap(pmapped(state, data, mapped))
+            return layout.from_pmap(pmapped(state, data, frozen, mapped))
 
-        def lower(state: TrainState, data: PyTree) -> jax.stages.Lowered:
+        def lower(state: TrainState, data: PyTree, frozen: PyTree) -> jax.stages.Lowered:
             if self._select is None:
                 data = layout.batch_shapes(jax.eval_shape(partial(jax.tree.map, split), data), stacked)
-            return pmapped.lower(state, data, mapped)
+            return pmapped.lower(state, data, frozen, mapped)
 
         return Program(run, lower)

@@ -1,4 +1,4 @@
-"""Several processes: joining them at the start, and agreeing on when to stop; several devices of one CPU."""
+"""Several processes: how they join at the start and agree on when to stop. Several devices on one CPU."""
 
 import contextlib
 import importlib.util
@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+_Handler = Callable[[int, FrameType | None], object] | int | None
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -40,12 +41,12 @@ def initialize_distributed() -> None:
         jax.distributed.initialize()
 
 
-def share_cores(batch_size: int = 2) -> None:
-    """Make two devices of a CPU's cores, to share batches of an even size; call it before anything touches a device.
+def split_cpu_devices(batch_size: int = 2) -> None:
+    """Make two devices of one CPU, which share a batch of an even size; call it before anything touches a device.
 
-    XLA's convolutions of up to 64 channels run on one core (jaxlib 0.10), and two of them beside each other on two. Does
-    nothing with one core, in one of several processes, or where `JAX_NUM_CPU_DEVICES` or an XLA flag says how many there
-    are. GPUs and TPUs are used before CPUs as ever.
+    XLA runs a convolution of up to 64 channels on one core (jaxlib 0.10); two devices run two of them at once. Does
+    nothing with one core, in one of several processes, or where `JAX_NUM_CPU_DEVICES` or an XLA flag sets the number of
+    devices. Where there is a GPU or a TPU, JAX uses that as before.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     said = jax.config.values["jax_num_cpu_devices"] > 0 or "host_platform_device_count" in flags
@@ -55,10 +56,11 @@ def share_cores(batch_size: int = 2) -> None:
         jax.config.update("jax_num_cpu_devices", 2)
 
 
-def default_parallel(fsdp: bool = False) -> str:
+def default_parallel(fsdp: bool = False, mesh: jax.sharding.Mesh | None = None) -> Literal["jit", "pmap"]:
     """What is faster: `"pmap"` over several devices of one CPU, where `"jit"` moves activations; else `"jit"`."""
-    of_one = jax.default_backend() == "cpu" and jax.process_count() == 1 and jax.device_count() > 1
-    return "pmap" if of_one and not fsdp else "jit"
+    devices = jax.devices() if mesh is None else [*mesh.devices.flat]
+    of_one = devices[0].platform == "cpu" and jax.process_count() == 1 and len(devices) > 1
+    return "pmap" if of_one and not fsdp and (mesh is None or len(mesh.axis_names) == 1) else "jit"
 
 
 def _in_cluster() -> bool:
@@ -86,7 +88,7 @@ class StopRequest:
 
     def __init__(self):
         self.signal: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
@@ -104,7 +106,7 @@ class StopRequest:
         self.__exit__()
 
 
-def agreement(mesh: jax.sharding.Mesh) -> Callable[[int | None], Any]:
+def agreement(mesh: jax.sharding.Mesh) -> Callable[[int | None], int | jax.Array]:
     """`ask(signal) -> array`: the largest signal number of any process, 0 for none, without waiting for it.
 
     Every process must ask equally often, and reads the same answer, so all stop after the same step.
@@ -114,7 +116,7 @@ def agreement(mesh: jax.sharding.Mesh) -> Callable[[int | None], Any]:
     largest = jax.jit(jnp.max, out_shardings=replicated)
     local = mesh.local_mesh.devices.size
 
-    def ask(number: int | None) -> Any:
+    def ask(number: int | None) -> int | jax.Array:
         if jax.process_count() == 1:
             return number or 0
         return largest(

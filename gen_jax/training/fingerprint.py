@@ -1,8 +1,8 @@
-"""What an array tree is, in a few words: paths, shapes and a checksum of every bit."""
+"""Paths, shapes and a checksum of a tree of arrays, to tell whether it is what was saved."""
 
 import math
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, PyTree, UInt32
 
 
 class Fingerprint(NamedTuple):
-    """What is known of a tree without looking at its numbers one by one."""
+    """A checksum of all bits of a tree, and whether its numbers are finite."""
 
     checksum: int
     finite: bool
@@ -21,9 +21,9 @@ def fingerprint(trees: dict[str, PyTree]) -> dict[str, Fingerprint]:
 
         checksum = sum_a w_a sum_i (2 i + 1) bits_{a, i}  mod 2^32       over the words i of the arrays a
 
-    with the odd weight `w_a = crc32(path of a) | 1`. Any one flipped bit changes it (odd weights), and it
-    depends neither on how the arrays are laid out over devices or processes nor on the classes of the
-    containers. `finite` is whether every floating-point number is.
+    with the odd weight `w_a = crc32(path of a) | 1`. As the weights are odd, any one flipped bit changes it. It does not
+    depend on how arrays are spread over devices or processes, nor on the classes of the containers. `finite` says
+    whether every floating-point number is finite.
     """
     leaves = {name: jax.tree_util.tree_leaves_with_path(tree) for name, tree in trees.items()}
     parts = jax.device_get({name: [_fingerprint(x) for _, x in found] for name, found in leaves.items()})
@@ -62,7 +62,7 @@ def describe(tree: PyTree) -> dict[str, str]:
     return {leaf_path(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}
 
 
-def leaf_path(path: Any) -> str:
+def leaf_path(path: jax.tree_util.KeyPath) -> str:
     """`a/b/0` for `tree["a"].b[0]`: the same whatever the class of the containers."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 

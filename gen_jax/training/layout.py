@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from gen_jax.keys import AXIS
+
+Leaf = jax.Array | np.ndarray
+Shaped = Leaf | jax.ShapeDtypeStruct
 
 FSDP_MIN_SIZE = 2**12
 """Smaller arrays are replicated under FSDP: gathering them costs more than it saves."""
@@ -65,7 +67,7 @@ class Layout:
     def state_sharding(self, state: PyTree) -> PyTree:
         """Replicated, or under `fsdp` split along the largest dimension that the mesh divides."""
 
-        def leaf(x: Any) -> NamedSharding:
+        def leaf(x: Shaped) -> NamedSharding:
             dims = [d for d, n in enumerate(x.shape) if n % self.shards == 0]
             if not self.fsdp or not dims or math.prod(x.shape) < FSDP_MIN_SIZE:
                 return self.sharding()
@@ -86,6 +88,11 @@ class Layout:
         """Copy a state that every process holds in full to the mesh; the argument stays valid."""
         return jax.tree.map(_put, state, self.state_sharding(state))
 
+    def put_frozen(self, tree: PyTree) -> PyTree:
+        """Place weights as `put_state` does, without a copy of what is in its place already."""
+        put = lambda x, sharding: x if _placed(x, sharding) else _put(x, sharding, copy=False)
+        return jax.tree.map(put, tree, self.state_sharding(tree))
+
     def put_data(self, arrays: PyTree) -> PyTree:
         """Copy arrays that every process holds in full to every device."""
         return jax.tree.map(lambda x: _put(x, self.sharding()), arrays)
@@ -97,7 +104,7 @@ class Layout:
         """
         sharding, axis = self.batch_sharding(stacked), int(stacked)
 
-        def leaf(x: Any) -> jax.Array:
+        def leaf(x: Leaf) -> jax.Array:
             if x.shape[axis] % self.local_shards:
                 raise ValueError(
                     f"a batch of {x.shape[axis]} rows does not divide over {self.local_shards} devices; "
@@ -114,7 +121,7 @@ class Layout:
         if jax.process_count() == 1:
             return tree
 
-        def leaf(x: Any) -> jax.Array:
+        def leaf(x: jax.Array) -> jax.Array:
             if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
                 return jax.random.wrap_key_data(leaf(jax.random.key_data(x)), impl=jax.random.key_impl(x))
             shards = [shard.data for shard in x.addressable_shards]
@@ -128,20 +135,19 @@ class Layout:
         return _placed(x, self.sharding())
 
 
-def _shape(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def _shape(x: Shaped, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _placed(x: Any, sharding: NamedSharding) -> bool:
+def _placed(x: object, sharding: NamedSharding) -> bool:
     return isinstance(x, jax.Array) and x.sharding == sharding
 
 
-def _put(x: Any, sharding: NamedSharding) -> jax.Array:
-    """`device_put` that never shares memory with `x` and reaches devices of other processes."""
+def _put(x: Leaf, sharding: NamedSharding, *, copy: bool = True) -> jax.Array:
+    """`device_put` that with `copy` never shares memory with `x`, and reaches devices of other processes."""
     if jax.process_count() == 1:
-        return jax.device_put(
-            jnp.copy(x), sharding
-        )  # may_alias=False still shares the shard of the device that has x
+        # may_alias=False still shares the shard of the device that has x
+        return jax.device_put(jnp.copy(x) if copy else x, sharding)
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
     if isinstance(x, jax.Array) and not x.is_fully_addressable:

@@ -1,11 +1,6 @@
-"""What a run says: a progress bar or plain lines, `metrics.jsonl`, TensorBoard."""
+"""Means and rates between log points, and what the terminal shows: a progress bar or plain lines."""
 
-import json
 import math
-import os
-from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,54 +33,6 @@ class Meter:
     def steps_per_second(self, step: int, now: float) -> float:
         """Rate from the start of the interval to `step`, reached at the time `now`."""
         return (step - self._step) / max(now - self._start, 1e-9)
-
-
-class MetricsFile:
-    """`metrics.jsonl` (one line a log point) and the same numbers for TensorBoard.
-
-    Opened at a step, it forgets every line beyond that step, so that a resumed run never has a line twice.
-    """
-
-    def __init__(self, workdir: Path, step: int):
-        path = workdir / "metrics.jsonl"
-        lines = [line for line in _read(path) if line["step"] <= step]
-        temporary = path.with_name(".metrics.jsonl.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(temporary, path)
-        self.seconds: float = lines[-1].get("seconds", 0.0) if lines else 0.0
-        self._file = path.open("a", buffering=1)
-        self._directory, self._purge = str(workdir / "tensorboard"), step + 1 if step else None
-
-    @cached_property
-    def _board(self) -> Any:
-        """Opened at the first write, while the devices work: the import is slow where torch is there."""
-        from tensorboardX import SummaryWriter
-
-        return SummaryWriter(self._directory, purge_step=self._purge)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line; numbers that are not finite become null, which is what JSON has."""
-        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush and close both."""
-        self._file.close()
-        if "_board" in self.__dict__:
-            self._board.close()
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a JSONL file; the last one of a killed run may be cut short."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 class Reporter:

@@ -2,26 +2,53 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from gen_jax.training import workdir as run_directory
+from gen_jax.training.callbacks import Callback, JSONLines, TensorBoard
 from gen_jax.training.checkpoint import DIRECTORY, Checkpoints
 from gen_jax.training.compile import Compiled, compile_step, lower_once
-from gen_jax.training.distributed import StopRequest, agreement
+from gen_jax.training.distributed import StopRequest, agreement, default_parallel
 from gen_jax.training.layout import Layout
-from gen_jax.training.logs import MetricsFile, Reporter
-from gen_jax.training.optimizer import Schedule
+from gen_jax.training.logs import Reporter
 from gen_jax.training.run import Run, crossed
 from gen_jax.training.state import Step, TrainState
+from gen_jax.training.workdir import Json
+
+
+@dataclass(frozen=True)
+class Options:
+    """How `fit` runs; nothing here changes what is learned."""
+
+    parallel: Literal["jit", "pmap"] | None = None
+    """One program over all devices, or one on each (`compile_step`); None: what is faster here (`default_parallel`)."""
+    fsdp: bool = False
+    """Split parameters, averages and optimizer state over the devices."""
+    steps_per_call: int = 10
+    """Steps in one call of the compiled program; lowered to a divisor of the number of steps."""
+    log_every: int = 100
+    """Steps between two lines of figures."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; there is always one at the end."""
+    sample_every: int | None = None
+    """Steps between two calls of the callbacks' `on_sample`; None: never."""
+    keep: int = 3
+    """How many of the newest checkpoints stay."""
+    keep_from: tuple[int, ...] = ()
+    """For each of these steps a checkpoint is written at the end of its call, and the first at or after it stays."""
+    progress: bool = True
+    """Show progress on the terminal."""
 
 
 @runtime_checkable
@@ -29,7 +56,7 @@ class InMemory(Protocol):
     """A data set that lives on the devices; the batch of a step is a pure function of the step."""
 
     @property
-    def arrays(self) -> Mapping[str, Any]:
+    def arrays(self) -> Mapping[str, Array | np.ndarray]:
         """Arrays with one leading axis of examples."""
 
     @property
@@ -61,119 +88,132 @@ def fit(
     batches: InMemory | Stream,
     *,
     num_steps: int,
-    workdir: str | Path,
-    config: Any = None,
+    workdir: str | Path | None,
+    config: object = None,
     may_change: Collection[str] = ("num_steps", "steps", "workdir"),
-    schedule: Schedule | None = None,
-    parallel: str = "jit",
+    options: Options = Options(),
+    schedule: optax.Schedule | None = None,
+    callbacks: Sequence[Callback] = (),
+    frozen: PyTree = None,
     mesh: Mesh | None = None,
-    fsdp: bool = False,
-    steps_per_call: int = 10,
-    log_every: int = 100,
-    checkpoint_every: int = 1000,
-    keep: int = 3,
-    milestone: int | None = None,
-    sample_every: int | None = None,
-    on_sample: Callable[[int, TrainState], None] | None = None,
     resume: bool = True,
-    progress: bool = True,
 ) -> TrainState:
     """Train to `num_steps` steps, or go on where an earlier run in `workdir` stopped; returns the last state.
 
-    `state` is that before the first step, or a function that makes it. A function is called only where there is no
-    checkpoint, in a program in which every device makes its own part and which compiles beside the step's: that saves
-    seconds, and with `fsdp` room.
+    An interrupted and resumed run ends in the same bits as one that was not. SIGTERM saves at the end of the current
+    call and raises `Preempted` (exit code 0); Ctrl-C saves and raises KeyboardInterrupt. A complete run is said to be so
+    and its final state returned.
 
-    Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` (the newest `keep`) in `workdir`.
-    The checkpoint of `milestone` stays as well, from whose younger parameters a run may be guided (`gen_jax.runs`).
-    `*_every` count steps and fire at the end of the call in which a multiple of them lies; a checkpoint is
-    always written at the end. `steps_per_call` is lowered to a divisor of `num_steps`, so that there is one
-    compilation. `schedule` is only logged. `on_sample(step, state)` runs in every process and must not keep
-    `state`, whose memory the next call reuses.
+    Args:
+        step: from `make_step`.
+        state: the state before the first step, or a function that makes it. A function is called only where there is no
+            checkpoint, in a program in which every device makes its own part and which compiles beside the step's: that
+            saves seconds, and with `fsdp` memory.
+        batches: the data; the batch of a step is a function of the step.
+        num_steps: steps of the whole run.
+        workdir: where `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written. With None nothing
+            is: no checkpoints, no resumption, and a signal ends the run at once.
+        config: a dataclass or mapping that describes the run. It is saved; a run that resumes must have an equal one.
+        may_change: fields of `config` (dotted names) that may differ when a run resumes.
+        options: how it is run. Its `*_every` count steps and fire at the end of the call in which a multiple lies.
+        schedule: `step -> learning rate`, for the log alone.
+        callbacks: what is told of the run beside `JSONLines` and `TensorBoard`, which a run with a `workdir` has.
+        frozen: weights for the loss that are not trained, as `aux.frozen` (`make_step(aux=True)`): an argument of the
+            compiled program, on the devices as parameters are, and in no checkpoint.
+        mesh: devices with an axis "data"; None: all.
+        resume: False refuses a `workdir` that has checkpoints.
 
-    An interrupted and resumed run ends in the same bits as one that was not. SIGTERM saves at the end of the
-    current call and raises `Preempted` (exit code 0); Ctrl-C saves and raises KeyboardInterrupt. A complete
-    run is said to be so and its final state returned.
-
-    Raises ValueError when `config` differs from the checkpoint's in a field not listed in `may_change`
-    (dotted names), or with `resume=False` in a `workdir` that has checkpoints; OSError when `workdir` cannot
-    be written or lacks room; TrainingDiverged, leaving all checkpoints as they are, when the loss, the
-    gradient norm or the parameters to be saved are not finite (of steps that `skip_exploding` leaves out: 100 in a row).
+    Raises ValueError when `config` or the data differ from the checkpoint's, or with `resume=False` in a `workdir` that
+    has checkpoints; OSError when `workdir` cannot be written or lacks room; TrainingDiverged, leaving all checkpoints as
+    they are, when the loss, the gradient norm or the parameters to be saved are not finite (of steps that
+    `skip_exploding` leaves out: 100 in a row).
     """
     given = state if isinstance(state, TrainState) else None
-    make: Any = state if given is None else lambda: given
+
+    def make() -> TrainState:
+        return state if isinstance(state, TrainState) else state()
+
     shapes = jax.eval_shape(make)
-    path = run_directory.prepare(workdir, shapes, keep=keep + (milestone is not None))
-    layout = Layout(parallel, fsdp=fsdp) if mesh is None else Layout(parallel, mesh, fsdp)
-    options = run_directory.plain(config)
-    identity = _identity(batches)
+    parallel = options.parallel or default_parallel(options.fsdp, mesh)
+    layout = Layout(parallel, fsdp=options.fsdp) if mesh is None else Layout(parallel, mesh, options.fsdp)
+    like = _like(layout, shapes) if given is None else layout.put_state(given)
+    meta = {"config": run_directory.plain(config), "data": _identity(batches)}
+    main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(path / DIRECTORY, keep=keep, milestone=milestone))
-        like = _like(layout, shapes) if given is None else layout.put_state(given)
-        restored = _restore(checkpoints, like, options, identity, may_change, resume)
+        checkpoints = restored = None
+        if workdir is not None:
+            kept = options.keep + len(options.keep_from)
+            path = run_directory.prepare(workdir, shapes, keep=kept)
+            checkpoints = stack.enter_context(
+                Checkpoints(path / DIRECTORY, keep=options.keep, keep_from=options.keep_from)
+            )
+            restored = _restore(checkpoints, like, meta, may_change, resume)
+            if main:
+                run_directory.write_json(path / "config.json", meta["config"])
+                callbacks = JSONLines(path / "metrics.jsonl"), TensorBoard(path / "tensorboard"), *callbacks
+        for callback in callbacks:
+            stack.callback(callback.close)
         first = restored if restored is not None or given is None else like
         start = 0 if first is None else int(first.step)
-        if jax.process_index() == 0:
-            run_directory.write_json(path / "config.json", options)
-        reporter = Reporter(progress and jax.process_index() == 0, step=start, num_steps=num_steps)
+        reporter = Reporter(options.progress and main, step=start, num_steps=num_steps)
         stack.callback(reporter.close)
-        if restored is not None:
+        if checkpoints is not None and restored is not None:
             done = f"already complete ({num_steps} steps)" if start >= num_steps else "resuming"
             reporter.say(f"{done}: checkpoint of step {start} in {checkpoints.directory}")
         if start >= num_steps:
             return _begin(make, layout.state_sharding(shapes)) if first is None else first
-        size = call_size(steps_per_call, start, num_steps)
+        size = call_size(options.steps_per_call, start, num_steps)
         compiled = compile_step(
             step,
             parallel=parallel,
             mesh=layout.mesh,
-            fsdp=fsdp,
+            fsdp=options.fsdp,
             steps_per_call=size,
             select=getattr(batches, "select", None),
         )
-        file = MetricsFile(path, start) if jax.process_index() == 0 else None
-        if file is not None:
-            stack.callback(file.close)
+        for callback in callbacks if main else ():
+            callback.on_start(start)
         run = Run(
             schedule=None if schedule is None else jax.jit(schedule),  # a hundred small dispatches without it
             start=start,
             num_steps=num_steps,
-            log_every=log_every,
+            log_every=options.log_every,
             batch_size=batches.batch_size,
-            meta={"config": options, "data": identity},
+            meta=meta,
             checkpoints=checkpoints,
             reporter=reporter,
-            file=file,
+            callbacks=callbacks,
+            seconds=max((c.seconds for c in callbacks if isinstance(c, JSONLines)), default=0.0),
         )
-        stop = stack.enter_context(StopRequest())
+        stop = StopRequest() if checkpoints is None else stack.enter_context(StopRequest())
         ask, asked = agreement(layout.mesh), None
+        frozen = layout.put_frozen(frozen)
         feed = _feed(compiled, batches, start, num_steps)
         data = next(feed)
         if first is None:
-            first = _begin(make, layout.state_sharding(shapes), lambda: compiled.lower(like, data))
+            first = _begin(make, layout.state_sharding(shapes), lambda: compiled.lower(like, data, frozen))
         state = first
         for end in range(start + size, num_steps + 1, size):
-            state, metrics = compiled(state, data)
+            state, metrics = compiled(state, data, frozen)
             answer, asked = asked, ask(stop.signal)
             data = next(feed, None)  # while the devices work
             run.collect(end, metrics)
             requested = _read_signal(asked if jax.process_count() == 1 else answer)
-            due = crossed(end, size, checkpoint_every) or (
-                milestone is not None and end - size < milestone <= end
+            due = crossed(end, size, options.checkpoint_every) or any(
+                end - size < at <= end for at in options.keep_from
             )
             if requested or end == num_steps or due:
-                run.save(state)
-            if on_sample is not None and sample_every and crossed(end, size, sample_every):
-                run.drain()
-                with run.pause():
-                    on_sample(end, state)
+                run.save(end, state)
+            if options.sample_every and crossed(end, size, options.sample_every):
+                run.sample(end, state)
             if requested and end < num_steps:
                 run.stop(requested, end)
+        run.drain()
         return state
 
 
 def _like(layout: Layout, shapes: TrainState) -> TrainState:
-    """Shapes and shardings of a state that is not there; its key is, for Orbax has no form for the shape of one."""
+    """Shapes and shardings of a state that is not made yet, but for the key, of which Orbax takes no shape."""
     key = layout.put_data(jnp.zeros((), shapes.key.dtype))
     return layout.shapes(shapes)._replace(key=key)
 
@@ -183,7 +223,7 @@ def _begin(
     shardings: PyTree,
     lower_step: Callable[[], jax.stages.Lowered] | None = None,
 ) -> TrainState:
-    """The state that `make` makes, in a program that compiles beside the step's: XLA does much of that on one core."""
+    """The state that `make` makes, while the step compiles in a second thread: for much of it XLA uses one core."""
     program = lower_once(make, out_shardings=shardings)
     if lower_step is None:
         return program.compile()()
@@ -205,58 +245,53 @@ def call_size(steps_per_call: int, start: int, num_steps: int) -> int:
     return next(k for k in range(min(steps_per_call, common), 0, -1) if common % k == 0)
 
 
-def _read_signal(asked: Any) -> int:
+def _read_signal(asked: Array | int | None) -> int:
     return 0 if asked is None else int(asked)
 
 
-def _identity(batches: Any) -> dict[str, Any]:
+def _identity(batches: InMemory | Stream) -> Json:
     """What makes the batch of a step the batch that it is; the position itself is the step."""
+    identity: Json = {"batch_size": batches.batch_size}
     if hasattr(batches, "get_state"):
-        state = dict(batches.get_state())
-        state.pop("step", None)
-        return {"batch_size": batches.batch_size, **state}
+        return identity | {name: x for name, x in batches.get_state().items() if name != "step"}
     arrays = jax.tree.leaves(getattr(batches, "arrays", None))
-    identity = {"batch_size": batches.batch_size, "num_examples": int(arrays[0].shape[0]) if arrays else None}
+    identity["num_examples"] = int(arrays[0].shape[0]) if arrays else None
     if hasattr(batches, "key"):
         identity["key"] = np.asarray(jax.random.key_data(batches.key)).tolist()
     return identity
 
 
 def _restore(
-    checkpoints: Checkpoints,
-    state: TrainState,
-    config: dict[str, Any],
-    identity: dict[str, Any],
-    may_change: Collection[str],
-    resume: bool,
+    checkpoints: Checkpoints, like: TrainState, now: Json, may_change: Collection[str], resume: bool
 ) -> TrainState | None:
     if not resume:
-        if checkpoints.steps():
+        if steps := checkpoints.steps():
             raise ValueError(
-                f"resume=False, but {checkpoints.directory} has them up to step {checkpoints.steps()[-1]}; "
-                "resume, remove them, or give another --workdir"
+                f"resume=False, but {checkpoints.directory} has them up to step {steps[-1]}; "
+                "resume, remove them, or give another workdir"
             )
         return None
 
-    def check(meta: dict[str, Any]) -> None:
-        run_directory.check_config(meta["config"], config, may_change)
-        run_directory.check_config({"data": meta["data"]}, {"data": identity}, may_change)
+    def check(meta: Json) -> None:
+        run_directory.check_config(meta["config"], now["config"], may_change)
+        run_directory.check_config({"data": meta["data"]}, {"data": now["data"]}, may_change)
 
-    found = checkpoints.restore(state, check)
+    found = checkpoints.restore(like, check)
     return None if found is None else found[0]
 
 
-def _feed(compiled: Compiled, batches: Any, start: int, num_steps: int) -> Iterator[PyTree]:
+def _feed(compiled: Compiled, batches: InMemory | Stream, start: int, num_steps: int) -> Iterator[PyTree]:
     """The second argument of every call, on the devices."""
-    if hasattr(batches, "select"):
+    size = compiled.steps_per_call
+    if isinstance(batches, InMemory):
         data = compiled.put(dict(batches.arrays))
-        for _ in range(start, num_steps, compiled.steps_per_call):
+        for _ in range(start, num_steps, size):
             yield data
         return
     batches.seek(start)
-    for _ in range(start, num_steps, compiled.steps_per_call):
-        if compiled.steps_per_call == 1:
+    for _ in range(start, num_steps, size):
+        if size == 1:
             yield compiled.put(dict(next(batches)))
         else:
-            several = [dict(next(batches)) for _ in range(compiled.steps_per_call)]
+            several = [dict(next(batches)) for _ in range(size)]
             yield compiled.put(jax.tree.map(lambda *rows: np.stack(rows), *several))

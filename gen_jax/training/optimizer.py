@@ -11,9 +11,6 @@ from optax.contrib import MuonDimensionNumbers
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """`X <- a X + b (X X^T) X + c (X X^T)^2 X` (Jordan et al. 2024)."""
 
-Schedule = Callable[[Any], Any]
-"""`step -> learning rate`."""
-
 
 def adam(
     learning_rate: float,
@@ -23,7 +20,7 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     **options: Any,
-) -> tuple[optax.GradientTransformation, Schedule]:
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Adam (AdamW where `weight_decay > 0`) with the schedule, clipping and accumulation of `scheduled`.
 
     Source: Kingma & Ba 2015; Loshchilov & Hutter 2019 (decoupled decay).
@@ -33,16 +30,21 @@ def adam(
 
 
 def muon(
-    learning_rate: float, *, momentum: float = 0.95, b2: float = 0.999, iterations: int = 5, **options: Any
-) -> tuple[optax.GradientTransformation, Schedule]:
+    learning_rate: float,
+    *,
+    momentum: float = 0.95,
+    b2: float = 0.999,
+    iterations: int = 5,
+    **options: Any,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Muon for matrices and kernels, Adam for vectors, with the options of `scheduled`.
 
         M <- momentum M + (1 - momentum) G,   W <- W - lr 0.2 sqrt(max(m, n)) U V^T   where   U S V^T = svd(M)
 
-    with Nesterov's look-ahead in `M`. `iterations` of Newton and Schulz, after a rescaling that saves one of them (AOL;
-    Boissin et al. 2025), come near enough to `U V^T`: singular values between 0.6 and 1.3. A convolution's kernel counts
-    as the matrix `[k l C, D]` that it multiplies patches by. The factor makes an entry's step as large as Adam's, so
-    rates carry over.
+    with Nesterov's momentum in `M`. `iterations` of Newton and Schulz approximate `U V^T`: all singular values are then
+    between 0.6 and 1.3. A rescaling before them saves one iteration (AOL; Boissin et al. 2025). The kernel of a
+    convolution is taken as the matrix `[k l C, D]`. The factor makes steps as large as Adam's, so the same learning
+    rates work.
 
     Source: Jordan et al. 2024; the factor, Liu et al. 2025, Eq. 4.
     """
@@ -65,7 +67,7 @@ def muon(
 
 
 def scheduled(
-    rule: Callable[[Schedule], optax.GradientTransformation],
+    rule: Callable[[optax.Schedule], optax.GradientTransformation],
     learning_rate: float,
     *,
     num_steps: int,
@@ -73,7 +75,7 @@ def scheduled(
     schedule: str = "cosine",
     clip_norm: float | None = 1.0,
     accumulate: int = 1,
-) -> tuple[optax.GradientTransformation, Schedule]:
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Any `rule` of optax (a function of its schedule) on clipped gradients, with warm-up and cosine or no decay.
 
         lr(k) = learning_rate * k / warmup_steps                      for k < warmup_steps
@@ -104,7 +106,7 @@ def scheduled(
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rate], [warmup])
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    optimizer: Any = optax.chain(*clip, rule(rate))
+    optimizer: optax.GradientTransformation = optax.chain(*clip, rule(rate))
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
     return optimizer, lambda step: rate(step // accumulate)

@@ -1,22 +1,22 @@
-"""The books of a run: metrics read one call late, log points, checkpoints of what is finite, a clean end."""
+"""What `fit` counts and writes: metrics, log points, checkpoints, and the end of a run."""
 
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+import optax
 
+from gen_jax.training.callbacks import Callback
 from gen_jax.training.checkpoint import Checkpoints, NotFiniteError
-from gen_jax.training.logs import Meter, MetricsFile, Reporter
-from gen_jax.training.optimizer import Schedule
-from gen_jax.training.state import TrainState
+from gen_jax.training.logs import Meter, Reporter
+from gen_jax.training.state import Metrics, TrainState
 
 PATIENCE = 100
-"""How many steps in a row may be skipped for not being finite (`skip_exploding`) before the run is given up."""
+"""How many steps in a row `skip_exploding` may leave out as not finite before the run ends with an error."""
 
 
 class TrainingDiverged(FloatingPointError):
@@ -28,32 +28,33 @@ class Preempted(SystemExit):
 
 
 class Run:
-    """What has been measured and saved so far. Metrics are read one call late: the devices never wait."""
+    """What has been measured and saved so far. Metrics are read one call late, so that the devices never wait."""
 
     def __init__(
         self,
         *,
-        schedule: Schedule | None,
+        schedule: optax.Schedule | None,
         start: int,
         num_steps: int,
         log_every: int,
         batch_size: int,
-        meta: dict[str, Any],
-        checkpoints: Checkpoints,
+        meta: Mapping[str, object],
+        checkpoints: Checkpoints | None,
         reporter: Reporter,
-        file: MetricsFile | None,
+        callbacks: Sequence[Callback],
+        seconds: float,
     ):
         self.num_steps, self.log_every, self.batch_size = num_steps, log_every, batch_size
-        # once: while the devices work, asking for a rate would wait for them
+        # all at once: to ask for one later would wait for the devices
         self.rates = None if schedule is None else np.asarray(jax.vmap(schedule)(np.arange(num_steps)))
-        self.meta, self.checkpoints, self.reporter, self.file = meta, checkpoints, reporter, file
+        self.meta, self.checkpoints, self.reporter, self.callbacks = meta, checkpoints, reporter, callbacks
         self.meter = Meter(start, time.perf_counter())
-        self.began = time.perf_counter() - (file.seconds if file else 0.0)
+        self.began = time.perf_counter() - seconds
         self.compiled = False
-        self.pending: tuple[int, PyTree] | None = None
+        self.pending: tuple[int, Metrics] | None = None
         self.lost = 0
 
-    def collect(self, end: int, metrics: PyTree) -> None:
+    def collect(self, end: int, metrics: Metrics) -> None:
         """Remember the metrics of the call that ends at `end`, and read those of the call before."""
         self.drain()
         self.pending = end, metrics
@@ -62,8 +63,8 @@ class Run:
         """Wait for the remembered metrics, check and log them."""
         if self.pending is None:
             return
-        (end, metrics), self.pending = self.pending, None
-        metrics = jax.device_get(metrics)
+        (end, on_devices), self.pending = self.pending, None
+        metrics: dict[str, np.ndarray] = jax.device_get(on_devices)
         size = len(metrics["loss"])
         finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
         skipped = metrics.get("skipped", np.zeros(size)) > 0
@@ -94,28 +95,37 @@ class Run:
         values |= {"steps_per_second": rate, "images_per_second": rate * self.batch_size}
         values["seconds"] = now - self.began
         self.meter.reset(end, now)
-        if self.file is not None:
-            self.file.write(end, values)
+        if jax.process_index() == 0:
+            for callback in self.callbacks:
+                callback.on_log(end, values)
         self.reporter.log(end, values)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, end: int, state: TrainState) -> None:
         """Write a checkpoint, unless something in it is not finite."""
+        if self.checkpoints is None:
+            return
         self.drain()
         with self.pause():
             try:
                 self.checkpoints.save(state, self.meta)
             except NotFiniteError as error:
-                self.diverged(int(state.step) - 1, str(error))
+                self.diverged(end - 1, str(error))
+            for callback in self.callbacks:
+                callback.on_checkpoint(end, state)
+
+    def sample(self, end: int, state: TrainState) -> None:
+        """The callbacks' samples, outside of the rates."""
+        self.drain()
+        with self.pause():
+            for callback in self.callbacks:
+                callback.on_sample(end, state)
 
     def diverged(self, step: int, what: str) -> NoReturn:
         """Say where it happened and what is left."""
         rate = "" if self.rates is None else f" (learning rate {self.rates[step]:.4g})"
-        steps = self.checkpoints.steps()
-        good = (
-            f"last good checkpoint: {self.checkpoints.directory / str(steps[-1])}"
-            if steps
-            else "no checkpoint yet"
-        )
+        good = "no checkpoint yet"
+        if self.checkpoints is not None and (steps := self.checkpoints.steps()):
+            good = f"last good checkpoint: {self.checkpoints.directory / str(steps[-1])}"
         raise TrainingDiverged(
             f"training diverged at step {step}{rate}: {what}; {good}. "
             "Lower the learning rate, lengthen the warm-up or clip the gradients harder."
@@ -123,7 +133,8 @@ class Run:
 
     def stop(self, number: int, end: int) -> NoReturn:
         """Leave after a signal; the state is being saved."""
-        self.checkpoints.close()
+        if self.checkpoints is not None:
+            self.checkpoints.close()
         name = signal.Signals(number).name
         text = f"{name}: saved step {end} of {self.num_steps}; the same command goes on from there"
         self.reporter.say(text)

@@ -1,11 +1,11 @@
-"""Steps that are better not taken: gradients that are not finite, or far larger than those before."""
+"""Leaving out steps whose gradient is not finite or far larger than those before."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 
 class SkipState(NamedTuple):
@@ -17,7 +17,7 @@ class SkipState(NamedTuple):
     """How many were finite."""
     skipped: Int[Array, ""]
     """How many were not taken."""
-    inner: Any
+    inner: optax.OptState
 
 
 def skip_exploding(
@@ -26,19 +26,19 @@ def skip_exploding(
     factor: float | None = 10.0,
     decay: float = 0.99,
     warmup: int = 100,
-) -> optax.GradientTransformation:
-    """`inner`, but for gradients `g` that are not finite or longer than `factor` times what is usual.
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` without the steps whose gradient `g` is not finite or is longer than `factor` times the usual.
 
         taken_k   <=>  g_k finite and (k < warmup or |g_k| <= factor n_k)
         n_k+1      =   n_k + (1 - decay) (min(|g_k|, factor n_k) - n_k)          for finite g_k
 
-    A skipped step changes neither the parameters nor the state of `inner`. The bound moves with the gradients, also with
-    those that were skipped: let them become a thousand times longer for good, and after `log(1000 / factor) /
-    log(1 + (1 - decay) (factor - 1))` steps they are taken again. A fixed bound, once passed for good, would end the
-    training without a word. Non-finite ones teach nothing and are always skipped; `training.fit` gives a run up after
+    A skipped step changes neither the parameters nor the state of `inner`. The bound follows the gradients, also those
+    that were skipped. If gradients become a thousand times longer and stay so, steps are taken again after
+    `log(1000 / factor) / log(1 + (1 - decay) (factor - 1))` of them. With a fixed bound training would stop there without
+    a message. Gradients that are not finite are always skipped and do not move the bound; `training.fit` ends a run after
     100 of them in a row. `factor=None` skips only those.
 
-    `optax.apply_if_finite` and `optax.skip_large_updates` are the parts of this without the bound that moves.
+    `optax.apply_if_finite` and `optax.skip_large_updates` do the same with a fixed bound.
 
     Returns a transformation; how many steps were skipped is `SkipState.skipped`.
     Raises ValueError for `factor <= 1`, or `decay` outside [0, 1).
@@ -49,11 +49,15 @@ def skip_exploding(
             f"need factor > 1 (or None), 0 <= decay < 1 and warmup >= 0, got {factor}, {decay} and {warmup}."
         )
 
-    def init(params: Any) -> SkipState:
+    whole = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> SkipState:
         zero = jnp.zeros((), jnp.int32)
         return SkipState(jnp.zeros((), jnp.float32), zero, zero, inner.init(params))
 
-    def update(grads: Any, state: SkipState, params: Any = None) -> tuple[Any, SkipState]:
+    def update(
+        grads: PyTree, state: SkipState, params: PyTree = None, **extra: ArrayLike | PyTree
+    ) -> tuple[PyTree, SkipState]:
         norm = jnp.asarray(optax.tree.norm(grads), jnp.float32)
         finite = jnp.isfinite(norm)
         limit = (
@@ -65,7 +69,7 @@ def skip_exploding(
         weight = jnp.where(finite, jnp.maximum(1 - decay, 1.0 / (1 + state.seen)), 0.0)
         allowed = jnp.where(finite, jnp.minimum(norm, limit), 0.0)
         # zeros in place of a gradient that is not taken: whatever inner makes of them is thrown away
-        updates, new = inner.update(_choose(taken, grads, _zeros(grads)), state.inner, params)
+        updates, new = whole.update(_choose(taken, grads, _zeros(grads)), state.inner, params, **extra)
         return _choose(taken, updates, _zeros(updates)), SkipState(
             state.norm + weight * (allowed - state.norm),
             state.seen + finite.astype(jnp.int32),
@@ -73,12 +77,12 @@ def skip_exploding(
             _choose(taken, new, state.inner),
         )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _choose(taken: Bool[Array, ""], a: Any, b: Any) -> Any:
+def _choose(taken: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.where(taken, x, y), a, b)
 
 
-def _zeros(tree: Any) -> Any:
+def _zeros(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, tree)

@@ -1,13 +1,15 @@
 """What training carries from step to step, and the one step that every family of models trains with."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from gen_jax.training import ema as averages
+from gen_jax.training.ema import Decay
 from gen_jax.training.skip import SkipState
 
 Metrics = dict[str, Float[Array, "..."]]
@@ -16,8 +18,19 @@ Metrics = dict[str, Float[Array, "..."]]
 Loss = Callable[..., tuple[Float[Array, ""], Metrics]]
 """`loss(params, key, batch) -> (scalar, metrics)`, both means over the examples of `batch`.
 
-One whose terms change as training goes on is `loss(params, key, batch, step)`, see `make_step(step_in_loss=True)`.
+With `make_step(aux=True)` it is `loss(params, key, batch, aux)`.
 """
+
+
+class Aux(NamedTuple):
+    """What a loss may use beside the parameters that it is differentiated by. Nothing is differentiated through it."""
+
+    step: Int[Array, ""]
+    """Steps done so far, int32: a term may be warmed up, a schedule of a consistency loss followed."""
+    ema_params: PyTree
+    """The running average before this step, as in `TrainState`: a teacher."""
+    frozen: PyTree
+    """Weights that are not trained, as given to `fit` or to the compiled step; None where there are none."""
 
 
 class TrainState(NamedTuple):
@@ -26,9 +39,9 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     """Steps done so far, int32."""
     params: PyTree
-    opt_state: PyTree
+    opt_state: optax.OptState
     ema_params: PyTree
-    """Moving average of `params`, to sample with; None where there is none."""
+    """Running average of `params`, to sample with, in float32 or better; None without one, a dict of several by name."""
     key: Key[Array, ""]
     """The seed. It never changes: step `k` draws from `fold_in(key, k)`."""
 
@@ -39,11 +52,41 @@ class TrainState(NamedTuple):
         optimizer: optax.GradientTransformation,
         key: Key[Array, ""],
         *,
-        ema: bool = True,
+        ema: bool | Collection[str] = True,
     ) -> "TrainState":
-        """The state before the first step, with the average at the initial parameters (`ema=False`: without one)."""
-        average = jax.tree.map(jnp.copy, params) if ema else None
+        """The state before the first step, with the average at the initial parameters.
+
+        `ema=False` is without an average, `ema=("short", "long")` with one for each name (`make_step`).
+
+        Raises ValueError for a leaf of `params` that no gradient can move: an integer, a function, the statistics of a
+        BatchNorm.
+        """
+        check_params(params)
+        if isinstance(ema, bool):
+            average = averages.start(params) if ema else None
+        else:
+            averages.check_names(ema)
+            average = {name: averages.start(params) for name in ema}
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, key)
+
+
+def check_params(params: PyTree) -> None:
+    """Raise ValueError, that names it, for a leaf of `params` that gradients do not move."""
+    # by name: flax.nnx takes a second to import, and Equinox need not be there
+    is_statistic = lambda x: type(x).__name__ in ("BatchStat", "StateIndex")
+    found = [x for x in jax.tree.leaves(params, is_leaf=is_statistic) if is_statistic(x)]
+    if jax.tree.leaves(found) or (isinstance(params, Mapping) and "batch_stats" in params):
+        raise ValueError(
+            "params hold the statistics of a BatchNorm (batch_stats). A step changes only what has a gradient, so they "
+            "would never change; use GroupNorm or LayerNorm"
+        )
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(getattr(x, "dtype", object), jnp.inexact):
+            raise ValueError(
+                f"params must be floating-point arrays, but params{jax.tree_util.keystr(path)} is "
+                f"{getattr(x, 'dtype', type(x).__name__)}; split off what is not learned: "
+                "nnx.split(model, nnx.Param, ...) or equinox.partition(model, equinox.is_inexact_array)"
+            )
 
 
 @runtime_checkable
@@ -53,15 +96,17 @@ class Step(Protocol):
     def __call__(
         self,
         state: TrainState,
-        batch: Any,
+        batch: PyTree,
         *,
+        frozen: PyTree = None,
         axis_name: str | None = None,
         gather: Callable[[PyTree], PyTree] = lambda params: params,
     ) -> tuple[TrainState, Metrics]:
         """Gradients and metrics are averaged over `axis_name`, where one is bound; the loss is of `gather(params)`.
 
-        `gather` is the identity, said where to compute it: under FSDP it makes whole what is split over devices, once
-        the parameters and once their gradient. Only there it is given.
+        `frozen` is for the loss (`Aux`), whole on every device. `gather` changes where arrays are, not their values:
+        under FSDP parameters and gradients are split over the devices, and it makes them whole. Both are given only
+        where they are needed.
         """
 
 
@@ -69,8 +114,8 @@ def make_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: float | None = 0.9999,
-    step_in_loss: bool = False,
+    ema_decay: float | Mapping[str, float | Decay] | None = 0.9999,
+    aux: bool = False,
     microbatches: int = 1,
 ) -> Step:
     """One step of stochastic gradient descent, as a pure function that knows nothing of devices.
@@ -79,54 +124,64 @@ def make_step(
         params_k+1  = params_k + optimizer(g_k)
         ema_k+1     = d_k ema_k + (1 - d_k) params_k+1,   d_k = min(ema_decay, (1 + k) / (10 + k))
 
-    The average warms up so that the initial parameters are forgotten early (TensorFlow's
-    ExponentialMovingAverage with `num_updates`). `ema_decay=None` is for a state without one,
-    `TrainState.create(..., ema=False)`. Under gradient accumulation the average moves at every micro-step. With
-    `step_in_loss` the loss is told the step `k`, int32, as its fourth argument: a term may then be warmed up.
+    The average warms up so that the initial parameters are forgotten early. `ema_decay=None` is for a state without one,
+    `TrainState.create(..., ema=False)`. For several, `ema_decay={"short": 0.99, "long": ema.power(6.94)}` gives each a
+    name and a decay, a number or a function of the step, and `TrainState.create(..., ema=("short", "long"))` has them.
+    Under gradient accumulation an average moves at every micro-step.
 
-    With `microbatches = n` the gradient is the mean of those of `n` parts of the batch, taken one after the other, each
-    as large as all: the activations of one part are in memory at a time, on a CPU in its cache. Part `p` has the rows
-    `p, p + n, p + 2n, ...` and draws from `fold_in(fold_in(key, k), p)`.
+    With `aux=True` the loss is called as `loss(params, key, batch, aux)`, where `aux` holds the step, the average and
+    frozen weights (`Aux`).
+
+    With `microbatches = n` the gradient is the mean of the gradients of `n` equal parts of the batch, one after the
+    other, so that only the activations of one part are in memory. Part `p` has the rows `p, p + n, p + 2n, ...` and
+    draws from `fold_in(fold_in(key, k), p)`.
+
+    The optimizer may use the loss: `update` gets `value=` and `grad=` where it takes them
+    (`optax.contrib.reduce_on_plateau`).
 
     The metrics are those of the loss with `loss` and `grad_norm` (global norm, before any clipping), float32
-    scalars; with `skip_exploding` also `skipped`, 1 where the step was not taken. Raises ValueError when `ema_decay`
-    is outside [0, 1), the state has an average and there is no decay or the other way round, the loss reports a
-    metric under one of these names, or the rows do not divide into `microbatches`.
+    scalars; with `skip_exploding` also `skipped`, 1 where the step was not taken. Raises ValueError when a decay
+    is outside [0, 1), the averages of the state are not those of `ema_decay`, the loss reports a metric under one of
+    these names, frozen weights are given without `aux`, or the rows do not divide into `microbatches`.
     """
-    if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
-        raise ValueError(f"ema_decay must lie in [0, 1) or be None (no average), got {ema_decay}")
+    decays = averages.tracks(ema_decay)
     if microbatches < 1:
         raise ValueError(f"microbatches must be at least 1 (the whole batch at once), got {microbatches}")
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(
         state: TrainState,
-        batch: Any,
+        batch: PyTree,
         *,
+        frozen: PyTree = None,
         axis_name: str | None = None,
         gather: Callable[[PyTree], PyTree] = lambda params: params,
     ) -> tuple[TrainState, Metrics]:
-        if (ema_decay is None) != (state.ema_params is None):
+        tracks = averages.by_name(state.ema_params, state.params)
+        if set(tracks) != set(decays):
+            ema = tuple(decays) if "" not in decays and decays else bool(decays)
+            raise ValueError(f"ema_decay needs a state from TrainState.create(..., ema={ema})")
+        if frozen is not None and not aux:
             raise ValueError(
-                f"ema_decay is {ema_decay}, so the state must have {'no' if ema_decay is None else 'an'} average: "
-                f"TrainState.create(..., ema={ema_decay is not None})"
+                "there are frozen weights but the loss does not take them: make_step(..., aux=True)"
             )
         key = jax.random.fold_in(state.key, state.step)
-        step_k = (state.step,) if step_in_loss else ()
+        extra = (Aux(state.step, gather(state.ema_params), frozen),) if aux else ()
         whole, differentiate = gather(state.params), jax.value_and_grad(loss, has_aux=True)
         if microbatches == 1:
-            (value, metrics), grads = differentiate(whole, key, batch, *step_k)
+            (value, metrics), grads = differentiate(whole, key, batch, *extra)
         else:
-            part = lambda key_p, rows: differentiate(whole, key_p, rows, *step_k)
+            part = lambda key_p, rows: differentiate(whole, key_p, rows, *extra)
             (value, metrics), grads = mean_over_parts(part, key, batch, microbatches)
         grads = gather(grads)
         if taken := {"loss", "grad_norm", "skipped"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
         if axis_name is not None:
             value, metrics, grads = jax.lax.pmean((value, metrics, grads), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value, grad=grads)
         params = optax.apply_updates(state.params, updates)
-        ema_params = (
-            None if ema_decay is None else ema_update(state.ema_params, params, state.step, ema_decay)
+        ema_params = averages.from_names(
+            {name: averages.update(x, params, state.step, decays[name]) for name, x in tracks.items()}
         )
         # behind a barrier: the optimizer squares gradients too, and XLA would write the squares out for both
         norm = optax.tree.norm(jax.lax.optimization_barrier(grads))
@@ -140,11 +195,11 @@ def make_step(
 
 
 def mean_over_parts(
-    f: Callable[[Key[Array, ""], Any], PyTree], key: Key[Array, ""], batch: Any, n: int
+    f: Callable[[Key[Array, ""], PyTree], PyTree], key: Key[Array, ""], batch: PyTree, n: int
 ) -> PyTree:
     """`1/n sum_p f(fold_in(key, p), batch[p::n])` in a loop, summed in float32 or better.
 
-    With each `n`-th row a part has as many of each device, in their order, so that no row leaves its device. Raises
+    A part takes every `n`-th row, which is as many rows from each device, so that no row moves to another device. Raises
     ValueError where the rows do not divide into `n` parts.
     """
     rows = {len(x) for x in jax.tree.leaves(batch)}
@@ -157,17 +212,10 @@ def mean_over_parts(
     out = jax.eval_shape(f, key, jax.tree.map(lambda x: x[0], parts))
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), out)
 
-    def add(total: PyTree, part: tuple[Array, Any]) -> tuple[PyTree, None]:
+    def add(total: PyTree, part: tuple[Array, PyTree]) -> tuple[PyTree, None]:
         p, rows = part
         return jax.tree.map(jnp.add, total, f(jax.random.fold_in(key, p), rows)), None
 
     total, _ = jax.lax.scan(add, start, (jnp.arange(n), parts))
     keep = lambda x, like: x.astype(like.dtype) if jnp.issubdtype(like.dtype, jnp.inexact) else x
     return jax.tree.map(lambda x, like: keep(x / n, like), total, out)
-
-
-def ema_update(ema_params: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
-    """`d ema + (1 - d) params`, `d = min(decay, (1 + step) / (10 + step))`, in the dtype of the average."""
-    decay_k = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    mean = optax.incremental_update(params, ema_params, 1.0 - decay_k)
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), mean, ema_params)

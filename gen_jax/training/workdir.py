@@ -1,4 +1,4 @@
-"""The directory of a run: is there room, does its config fit, what is written there."""
+"""The directory of a run: whether it has room and the same config, and the JSON files in it."""
 
 import dataclasses
 import json
@@ -11,17 +11,8 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-
-def keep_programs(workdir: str | Path) -> None:
-    """Let JAX keep compiled programs in `workdir/programs`, to resume and sample without compiling them again.
-
-    Call it before anything is compiled. Does nothing where a place is set already (`JAX_COMPILATION_CACHE_DIR`).
-    """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "programs"))
-        jax.config.update(
-            "jax_persistent_cache_min_compile_time_secs", 0
-        )  # the many small ones take as long as the large
+Json = dict[str, Any]
+"""An object of JSON, as read."""
 
 
 def prepare(workdir: str | Path, state: PyTree, *, keep: int) -> Path:
@@ -42,7 +33,7 @@ def prepare(workdir: str | Path, state: PyTree, *, keep: int) -> Path:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"cannot write to workdir {workdir} ({error.strerror}); free it or give another --workdir",
+            f"cannot write to workdir {workdir} ({error.strerror}); make room or give another workdir",
         ) from error
     need = (keep + 1) * num_bytes(state)
     free = shutil.disk_usage(workdir).free + num_bytes_on_disk(workdir)
@@ -50,7 +41,7 @@ def prepare(workdir: str | Path, state: PyTree, *, keep: int) -> Path:
         raise OSError(
             f"workdir {workdir} has {free / 2**20:.0f} MiB free, but {keep + 1} checkpoints of "
             f"{num_bytes(state) / 2**20:.0f} MiB need {need / 2**20:.0f} MiB; "
-            "free some room, keep fewer checkpoints, or give another --workdir"
+            "free some room, keep fewer checkpoints, or give another workdir"
         )
     return workdir
 
@@ -65,7 +56,7 @@ def num_bytes_on_disk(workdir: Path) -> int:
     return sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: object) -> Json:
     """A dataclass or mapping as what JSON gives back: dicts, lists, numbers and strings."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         config = dataclasses.asdict(config)
@@ -73,11 +64,11 @@ def plain(config: Any) -> dict[str, Any]:
         config = {}
     if not isinstance(config, Mapping):
         raise ValueError(f"config must be a dataclass or a mapping, got {type(config).__name__}")
-    result: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
+    result: Json = json.loads(json.dumps(dict(config), default=str))
     return result
 
 
-def check_config(saved: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str]) -> None:
+def check_config(saved: Mapping[str, object], now: Mapping[str, object], may_change: Collection[str]) -> None:
     """Raise ValueError naming each field (dotted path) that differs and is not listed in `may_change`."""
     a, b = _flat(saved), _flat(now)
     allowed = tuple(f"{name}." for name in may_change)
@@ -90,16 +81,16 @@ def check_config(saved: Mapping[str, Any], now: Mapping[str, Any], may_change: C
         shown = "".join(f"\n  {name}: {_show(a, name)} saved, {_show(b, name)} now" for name in names)
         raise ValueError(
             f"cannot resume: the config differs from the one of the checkpoint.{shown}\n"
-            "Use the saved values to go on, or another --workdir to start a new run."
+            "Use the saved values to go on, or another workdir to start a new run."
         )
 
 
-def _show(config: Mapping[str, Any], name: str) -> str:
+def _show(config: Mapping[str, object], name: str) -> str:
     return repr(config[name]) if name in config else "absent"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{name}.")
@@ -108,14 +99,14 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)
 
 
-def write_summary(directory: Path, summary: dict[str, Any], form: str = "") -> None:
+def write_summary(directory: Path, summary: Mapping[str, object], form: str = "") -> None:
     """Write summary.json, the figures of a run, and print them; `form` is how a number is printed, as in `format`."""
     write_json(directory / "summary.json", summary)
     for name, value in summary.items():

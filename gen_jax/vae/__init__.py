@@ -1,7 +1,7 @@
-"""Step 7: the variational autoencoder, `z ~ N(0, I)`, `x ~ p(x | z)`, and a network that guesses `z` from `x`.
+"""Step 7: the variational autoencoder, `z ~ N(0, I)`, `x ~ p(x | z)`, and an encoder `q(z | x)` for the posterior.
 
-The mixture of step 4 with infinitely many components, and EM (step 5) with one change: the E-step's exact posterior is
-out of reach, so an encoder `q(z | x) = N(mean(x), diag(std(x)^2))` stands in for it and both are trained on one bound,
+It is the mixture of step 4 with infinitely many components. The exact posterior of the E-step (step 5) is intractable, so
+an encoder `q(z | x) = N(mean(x), diag(std(x)^2))` approximates it, and encoder and decoder are trained on one bound,
 
     log p(x) >= ELBO(x) = E_q[log p(x | z)] - KL(q(z | x) || p(z))                    Kingma & Welling 2014, Eq. 3
 
@@ -9,14 +9,20 @@ out of reach, so an encoder `q(z | x) = N(mean(x), diag(std(x)^2))` stands in fo
     params = model.init(key, x)
     model.elbo(params, key, x).value              # [B] nats, one sample of z
     model.iwae(params, key, x, 50)                # [B] nats, tighter with more samples
-    model.log_prob(params, key, x)                # [B] nats, 5000 samples: the figure that papers report
+    model.log_prob(params, key, x)                # [B] nats, 5000 samples, as papers report it
     step = training.make_step(vae.loss(model), optimizer)
 
-Each number says which bound it is; noise for example `i` comes from `fold_in(key, i)`, so none depends on the batch, on
-chunks or on devices.
+The noise of example `i` comes from `fold_in(key, i)`, so no result depends on the batch, the chunks or the devices.
 """
 
-from gen_jax.vae.loss import Prepare, Schedule, iwae_loss, loss, spent_bits, systematic, weight_at
+from gen_jax.vae.loss import (
+    Prepare,
+    free_bits_kl,
+    iwae_loss,
+    loss,
+    systematic_resampling,
+    weight_at,
+)
 from gen_jax.vae.model import VAE, Elbo, Params, Posterior, kl_to_prior
 
 __all__ = [
@@ -25,11 +31,10 @@ __all__ = [
     "Params",
     "Posterior",
     "Prepare",
-    "Schedule",
+    "free_bits_kl",
     "iwae_loss",
     "kl_to_prior",
     "loss",
-    "spent_bits",
-    "systematic",
+    "systematic_resampling",
     "weight_at",
 ]

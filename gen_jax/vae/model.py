@@ -1,8 +1,8 @@
-"""The model of a VAE: its bounds on `log p(x)`, and what can be done with its latents."""
+"""The model of a VAE: bounds on `log p(x)`, samples, reconstructions and interpolations."""
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -32,35 +32,35 @@ class Elbo(NamedTuple):
 
     value: Float[Array, "B"]
     reconstruction: Float[Array, "B"]
-    """`log p(x | z)`: what the latent does not tell of `x`."""
+    """`log p(x | z)`."""
     kl: Float[Array, "B *levels"]
-    """`KL(q(z | x) || p(z))`, what the latent tells; in a hierarchical VAE one a level."""
+    """`KL(q(z | x) || p(z))`; in a hierarchical VAE `[B, L]`, one KL for each level."""
 
     @classmethod
     def of(cls, reconstruction: Float[Array, "B"], kl: Float[Array, "B *levels"]) -> "Elbo":
-        """The bound with these terms."""
+        """The bound of these terms."""
         return cls(reconstruction - kl.reshape(len(kl), -1).sum(1), reconstruction, kl)
 
 
 def kl_to_prior(posterior: Posterior) -> Float[Array, "B *L"]:
-    """`KL(N(mean, std^2) || N(0, 1)) = (mean^2 + std^2 - 1) / 2 - log std`, in nats, of each latent."""
+    """`KL(N(mean, std^2) || N(0, 1)) = (mean^2 + std^2 - 1) / 2 - log std`, in nats, for each number in the latent."""
     mean, log_std = posterior
     return (jnp.square(mean) + jnp.expm1(2 * log_std)) / 2 - log_std
 
 
 @dataclass(frozen=True)
 class VAE:
-    """Two networks, and what the second one's output means."""
+    """An encoder, a decoder and the likelihood `p(x | z)`."""
 
     encoder: nn.Module
-    """`(x [B, ...], label [B]?) -> (mean, log_std)`, each `[B, *latent]`: `networks.autoencoder`, or your own."""
+    """`(x [B, ...], label [B]?) -> (mean, log_std)`, each `[B, *latent]`: from `networks.autoencoder`, or your own."""
     decoder: nn.Module
-    """`(z [B, *latent], label [B]?) -> out`, as the likelihood takes it."""
+    """`(z [B, *latent], label [B]?) -> out`, the input of the likelihood."""
     likelihood: Likelihood
     latent: int | tuple[int, ...]
-    """Numbers in a latent, or the shape of one."""
+    """Size or shape of the latent."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.latent_shape or min(self.latent_shape) < 1:
             raise ValueError(f"latent must be at least 1 number, got {self.latent}.")
 
@@ -72,7 +72,7 @@ class VAE:
     def init(
         self, key: Key[Array, ""], x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
     ) -> Params:
-        """Parameters to start from; of `x` only the shape of an example matters."""
+        """Initial parameters; only the shape of an example of `x` matters."""
         key_encoder, key_decoder = jax.random.split(key)
         more = () if label is None else (label[:1],)
         encoder = self.encoder.init(key_encoder, x[:1], *more)
@@ -83,7 +83,7 @@ class VAE:
     ) -> Posterior:
         """`q(z | x)`.
 
-        Raises ValueError where `x` is not floating, or the encoder's output is not of the latent's shape.
+        Raises ValueError if `x` is not floating, or the encoder's output has another shape than the latent.
         """
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
@@ -99,7 +99,7 @@ class VAE:
     def decode(
         self, params: Params, z: Float[Array, "B *L"], label: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *x"]:
-        """The mean of `p(x | z)`: the picture that a latent stands for."""
+        """The mean of `p(x | z)`."""
         return self.likelihood.mean(self.out(params, z, label))
 
     def elbo(
@@ -111,13 +111,13 @@ class VAE:
         *,
         index: Int[Array, "B"] | None = None,
     ) -> Elbo:
-        """The bound, `log p(x | z)` at one draw of `z` and the KL in closed form (Kingma & Welling 2014, Eq. 10).
+        """The bound: `log p(x | z)` for one draw of `z`, and the KL in closed form (Kingma & Welling 2014, Eq. 10).
 
         Args:
             params: of the model.
-            key: of the noise in `z`; that of example `i` is `fold_in(key, i)`'s.
-            x: data, in the form that the likelihood takes.
-            label: where the networks take them.
+            key: of the noise in `z`; example `i` uses `fold_in(key, i)`.
+            x: data of the likelihood.
+            label: for networks with labels.
             index: numbers `i` of the examples, `0..B-1` of the global batch by default.
         """
         posterior = self.encode(params, x, label)
@@ -136,19 +136,19 @@ class VAE:
         index: Int[Array, "B"] | None = None,
         chunk: int | None = None,
     ) -> Float[Array, "B"]:
-        """A bound that rises to `log p(x)` with the number of samples, in nats, an unbiased estimate of the bound.
+        """An unbiased estimate, in nats, of the IWAE bound, which rises to `log p(x)` with the number of samples.
 
             E log 1/k sum_i w_i,    w_i = p(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q(z | x)        Burda et al. 2016, Eq. 8
 
         Args:
-            params, key, x, label, index: as of `elbo`; sample `s` of an example is the same for any number of them.
+            params, key, x, label, index: as in `elbo`; sample `s` of an example is the same for any `num_samples`.
             num_samples: `k`.
-            chunk: how many images are decoded at once, those of several samples counted apart; by default so many that
-                the decoder's output takes 256 MiB. Where there are more, samples are taken in turn, and in turn again
-                for the gradient, which takes a third more time and no more memory.
+            chunk: number of latents decoded at once, examples times samples; by default as many as give the decoder an
+                output of 256 MiB. If there are more, the samples are computed chunk by chunk, and recomputed for the
+                gradient: a third more time, but bounded memory.
         """
         posterior = self.encode(params, x, label)
-        groups = _groups(num_samples, max(1, (chunk or self.at_once(params, label, 2**26)) // len(x)))
+        groups = _groups(num_samples, max(1, (chunk or self.chunk_for(params, label, 2**26)) // len(x)))
         size = -(-num_samples // groups)
 
         def part(start: Int[Array, ""] | int) -> Float[Array, "B"]:
@@ -177,26 +177,26 @@ class VAE:
     ) -> Float[Array, "B"]:
         """`log p(x)` in nats by importance sampling: `iwae` for many samples and examples, a lower bound in the mean.
 
-        Both are taken in turn, `chunk` images at once (by default as many as make the decoder's output 32 MiB). Jit it;
-        where `x` is sharded over devices along its first axis so is the work, and the numbers stay the same.
+        `chunk` latents are decoded at once (by default as many as give the decoder an output of 32 MiB). Jit it. If `x`
+        is sharded over devices along its first axis, so is the work, with the same result.
         """
         count = len(x)
-        chunk = chunk or self.at_once(params, label, 2**23)
+        chunk = chunk or self.chunk_for(params, label, 2**23)
         size = min(count, chunk, 128)
-        turns = -(-count // size)
+        chunks = -(-count // size)
         index = keys.example_index(count)[0] if index is None else index
 
-        def deal(a: Array) -> Array:
-            """`[turns, size, ...]`: each turn takes examples from all over, so that each device has some of them."""
-            a = jnp.concatenate([a, jnp.broadcast_to(a[:1], (turns * size - count, *a.shape[1:]))])
-            return a.reshape(size, turns, *a.shape[1:]).swapaxes(0, 1)
+        def split(a: Array) -> Array:
+            """`[chunks, size, ...]`: a chunk has examples at even distances, so that every device has some of them."""
+            a = jnp.concatenate([a, jnp.broadcast_to(a[:1], (chunks * size - count, *a.shape[1:]))])
+            return a.reshape(size, chunks, *a.shape[1:]).swapaxes(0, 1)
 
-        def turn(dealt: tuple[Array, Array, Array | None]) -> Float[Array, "size"]:
-            x, index, label = dealt
+        def one(part: tuple[Array, Array, Array | None]) -> Float[Array, "size"]:
+            x, index, label = part
             return self.iwae(params, key, x, num_samples, label, index=index, chunk=chunk)
 
-        dealt = deal(x), deal(index), None if label is None else deal(label)
-        return jax.lax.map(turn, dealt).swapaxes(0, 1).reshape(-1)[:count]
+        parts = split(x), split(index), None if label is None else split(label)
+        return jax.lax.map(one, parts).swapaxes(0, 1).reshape(-1)[:count]
 
     def sample(
         self,
@@ -216,7 +216,7 @@ class VAE:
     def reconstruct(
         self, params: Params, x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *x"]:
-        """What is left of `x` after the way through the latent: the decoded mean of `q(z | x)`."""
+        """The decoded mean of `q(z | x)`."""
         return self.decode(params, self.encode(params, x, label).mean, label)
 
     def interpolate(
@@ -227,21 +227,21 @@ class VAE:
         num: int = 10,
         label: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B num *x"]:
-        """`num` pictures on the straight line between the latents of `a` and `b`, their means, both ends included."""
+        """`num` images decoded along the straight line between the latent means of `a` and `b`, both ends included."""
         ends = (self.encode(params, x, label).mean for x in (a, b))
         line = jax.vmap(lambda z_a, z_b: jnp.linspace(z_a, z_b, num))(*ends)
         label = None if label is None else jnp.repeat(label, num)
         pictures = self.decode(params, line.reshape(-1, *self.latent_shape), label)
         return pictures.reshape(len(a), num, *pictures.shape[1:])
 
-    def out(self, params: Params, z: Float[Array, "B *L"], label: Int[Array, "B"] | None = None) -> Any:
-        """The decoder's output for a latent: what the likelihood takes."""
-        return self.decoder.apply(params.decoder, z, *given(label))
+    def out(self, params: Params, z: Float[Array, "B *L"], label: Int[Array, "B"] | None = None) -> Array:
+        """The decoder's output, which is the input of the likelihood."""
+        return cast(Array, self.decoder.apply(params.decoder, z, *given(label)))
 
     def noise(
         self, key: Key[Array, ""], count: int, samples: Int[Array, "k"], index: Int[Array, "B"] | None = None
     ) -> Float[Array, "B k *L"]:
-        """Standard normal draws, those of sample `s` of example `i` from `fold_in(fold_in(key, i), s)`."""
+        """Standard normal draws; sample `s` of example `i` uses `fold_in(fold_in(key, i), s)`."""
         draw = lambda key_i, s: jax.random.normal(jax.random.fold_in(key_i, s), self.latent_shape)
         return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys.per_example(key, count, index), samples)
 
@@ -261,27 +261,28 @@ class VAE:
         """`log p(x | z) + log p(z) - log q(z | x)`."""
         count, k = z.shape[:2]
         rows = z.reshape(count * k, *self.latent_shape)
-        out: Any = self.decoder.apply(decoder, rows, *given(None if label is None else jnp.repeat(label, k)))
+        labels = given(None if label is None else jnp.repeat(label, k))
+        out = cast(Array, self.decoder.apply(decoder, rows, *labels))
         each = lambda out, x: self.likelihood.log_prob(out, jnp.broadcast_to(x[None], (k, *x.shape)))
         log_lik = jax.vmap(each)(out.reshape(count, k, *out.shape[1:]), x)
         mean, log_std = (a[:, None] for a in posterior)
         ratio = (jnp.square((z - mean) * jnp.exp(-log_std)) - jnp.square(z)) / 2 + log_std
         return log_lik + ratio.reshape(count, k, -1).sum(2)
 
-    def at_once(self, params: Params, label: Array | None, floats: int) -> int:
-        """How many images are decoded at once where the decoder's output may be so many floats."""
+    def chunk_for(self, params: Params, label: Array | None, floats: int) -> int:
+        """The number of latents whose decoded output has about `floats` numbers, at least 1."""
         z = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32)
         out = jax.eval_shape(self.out, params, z, None if label is None else label[:1])
         return max(1, floats // out.size)
 
 
 def given(label: Int[Array, "B"] | None) -> tuple[Array, ...]:
-    """The label as one more argument, or as none."""
+    """The label as a tuple of arguments, empty without a label."""
     return () if label is None else (label,)
 
 
 def _groups(count: int, most: int) -> int:
-    """In how many parts `count` things are taken, at most `most` at once."""
+    """The number of chunks for `count` samples, at most `most` of them in each."""
     if count < 1:
         raise ValueError(f"num_samples must be at least 1, got {count}.")
     return -(-count // most)

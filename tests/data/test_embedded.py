@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gen_jax import data
-from gen_jax.data import embedded
+from gen_jax.data.sources import embedded
 
 NAMES = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 

@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 from tiny_sets import tiny_sets
 
 from gen_jax import data
-from gen_jax.data import cache, decode, prepared
+from gen_jax.data import cache, loading
+from gen_jax.data.sources.tfds import prepared
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "tfds"
 
@@ -152,7 +153,7 @@ def test_info_of_a_set(load, tfds_dir, tmp_path):
 
 def test_load_decodes_once(load, monkeypatch):
     first = load("tiny_colour")
-    monkeypatch.setattr(decode, "chunks", None)
+    monkeypatch.setattr(loading, "_chunks", None)
     second = load("tiny_colour")
     assert isinstance(second["image"], np.memmap)
     assert not second["image"].flags.writeable
@@ -175,14 +176,14 @@ def test_entry_depends_on_either_end_when_size_and_time_do_not_change(tmp_path):
     for contents in (b"a" * 200_000, b"b" + b"a" * 199_999, b"a" * 199_999 + b"b"):
         file.write_bytes(contents)
         os.utime(file, (1, 1))
-        seen.add(cache.entry("a/1.0.0", "train", tmp_path))
+        seen.add(cache.entry("a/1.0.0", "train", cache.of_files(tmp_path)))
     os.utime(file, (2, 2))
-    assert len(seen | {cache.entry("a/1.0.0", "train", tmp_path)}) == 4
+    assert len(seen | {cache.entry("a/1.0.0", "train", cache.of_files(tmp_path))}) == 4
 
 
 def test_entry_tells_splits_apart_that_look_alike(tmp_path):
     splits = ("train[1:2]", "train[1+2]", "train_1_2_")
-    assert len({cache.entry("a/1.0.0", split, tmp_path) for split in splits}) == 3
+    assert len({cache.entry("a/1.0.0", split, ()) for split in splits}) == 3
 
 
 @pytest.mark.parametrize("file", ["image.npy", "label.npy", "meta.json"])
@@ -220,7 +221,7 @@ def test_write_leaves_nothing_of_an_attempt_that_failed(tmp_path):
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        cache.write(tmp_path / "a" / "entry", chunks(), 4, {})
+        cache.write(tmp_path / "a" / "entry", chunks(), 4)
     assert list((tmp_path / "a").iterdir()) == []
 
 
@@ -232,10 +233,10 @@ def test_write_keeps_what_another_process_finished_first(tmp_path):
             yield {"image": np.full((2, 3), value, np.uint8)}
             then()
 
-        cache.write(path, chunks(), 2, {})
+        cache.write(path, chunks(), 2)
 
     write(1, then=lambda: write(2))
-    assert (cache.read(path)[0]["image"] == 2).all()
+    assert (cache.read(path)["image"] == 2).all()
     assert [p.name for p in tmp_path.iterdir()] == ["entry"]
 
 

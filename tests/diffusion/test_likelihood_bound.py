@@ -265,11 +265,11 @@ def test_discretized_log_prob_equals_scipy():
         np.testing.assert_allclose(np.exp(np.float64(got)).sum(), 1, rtol=1e-4)
 
 
-@pytest.mark.parametrize("levels", [2, 16, 256])
-def test_discretized_probabilities_are_differences_of_the_cdf(levels):
-    x, mean, std = np.linspace(-1, 1, levels), 0.2, 0.4
+@pytest.mark.parametrize("bins", [2, 16, 256])
+def test_discretized_probabilities_are_differences_of_the_cdf(bins):
+    x, mean, std = np.linspace(-1, 1, bins), 0.2, 0.4
     edges = np.concatenate([[-np.inf], (x[1:] + x[:-1]) / 2, [np.inf]])
-    got = likelihood.discretized_log_prob(jnp.float32(x), jnp.full(levels, mean), jnp.asarray(std), levels)
+    got = likelihood.discretized_log_prob(jnp.float32(x), jnp.full(bins, mean), jnp.asarray(std), bins)
     np.testing.assert_allclose(np.exp(got), np.diff(scipy.stats.norm.cdf(edges, mean, std)), rtol=2e-4)
 
 
@@ -335,7 +335,7 @@ def test_gaussian_and_discretized_bits_agree_where_bins_are_narrow():
         ({"process": FlowMatching(), "num_steps": 3}, "log_snr must be finite"),
         ({"x": jnp.zeros((2, 3), jnp.uint8)}, "uint8.*127.5"),
         ({"denoise": lambda x_t, t: x_t[:, :1]}, r"returned \(2, 1\)"),
-        ({"reconstruction": "discretized", "levels": 1}, "bytes have 256"),
+        ({"reconstruction": "discretized", "bins": 1}, "bytes have 256"),
     ],
 )
 def test_bound_says_what_does_not_fit(options, words):

@@ -141,7 +141,7 @@ def test_perfect_network_has_no_loss():
     assert value < 1e-8
 
 
-def test_stratified_quantiles_are_uniform_and_one_in_every_interval():
+def test_stratified_draws_are_uniform_and_one_in_every_interval():
     n, seeds = 32, 400
     u = np.asarray(jax.vmap(lambda key: loss.stratified(key, n))(jax.random.split(KEY, seeds)))
     assert ((u >= 0) & (u < 1)).all()
@@ -152,24 +152,24 @@ def test_stratified_quantiles_are_uniform_and_one_in_every_interval():
         assert distance < 1.95 / seeds**0.5
 
 
-def test_independent_quantiles_are_uniform():
+def test_independent_draws_are_uniform():
     u = np.sort(loss.independent(KEY, 4000))
     assert np.abs(u - (np.arange(4000) + 0.5) / 4000).max() < 1.95 / 4000**0.5
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.8, 1.0), (-1.0, 0.5)])
-def test_logit_normal_quantiles_have_their_distribution(mean, std):
+def test_logit_normal_draws_have_their_distribution(mean, std):
     u = np.float64(loss.logit_normal(mean, std)(KEY, 4000))
     z = (scipy.special.logit(u) - mean) / std
     assert (
         scipy.stats.kstest(z, scipy.stats.norm.cdf).statistic < 2 / 4000
     )  # one in each interval of 1 / 4000
-    independent = loss.logit_normal(mean, std, quantiles=loss.independent)(KEY, 4000)
+    independent = loss.logit_normal(mean, std, uniform=loss.independent)(KEY, 4000)
     assert scipy.stats.kstest((scipy.special.logit(independent) - mean) / std, "norm").pvalue > 0.01
 
 
-def test_logit_normal_quantiles_stay_inside_the_process_at_the_ends():
-    ends = loss.logit_normal(3.0, 20.0, quantiles=lambda key, n: jnp.array([0.0, 1 - 2.0**-24, 1.0]))(KEY, 3)
+def test_logit_normal_draws_stay_inside_the_process_at_the_ends():
+    ends = loss.logit_normal(3.0, 20.0, uniform=lambda key, n: jnp.array([0.0, 1 - 2.0**-24, 1.0]))(KEY, 3)
     for process in DDPM(), VP():
         times = process.times(ends)
         assert float(times.min()) >= process.t_min
@@ -181,10 +181,10 @@ def test_logit_normal_quantiles_stay_inside_the_process_at_the_ends():
 def test_stratified_times_make_the_loss_vary_less():
     x_0 = jnp.zeros((16, 100))  # the error of predicting v = 0 is then alpha_t^2, but for the noise
 
-    def spread(quantiles):
+    def spread(time_sampling):
         def value(key):
             return loss.denoising(
-                key, lambda x, t: jnp.zeros_like(x), VP(), x_0, predicts="v", quantiles=quantiles
+                key, lambda x, t: jnp.zeros_like(x), VP(), x_0, predicts="v", time_sampling=time_sampling
             )[0]
 
         return jax.jit(jax.vmap(value))(jax.random.split(KEY, 100)).std()
@@ -192,7 +192,7 @@ def test_stratified_times_make_the_loss_vary_less():
     assert spread(loss.stratified) < 0.5 * spread(loss.independent)
 
 
-def weighted_v_loss(quantiles, params, key, x_0):
+def weighted_v_loss(time_sampling, params, key, x_0):
     return loss.denoising(
         key,
         partial(network, params),
@@ -200,24 +200,24 @@ def weighted_v_loss(quantiles, params, key, x_0):
         x_0,
         predicts="v",
         weighting=loss.min_snr(5.0),
-        quantiles=quantiles,
+        time_sampling=time_sampling,
     )[0]
 
 
 @functools.cache
-def compiled(quantiles):
-    return jax.jit(jax.value_and_grad(partial(weighted_v_loss, quantiles)))
+def compiled(time_sampling):
+    return jax.jit(jax.value_and_grad(partial(weighted_v_loss, time_sampling)))
 
 
 @pytest.mark.parametrize(
-    ("how", "quantiles"),
+    ("how", "time_sampling"),
     [(how, loss.stratified) for how in ("eager", "sharded", "shard_map", "pmap")]
     + [("pmap", loss.independent), ("pmap", loss.logit_normal(0.5))],
 )
-def test_loss_and_gradient_are_the_same_on_eight_devices(how, quantiles):
+def test_loss_and_gradient_are_the_same_on_eight_devices(how, time_sampling):
     assert jax.device_count() == 8
-    loss_and_gradient = jax.value_and_grad(partial(weighted_v_loss, quantiles))
-    expected = compiled(quantiles)(W, KEY, X_0)
+    loss_and_gradient = jax.value_and_grad(partial(weighted_v_loss, time_sampling))
+    expected = compiled(time_sampling)(W, KEY, X_0)
     mesh = jax.sharding.Mesh(jax.devices(), (keys.AXIS,))
 
     def local(params, key, x_0):
@@ -227,7 +227,7 @@ def test_loss_and_gradient_are_the_same_on_eight_devices(how, quantiles):
         got = loss_and_gradient(W, KEY, X_0)
     elif how == "sharded":
         x_0 = jax.device_put(X_0, jax.NamedSharding(mesh, P(keys.AXIS)))
-        got = compiled(quantiles)(W, KEY, x_0)
+        got = compiled(time_sampling)(W, KEY, x_0)
     elif how == "shard_map":
         specs = {"in_specs": (P(), P(), P(keys.AXIS)), "out_specs": P(), "check_vma": False}
         got = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(W, KEY, X_0)

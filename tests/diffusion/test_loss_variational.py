@@ -212,7 +212,7 @@ def test_second_moment_trains_the_inside_to_a_lower_variance():
         process = learned(params)
         x_0, keys = data(jax.random.key(11)), jax.random.split(jax.random.key(12), 400)
         value = lambda key: loss.variational(
-            key, predict(process), process, x_0, predicts="x0", quantiles=loss.independent
+            key, predict(process), process, x_0, predicts="x0", time_sampling=loss.independent
         )[0]
         return jax.vmap(value)(keys)
 

@@ -1,6 +1,7 @@
 """The shared U-Net: sizes, conditions, precision, memory, derivatives, and where it can be lowered to."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,30 @@ CONFIGS = {
     "light": dataclasses.replace(TINY, patch=2, dense_skips=False, resample_conv=False),
     "attention": dataclasses.replace(TINY, attention=(1,), middle_attention=True, head_features=4),
 }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(getattr(unet, name) for name in ("mnist_small", "mnist_best", "mnist", "cifar10")),
+        dataclasses.replace(TINY, dtype=jnp.bfloat16, attention=(0, 1), num_classes=10, remat=True),
+        dataclasses.replace(TINY, dtype="bfloat16", cond_features=3, dropout=0.1),
+    ],
+)
+def test_config_is_hashable_and_survives_json(config):
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
+    read = unet.UNetConfig(**{k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()})
+    assert read == config
+    assert hash(read) == hash(config)
+    assert config.build() == unet.UNet(config)
+
+
+def test_config_takes_a_dtype_by_name_or_as_a_type():
+    by_name, by_type = (dataclasses.replace(TINY, dtype=x) for x in ("bfloat16", jnp.bfloat16))
+    assert by_name == by_type
+    for wrong in ("bfloat17", "int32", jnp.int8):
+        with pytest.raises(ValueError, match="dtype must be a floating-point type"):
+            dataclasses.replace(TINY, dtype=wrong)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

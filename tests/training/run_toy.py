@@ -24,6 +24,12 @@ import jax
 import numpy as np
 import toy
 
+
+class Wait(training.Callback):
+    def on_sample(self, step, state):
+        time.sleep(options.seconds_per_call)
+
+
 step, _, schedule = toy.setup(options.num_steps)
 state = training.fit(
     step,
@@ -33,13 +39,15 @@ state = training.fit(
     workdir=options.workdir,
     config={"batch_size": toy.BATCH},
     schedule=schedule,
-    parallel=options.parallel,
-    fsdp=options.fsdp,
-    steps_per_call=5,
-    log_every=5,
-    checkpoint_every=10,
-    sample_every=5,
-    on_sample=lambda step, state: time.sleep(options.seconds_per_call),
+    options=training.Options(
+        parallel=options.parallel,
+        fsdp=options.fsdp,
+        steps_per_call=5,
+        log_every=5,
+        checkpoint_every=10,
+        sample_every=5,
+    ),
+    callbacks=[Wait()],
 )
 state = jax.jit(lambda s: s, out_shardings=training.Layout().sharding())(state)  # gather what is sharded
 if jax.process_index() == 0:

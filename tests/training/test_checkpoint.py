@@ -77,10 +77,20 @@ def test_save_keeps_the_newest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("saved", "left"), [((1, 2, 3, 4), [2, 4]), ((1, 3, 5, 6), [3, 6]), ((3, 4), [3, 4]), ((1,), [1])]
+    ("keep_from", "saved", "left"),
+    [
+        ((2,), (1, 2, 3, 4), [2, 4]),
+        ((2,), (1, 3, 5, 6), [3, 6]),
+        ((2,), (3, 4), [3, 4]),
+        ((2,), (1,), [1]),
+        ((), (1, 2, 3), [3]),
+        ((2, 4), (1, 2, 3, 4, 5, 6), [2, 4, 6]),
+        ((2, 3), (1, 4, 5), [4, 5]),  # one is the first from both
+        ((5, 2), (1, 2, 3), [2, 3]),
+    ],
 )
-def test_save_keeps_the_first_from_a_milestone(tmp_path, saved, left):
-    with Checkpoints(tmp_path / "checkpoints", keep=1, milestone=2) as checkpoints:
+def test_save_keeps_the_first_from_each_given_step(tmp_path, keep_from, saved, left):
+    with Checkpoints(tmp_path / "checkpoints", keep=1, keep_from=keep_from) as checkpoints:
         for step in saved:
             checkpoints.save(state_at(step, seed=step), {})
         assert checkpoints.steps() == left
@@ -313,6 +323,12 @@ def test_load_says_how_to_make_a_checkpoint(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="train first"):
         training.load(tmp_path)
+
+
+def test_save_refuses_an_array_without_a_name(tmp_path):
+    state = training.TrainState.create(jnp.ones(3), optax.sgd(0.1), jax.random.key(0))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r'\{"w": array\}'):
+        checkpoints.restore(state)
 
 
 def test_checkpoints_refuses_to_keep_none(tmp_path):

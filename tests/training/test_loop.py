@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -14,22 +15,31 @@ from gen_jax.training import loop, run
 from gen_jax.training.loop import call_size
 
 
-def fit(workdir, num_steps=40, *, memory=None, problem=None, **options):
+def fit(workdir, num_steps=40, *, memory=None, problem=None, on_sample=None, callbacks=(), **options):
+    """`training.fit` of the toy problem, with fields of `Options` among the options."""
     step, state, schedule = toy.setup(num_steps) if problem is None else problem
-    options = {
-        "steps_per_call": 5,
-        "log_every": 10,
-        "checkpoint_every": 10,
-        "progress": False,
-        "mesh": ONE,
-    } | options
-    options = {
-        "config": {"width": toy.WIDTH, "net": {"depth": 2}, "num_steps": num_steps},
-        "schedule": schedule,
-    } | options
+    how = {"parallel": "jit", "steps_per_call": 5, "log_every": 10, "checkpoint_every": 10, "progress": False}
+    fields = {field.name for field in dataclasses.fields(training.Options)}
+    how |= {name: options.pop(name) for name in fields & set(options)}
+    config = {"width": toy.WIDTH, "net": {"depth": 2}, "num_steps": num_steps}
+    options = {"config": config, "schedule": schedule, "mesh": ONE} | options
+    if on_sample is not None:
+        callbacks = (*callbacks, OnSample(on_sample))
     return training.fit(
-        step, state, memory or toy.InMemory(), num_steps=num_steps, workdir=workdir, **options
+        step,
+        state,
+        memory or toy.InMemory(),
+        num_steps=num_steps,
+        workdir=workdir,
+        options=training.Options(**how),
+        callbacks=callbacks,
+        **options,
     )
+
+
+class OnSample(training.Callback):
+    def __init__(self, f):
+        self.on_sample = f
 
 
 ONE = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))  # compiles faster than eight
@@ -99,12 +109,15 @@ def test_fit_leaves_config_tensorboard_and_checkpoints(whole):
     assert loaded.config["width"] == toy.WIDTH
 
 
-def test_fit_keeps_the_checkpoint_of_the_milestone_even_when_resumed(whole, tmp_path):
+def test_fit_keeps_the_first_checkpoints_from_given_steps_even_when_resumed(whole, tmp_path):
+    keep = {"keep": 1, "keep_from": (3, 12, 37)}
     with pytest.raises(training.Preempted):
-        fit(tmp_path, keep=1, milestone=12, sample_every=5, on_sample=stop_at(15))
-    assert steps(tmp_path) == [15, 20]  # calls are of 5 steps
-    toy.assert_same_bits(fit(tmp_path, keep=1, milestone=12), whole[1])
-    assert steps(tmp_path) == [15, 40]
+        fit(tmp_path, **keep, sample_every=5, on_sample=stop_at(15))
+    assert steps(tmp_path) == [5, 15, 20]  # calls are of 5 steps
+    toy.assert_same_bits(fit(tmp_path, **keep), whole[1])
+    assert steps(tmp_path) == [5, 15, 40]  # 40 is the first from 37
+    assert int(fit(tmp_path, 50, **keep).step) == 50
+    assert steps(tmp_path) == [5, 15, 40, 50]
 
 
 @pytest.mark.parametrize("stream", [False, True])

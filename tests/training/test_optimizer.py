@@ -158,3 +158,41 @@ def test_accumulation_equals_one_big_batch_for_sgd():
 def test_adam_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         training.adam(0.1, num_steps=10, **options)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda o: o, training.skip_exploding, lambda o: optax.chain(optax.clip(1e9), o)]
+)
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_an_optimizer_is_told_the_loss(wrap, microbatches):
+    """A plateau of the loss lowers the rate, also inside other transformations."""
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, accumulation_size=1)
+    optimizer = wrap(optax.chain(optax.sgd(1.0), plateau))
+    loss = lambda params, key, batch: (0.0 * params["w"] + jnp.mean(batch), {})
+    state = TrainState.create({"w": jnp.float32(0.0)}, optimizer, jax.random.key(0))
+    step = make_step(loss, optimizer, microbatches=microbatches)
+    scales = []
+    for value in (3.0, 2.0, 2.0, 2.0, 2.0):
+        state, _ = step(state, jnp.full(4, value))
+        (plateau_state,) = [
+            x for x in jax.tree.leaves(state.opt_state, is_leaf=_is_plateau) if _is_plateau(x)
+        ]
+        scales.append((float(plateau_state.best_value), float(plateau_state.scale)))
+    assert [best for best, _ in scales] == [3, 2, 2, 2, 2]
+    assert scales[0][1] == scales[1][1] == 1.0
+    assert scales[-1][1] < 1.0
+
+
+def _is_plateau(x):
+    return isinstance(x, optax.contrib.ReduceLROnPlateauState)
+
+
+def test_an_optimizer_is_told_the_gradient():
+    def update(updates, state, params=None, *, value, grad, **_):
+        return jax.tree.map(lambda u, g: u - g + value, updates, grad), state
+
+    told = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    loss = lambda params, key, batch: (7.0 * params["w"], {})
+    state = TrainState.create({"w": jnp.float32(2.0)}, told, jax.random.key(0))
+    state, _ = make_step(loss, told)(state, None)
+    np.testing.assert_allclose(state.params["w"], 2.0 + 14.0)  # its own gradient is taken off

@@ -185,10 +185,10 @@ def test_initialize_distributed_names_the_missing_variable(monkeypatch):
         ("os.cpu_count = lambda: 1", 64, {}, "1 jit"),
     ],
 )
-def test_share_cores_makes_two_devices_unless_told(before, batch_size, environment, expected):
+def test_split_cpu_devices_makes_two_devices_unless_told(before, batch_size, environment, expected):
     code = (
         f"import os, jax; from gen_jax import training; {before or 'os.cpu_count = lambda: 2'}\n"
-        f"training.share_cores({batch_size}); print(jax.device_count(), training.default_parallel())\n"
+        f"training.split_cpu_devices({batch_size}); print(jax.device_count(), training.default_parallel())\n"
         "assert training.default_parallel(fsdp=True) == 'jit'"
     )
     unset = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")

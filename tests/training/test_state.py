@@ -7,7 +7,6 @@ import toy
 
 from gen_jax import keys, training
 from gen_jax.training import TrainState, make_step
-from gen_jax.training.state import ema_update
 
 
 def quadratic(params, key, batch):
@@ -57,11 +56,6 @@ def test_make_step_without_ema_keeps_none():
     for decay, wrong in ((0.9, bare), (None, state_of(optimizer))):
         with pytest.raises(ValueError, match=f"ema={decay is not None}"):
             make_step(quadratic, optimizer, ema_decay=decay)(wrong, jnp.ones(4))
-
-
-def test_ema_update_keeps_the_dtype_of_the_average():
-    ema = ema_update({"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.zeros(2, jnp.bfloat16)}, jnp.int32(0), 0.9)
-    assert ema["w"].dtype == jnp.bfloat16
 
 
 def test_make_step_draws_from_the_seed_folded_with_the_step():
@@ -138,10 +132,10 @@ def test_make_step_microbatches_of_bfloat16_are_summed_in_float32():
 
 
 def test_make_step_tells_the_step_to_the_loss_of_each_microbatch():
-    loss = lambda params, key, batch, step: (params["w"] * step * jnp.mean(batch), {})
+    loss = lambda params, key, batch, aux: (params["w"] * aux.step * jnp.mean(batch), {})
     optimizer = optax.sgd(1.0)
     state = state_of(optimizer)._replace(step=jnp.int32(7))
-    state, _ = make_step(loss, optimizer, step_in_loss=True, microbatches=2)(state, jnp.ones(4))
+    state, _ = make_step(loss, optimizer, aux=True, microbatches=2)(state, jnp.ones(4))
     np.testing.assert_allclose(state.params["w"], 1.0 - 7.0)
 
 

@@ -1,9 +1,9 @@
-"""How likely data are under a diffusion model, in nats an example: a density, or a bound on one.
+"""How likely data are under a diffusion model, in nats per example: a density, or a bound on it.
 
-    ode_log_prob    the density of the probability-flow ODE, to a tolerance: the model as a deterministic sampler sees it
-    vlb             the variational bound of the noising chain: the model as ancestral sampling sees it
+    ode_log_prob    the density of samples of the probability-flow ODE, to a tolerance
+    vlb             the variational bound for samples of the reverse chain, as of ancestral sampling
 
-Both take a denoiser and its process. They are of two models, which agree only where the denoiser is exact.
+Both take a denoiser and its process. The two models differ, unless the denoiser is exact.
 """
 
 from gen_jax.diffusion.likelihood.bound import Bound, vlb

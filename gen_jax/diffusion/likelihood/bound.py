@@ -4,13 +4,13 @@
                  + sum_i KL(q(x_s | x_t, x) || q(x_s | x_t, x0_hat))        diffusion
                  + E[-log p(x | x_{t_min})]                                 reconstruction
 
-(Kingma et al. 2021, Eqs. 11 and 12.) A KL of the second term is `1/2 (SNR_s - SNR_t) |x - x0_hat(x_t, t)|^2`
-(Eq. 13): a Riemann sum of the error over the signal-to-noise ratio, taken where the error is larger. More steps
-make it smaller, and its limit is the integral (Eq. 18)
+(Kingma et al. 2021, Eqs. 11 and 12.) A KL in the second term is `1/2 (SNR_s - SNR_t) |x - x0_hat(x_t, t)|^2` (Eq.
+13). Their sum is an upper Riemann sum of the error over the signal-to-noise ratio: the error is taken at the noisier
+end of each step. It decreases with more steps, to the integral (Eq. 18)
 
     1/2 int_{SNR_T}^{SNR_{t_min}} E |x - x0_hat|^2 dSNR
 
-With the exact denoiser and `t_min -> 0` the limit is `-log p(x)` in the mean over data.
+With the exact denoiser and `t_min -> 0` its mean over data is that of `-log p(x)`.
 """
 
 import math
@@ -34,11 +34,11 @@ class Bound(NamedTuple):
     """The terms of an upper bound on `-log p(x)`, in nats, summed over dimensions."""
 
     prior: Float[Array, "B"]
-    """What the last time still knows of `x`."""
+    """What `x_T` still contains of `x`."""
     diffusion: Float[Array, "B"]
-    """What the denoiser's errors cost on the way."""
+    """What the errors of the denoiser cost."""
     reconstruction: Float[Array, "B"]
-    """What `x` costs given its least noisy version: a density's may be negative."""
+    """What `x` costs given `x_t` at the smallest noise; negative for a density, possibly."""
 
     @property
     def nats(self) -> Float[Array, "B"]:
@@ -50,13 +50,12 @@ class Bound(NamedTuple):
 
         Args:
             shape: of an example, or `D`: `bits_per_dim(*x.shape[1:])`, `bits_per_dim(784)`.
-            bin_width: 1 where the bound is of a probability ("discretized": `x = byte / 127.5 - 1`). Where it is of
-                a density ("gaussian"), the distance in `x` between neighbouring bytes, 2 / 255 or, for `x = 2
-                (byte + u) / 256 - 1`, 2 / 256; it then bounds the discrete code length if `u` is uniform noise
-                (Theis et al. 2016, Section 3.1).
+            bin_width: 1 for a probability ("discretized", `x = byte / 127.5 - 1`). For a density ("gaussian") the
+                distance in `x` between neighbouring bytes: 2 / 255, or 2 / 256 for `x = 2 (byte + u) / 256 - 1`. With
+                uniform noise `u` the latter bounds the discrete code length (Theis et al. 2016, Section 3.1).
 
         Raises:
-            ValueError: no positive shape, or a `bin_width` that is not positive.
+            ValueError: the shape or `bin_width` is not positive.
         """
         dims = math.prod(shape)
         if not shape or dims < 1 or not bin_width > 0:
@@ -76,35 +75,36 @@ def vlb(
     num_steps: int | None = None,
     num_samples: int | None = None,
     reconstruction: Reconstruction = "gaussian",
-    levels: int = 256,
+    bins: int = 256,
     index: Int[Array, "B"] | None = None,
 ) -> Bound:
-    """Variational bound on `-log p(x)`, an unbiased estimate of each of its terms (the module's formulas).
+    """Variational bound on `-log p(x)`: an unbiased estimate of each term of the formula at the top of this file.
 
-    Which chain of steps it is the bound of: that of `times`; of `num_steps` steps even in `log_snr`; or, by default,
-    all `T` steps of a `DDPM` (Ho et al. 2020, Eq. 5) and of any other process infinitely many, the integral.
+    The chain of steps is that of `times`, or `num_steps` steps even in `log_snr`. By default it is all `T` steps of a
+    `DDPM` (Ho et al. 2020, Eq. 5), and for other processes infinitely many steps, the integral.
 
     Args:
-        key: of noise and, where terms are drawn, of times. Example `i` gets noise of its own (`gen_jax.keys`), so
-            its bound does not depend on the batch; times are the same for all.
+        key: for the noise and, with `num_samples`, the times. Each example has its own noise (`gen_jax.keys`), so its
+            bound does not depend on the batch. Times are the same for all examples.
         denoise: `(x_t [B, ...], t []) -> x0_hat`, with parameters and labels bound.
-        process: the process the denoiser belongs to.
+        process: the process of the denoiser.
         x: data `[B, ...]`, floating.
-        times: decreasing times in [t_min, t_max]: the first is where the prior is compared, the last where `x` is
-            reconstructed. `samplers.times.uniform(process, n, final="stop")` makes one.
-        num_steps: in place of `times`.
-        num_samples: how many terms to draw instead of summing all, stratified and as likely as `log((1 + SNR_s) / (1
-            + SNR_t))`: of standard normal data the terms are then alike. Of the integral, 128 by default.
-        reconstruction: "gaussian", the density `N(x; x0_hat, (sigma / alpha)^2)`, for continuous data, or
-            "discretized", its integral over the bin of a value (`discretized_log_prob`), for `x = byte / 127.5 - 1`.
-        levels: number of values in [-1, 1], where discretized.
-        index: numbers `i` of the examples, `0..B-1` by default: examples 64..127 by themselves are
+        times: decreasing times in [t_min, t_max]. The first is the time of the prior, the last that of the
+            reconstruction. `samplers.times.uniform(process, n, final="stop")` makes such a grid.
+        num_steps: instead of `times`.
+        num_samples: number of terms to draw instead of summing all. They are stratified, with probabilities proportional
+            to `log((1 + SNR_s) / (1 + SNR_t))`, which makes the terms equal for standard normal data. For the integral
+            the default is 128.
+        reconstruction: "gaussian", the density `N(x; x0_hat, (sigma / alpha)^2)`, for continuous data; or "discretized",
+            its integral over the bin of a value (`discretized_log_prob`), for `x = byte / 127.5 - 1`.
+        bins: with "discretized", the number of evenly spaced values in [-1, 1].
+        index: numbers `i` of the examples, `0..B-1` by default. To compute examples 64..127 alone:
             `index=jnp.arange(64, 128)`.
 
     Raises:
-        ValueError: `x` is not floating; times that do not decrease or leave the process; both of `times` and
-            `num_steps`; `num_steps` where `log_snr(t_max)` is not finite; an unknown reconstruction; or the
-            denoiser's output does not look like `x_t`.
+        ValueError: `x` is not floating; times that do not decrease or are outside [t_min, t_max]; both `times` and
+            `num_steps`; `num_steps` with an infinite `log_snr(t_max)`; an unknown reconstruction; or the output of the
+            denoiser has another shape than `x_t`.
     """
     _check(x, reconstruction, num_steps, num_samples)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -115,7 +115,7 @@ def vlb(
 
     def x0_error(key: Key[Array, ""], t: Float[Array, ""]) -> Float[Array, "B *x"]:
         x_t = process.perturb(x, t, keys.normal(key, x.shape, index).astype(x.dtype))
-        x0_hat = denoise(x_t, t)
+        x0_hat: Array = denoise(x_t, t)
         check_like(x0_hat, x, "the denoiser")
         return x - x0_hat.astype(x.dtype)
 
@@ -136,12 +136,12 @@ def vlb(
     if reconstruction == "gaussian":
         each = (jnp.exp(log_snr) * jnp.square(error) - log_snr + math.log(2 * math.pi)) / 2
     else:
-        each = -discretized_log_prob(x, x - error, jnp.exp(-log_snr / 2), levels)
+        each = -discretized_log_prob(x, x - error, jnp.exp(-log_snr / 2), bins)
     return Bound(prior, diffusion, each.reshape(len(x), -1).sum(1))
 
 
 def _grid(process: Process, times: np.ndarray | Array | None, num_steps: int | None) -> Array | None:
-    """The times of the chain; None for infinitely many."""
+    """The times of the chain; None for infinitely many steps."""
     if times is not None and num_steps is not None:
         raise ValueError("Give times or num_steps, not both.")
     if times is not None:
@@ -149,7 +149,7 @@ def _grid(process: Process, times: np.ndarray | Array | None, num_steps: int | N
     if num_steps is None:
         return jnp.arange(process.num_steps, 0.0, -1.0) if isinstance(process, DDPM) else None
     ends = jnp.asarray([process.t_max, process.t_min])
-    with jax.ensure_compile_time_eval():  # a process without traced parameters can be looked at
+    with jax.ensure_compile_time_eval():  # concrete values, unless the process has traced parameters
         log_snr = jnp.asarray(process.log_snr(ends))
     if not isinstance(log_snr, jax.core.Tracer) and not np.isfinite(log_snr).all():
         raise ValueError(
@@ -163,7 +163,7 @@ def _grid(process: Process, times: np.ndarray | Array | None, num_steps: int | N
 def _sum(
     key: Key[Array, ""], process: Process, grid: Float[Array, "nodes"], num_samples: int | None
 ) -> tuple[Float[Array, "k"], Float[Array, "k"]]:
-    """Times and weights of the terms `(SNR_s - SNR_t) |x - x0_hat|^2`, all or as drawn (Kingma et al. 2021, Eq. 13)."""
+    """Times and weights of the terms `(SNR_s - SNR_t) |x - x0_hat|^2`, all or drawn (Kingma et al. 2021, Eq. 13)."""
     log_snr = jnp.asarray(process.log_snr(grid))
     drop = -jnp.exp(log_snr[1:]) * jnp.expm1(log_snr[:-1] - log_snr[1:])
     if num_samples is None or len(grid) == 1:
@@ -178,10 +178,10 @@ def _sum(
 def _integral(
     key: Key[Array, ""], process: Process, num_samples: int | None
 ) -> tuple[Float[Array, "k"], Float[Array, "k"]]:
-    """Times and weights whose sum is an estimate of `int |x - x0_hat|^2 dSNR`: even in `log(1 + SNR)`.
+    """Times and weights of an estimate of `int |x - x0_hat|^2 dSNR`, with times even in `log(1 + SNR)`.
 
-    The weight of a time is `dSNR / dlog(1 + SNR) = 1 + SNR`: no derivative with respect to time, which is only a name
-    for the noise level here (Kingma et al. 2021, Section 5.1).
+    The weight is `dSNR / dlog(1 + SNR) = 1 + SNR`. It needs no derivative with respect to time, which only labels the
+    noise level (Kingma et al. 2021, Section 5.1).
     """
     n = _CONTINUOUS_SAMPLES if num_samples is None else num_samples
     low, high = jax.nn.softplus(jnp.asarray(process.log_snr(jnp.asarray([process.t_max, process.t_min]))))
@@ -191,7 +191,7 @@ def _integral(
 
 
 def _stratified(key: Key[Array, ""], low: Array, high: Array, n: int) -> Float[Array, "n"]:
-    """A uniform draw in each of `n` equal parts of [low, high], in order."""
+    """One uniform draw from each of `n` equal parts of [low, high], in order."""
     return low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
 
 
@@ -207,7 +207,7 @@ def _checked_times(process: Process, times: Shaped[Array | np.ndarray, "nodes"])
     if times[0] > process.t_max * (1 + slack) or times[-1] < process.t_min * (1 - slack):
         raise ValueError(
             f"times must lie in [{process.t_min:g}, {process.t_max:g}], got {times[0]:g} to {times[-1]:g}: the bound "
-            'ends where x is reconstructed, with noise. A sampler\'s grid does so with final="stop".'
+            'ends with noise, where x is reconstructed, as grids of samplers do with final="stop".'
         )
     return times
 

@@ -1,15 +1,17 @@
 """The density of data under the probability-flow ODE, by the instantaneous change of variables.
 
-The ODE of `diffusion.flow`, `dz/dphi = f(z)` with `z = x_t / n`, carries noise to data one to one, and along its path
-(Chen et al. 2018, Eq. 8; Song et al. 2021, Eq. 39)
+The ODE of `diffusion.flow`, `dz/dphi = f(z)` with `z = x_t / n`, is a one-to-one map between noise and data. Along
+its path (Chen et al. 2018, Eq. 8; Song et al. 2021, Eq. 39)
 
     d log p(z) / dphi = -tr(df/dz),      log p_t(x_t) = log p(z) - D log n
 
-so the density of data is that of the noise they lead to, plus the trace integrated on the way there. The trace is a
-sum of `D` derivatives, or estimated by `v^T (df/dz) v` with random signs `v` (Hutchinson; Grathwohl et al. 2019, Eq. 8).
-They are kept on the whole path, so that the integral is an unbiased estimate, whose error the spread of several tells.
+so the log-density of data is that of the noise at the end of the path, plus the integral of the trace. The trace is a
+sum of `D` derivatives, or is estimated by `v^T (df/dz) v` with random signs `v` (Hutchinson; Grathwohl et al. 2019,
+Eq. 8). The same `v` is used on the whole path, so the integral is an unbiased estimate. The spread over several `v`
+gives its error.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,16 +23,25 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from gen_jax import keys
-from gen_jax.diffusion.flow import CHECKPOINTED, TSIT5, check_time, half_step, slope, solve, widen
+from gen_jax.diffusion.flow import (
+    CHECKPOINTED,
+    TSIT5,
+    Solver,
+    check_time,
+    half_step,
+    slope,
+    solve,
+    widen,
+)
 from gen_jax.diffusion.marginals import marginals
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
 
 EXACT_DIMS = 64
-"""Up to so many numbers an example, the trace is exact unless probes are asked for."""
+"""Largest number of dimensions for which the trace is exact by default."""
 
 NUM_PROBES = 8
-"""Probes of a trace that is estimated, unless told otherwise."""
+"""Default number of probes for an estimated trace."""
 
 
 class Density(NamedTuple):
@@ -39,11 +50,11 @@ class Density(NamedTuple):
     log_prob: Float[Array, "B"]
     """`log p_t(x)` in nats; NaN where `success` is False."""
     std_error: Float[Array, "B"]
-    """Standard error of `log_prob` from the probes: 0 of an exact trace, inf (not known) of a single probe."""
+    """Standard error of `log_prob` from the probes: 0 for an exact trace, inf (unknown) for a single probe."""
     x_T: PyTree[Float[Array, "B ..."]]
-    """The noise that `x` leads to, at `t_max`; NaN where `success` is False."""
+    """The state at `t_max`; NaN where `success` is False."""
     nfe: Int[Array, ""]
-    """How often the denoiser was asked, each time with one derivative a probe, or a dimension."""
+    """Number of evaluations of the denoiser, each with one derivative per probe or dimension."""
     success: Bool[Array, ""]
     """As in `samplers.adaptive.Solution`."""
 
@@ -57,46 +68,47 @@ def ode(
     t: float | int = 0.0,
     num_probes: int | None = None,
     index: Int[Array, "B"] | None = None,
-    log_prior: Callable[[Any], Float[Array, "B"]] | None = None,
+    log_prior: Callable[[PyTree], Float[Array, "B"]] | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    solver: diffrax.AbstractSolver = TSIT5,
+    solver: Solver = TSIT5,
     max_steps: int | None = 4096,
     adjoint: diffrax.AbstractAdjoint = CHECKPOINTED,
 ) -> Density:
-    """`log p_t(x)` of the model whose samples are the probability-flow ODE's, run from the prior to `t`.
+    """`log p_t(x)` of samples of the probability-flow ODE, run from the prior to `t`.
 
         log p_t(x) = log p_T(x_T) + D log(n_T / n_t) + int_{phi_t}^{phi_T} tr(df/dz) dphi
 
-    (Song et al. 2021, Eq. 39, in the variables above.) Below `t_min`, where the denoiser is not asked, the score is
-    taken to stay as it is there: from `t = 0` the first step is `y = x + r eps_hat / 2`, and adds `tr(d eps_hat / dx) r /
-    2`, with an error of `O(r^4)`, `r = sigma / alpha` at `t_min`. That is for data whose spread is wide against `r` in
-    every direction; others, such as bytes, have a density only at `t >= t_min`.
+    (Song et al. 2021, Eq. 39, in the variables above.) The denoiser is not evaluated below `t_min`; the score is
+    assumed constant there. From `t = 0` the first step is `y = x + r eps_hat / 2` and adds `tr(d eps_hat / dx) r /
+    2`, with an error of `O(r^4)`, where `r = sigma / alpha` at `t_min`. This holds for data whose spread is much
+    larger than `r` in every direction. Other data, such as bytes, have a density only at `t >= t_min`.
 
-    Examples must not depend on each other: no batch statistics in the network. The step size does, as in `adaptive.ode`.
+    The network must treat examples independently: no batch statistics. The step size is common to the batch, as in
+    `samplers.adaptive.ode`.
 
     Args:
-        key: of the probes, those of example `i` from `fold_in(key, i)`; the exact trace ignores it.
+        key: for the probes, those of example `i` from `fold_in(key, i)`; not used by an exact trace.
         denoise: `(x_t [B, ...], t []) -> x0_hat [B, ...]`, differentiable.
-        process: any, as of `adaptive.ode`.
+        process: as in `adaptive.ode`.
         x: data, any pytree of floating arrays `[B, ...]`, `D` numbers an example; at `t > 0`, noised data.
-        t: 0, or in [t_min, t_max]: the time of `x`, known when traced.
-        num_probes: `K` random signs to estimate the trace with; None is the exact trace where `D <= 64`, and 8 otherwise.
-        index: numbers `i` of the examples, as of `samplers.sample`.
-        log_prior: `x_T -> [B]`, nats; None is `process.prior`'s, `N(0, sigma_T^2 I)`.
-        rtol: tolerance of a step, in `z` and in every probe's nats, relative to them.
-        atol: tolerance of a step, in `z` and in nats.
-        solver: as of `adaptive.ode`.
-        max_steps: as of `adaptive.ode`.
-        adjoint: as of `adaptive.ode`.
+        t: the time of `x`, 0 or in [t_min, t_max]; not traced.
+        num_probes: number of random sign vectors for the trace. None means the exact trace if `D <= 64`, else 8.
+        index: numbers `i` of the examples, as in `samplers.sample`.
+        log_prior: `x_T -> [B]` in nats; by default that of `process.prior`, `N(0, sigma_T^2 I)`.
+        rtol: relative tolerance of a step, for `z` and for the nats of every probe.
+        atol: absolute tolerance of a step, for `z` and for nats.
+        solver: as in `adaptive.ode`.
+        max_steps: as in `adaptive.ode`.
+        adjoint: as in `adaptive.ode`.
 
     Returns:
-        `Density(log_prob, std_error, x_T, nfe, success)`, in float32 or better. `std_error` knows nothing of the
-        tolerance, nor of how far the prior is from what the data become: with `alpha_T > 0` that is often more, and
-        means far from 0 make it so.
+        `Density(log_prob, std_error, x_T, nfe, success)`, in float32 or better. `std_error` does not include the error of
+        the solver, nor the difference between the prior and the law of `x_T`. With `alpha_T > 0` that difference is often
+        larger, especially for data with a mean far from 0.
 
     Raises:
-        ValueError: as of `adaptive.ode`, or `num_probes` is below 1.
+        ValueError: as in `adaptive.ode`, or `num_probes` is below 1.
     """
     start = check_time(process, t, "t")
     if num_probes is not None and num_probes < 1:
@@ -106,7 +118,7 @@ def ode(
     exact = num_probes is None and dims <= EXACT_DIMS
     tangents = _axes(z) if exact else _probes(key, z, num_probes or NUM_PROBES, index)
 
-    def with_trace(f: Callable[[Any], Any], z: Any) -> tuple[Any, Float[Array, "B K"]]:
+    def with_trace(f: Callable[[PyTree], PyTree], z: PyTree) -> tuple[PyTree, Float[Array, "B K"]]:
         value, push = jax.linearize(f, z)
         each = jax.vmap(lambda v: _dot(v, push(v)))(tangents)
         return value, (each.sum(0, keepdims=True) if exact else each).T
@@ -143,44 +155,44 @@ def ode_log_prob(
     x: PyTree[Shaped[Array | np.ndarray, "..."]],
     **options: Any,
 ) -> Float[Array, "B"]:
-    """`ode(...).log_prob`, `[B]` nats: the same arguments and errors; NaN where the ODE could not be followed."""
+    """`ode(...).log_prob`, `[B]` nats: the same arguments and errors; NaN where the solver failed."""
     return ode(key, denoise, process, x, **options).log_prob
 
 
-def _axes(like: Any) -> Any:
-    """The `D` unit vectors of an example, the same for all: `[D, B, ...]`."""
+def _axes(like: PyTree) -> PyTree:
+    """The `D` unit vectors of an example, for every example: `[D, B, ...]`."""
     flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], like))
     each = jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))
     return jax.tree.map(lambda v, leaf: jnp.broadcast_to(v[:, None], (flat.size, *leaf.shape)), each, like)
 
 
-def _probes(key: Key[Array, ""], like: Any, num_probes: int, index: Int[Array, "B"] | None) -> Any:
+def _probes(key: Key[Array, ""], like: PyTree, num_probes: int, index: Int[Array, "B"] | None) -> PyTree:
     """Random signs `[K, B, ...]`, those of example `i` from `fold_in(key, i)`."""
     flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], like))
     batch = jax.tree.leaves(like)[0].shape[0]
 
-    def draw(key: Key[Array, ""]) -> Any:
+    def draw(key: Key[Array, ""]) -> PyTree:
         return jax.vmap(unravel)(jax.random.rademacher(key, (num_probes, flat.size), flat.dtype))
 
     return jax.vmap(draw, out_axes=1)(keys.per_example(key, batch, index))
 
 
-def _dot(a: Any, b: Any) -> Float[Array, "B"]:
-    """Inner product of every example."""
+def _dot(a: PyTree, b: PyTree) -> Float[Array, "B"]:
+    """Inner product, example by example."""
     products = jax.tree.map(lambda a, b: (a * b).reshape(len(a), -1).sum(1), a, b)
     return jnp.stack(jax.tree.leaves(products)).sum(0)
 
 
-def _log_normal(x: Any, std: float) -> Float[Array, "B"]:
+def _log_normal(x: PyTree, std: float) -> Float[Array, "B"]:
     """`log N(x; 0, std^2 I)`."""
-    dims = sum(leaf[0].size for leaf in jax.tree.leaves(x))
+    dims: int = sum(leaf[0].size for leaf in jax.tree.leaves(x))
     scaled = jax.tree.map(lambda x: x / std, x)
     return -_dot(scaled, scaled) / 2 - dims * float(np.log(std) + np.log(2 * np.pi) / 2)
 
 
 def _standard_error(trace: Float[Array, "B K"], exact: bool) -> Float[Array, "B"]:
-    """Of the mean of `K` columns."""
+    """Standard error of the mean over the `K` columns."""
     batch, num_probes = trace.shape
     if exact or num_probes == 1:
         return jnp.full(batch, 0 if exact else jnp.inf, trace.dtype)
-    return trace.std(1, ddof=1) / num_probes**0.5
+    return trace.std(1, ddof=1) / math.sqrt(num_probes)

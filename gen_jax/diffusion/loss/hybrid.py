@@ -1,58 +1,61 @@
-"""The loss of a network that predicts the variance of a step along with its mean."""
+"""The loss of a network that predicts both mean and variance of a step."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from gen_jax.diffusion import prediction, variance
 from gen_jax.diffusion.loss.denoising import draw
-from gen_jax.diffusion.loss.quantiles import Quantiles, stratified
-from gen_jax.diffusion.prediction import Predicts
+from gen_jax.diffusion.loss.time_sampling import TimeSampling, stratified
 from gen_jax.diffusion.process import DDPM, expand
 from gen_jax.likelihoods import discretized_log_prob
+from gen_jax.types import Predicts
 
 
 def hybrid(
     key: Key[Array, ""],
-    predict: Callable[[Float[Array, "B *x"], Float[Array, "B"]], tuple[Any, Any]],
+    predict: Callable[[Float[Array, "B *x"], Float[Array, "B"]], tuple[PyTree, PyTree]],
     process: DDPM,
     x_0: Shaped[Array, "B *x"],
     *,
     predicts: Predicts = "eps",
     weight: float = 1e-3,
-    levels: int = 256,
-    quantiles: Quantiles = stratified,
+    bins: int = 256,
+    time_sampling: TimeSampling = stratified,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """`L_simple + weight L_vlb`, for a network that predicts mean and variance (Nichol & Dhariwal 2021, Eq. 16).
 
         L_vlb = T mean_i L_i,     L at t > 1:  KL(q(x_{t-1} | x_t, x_0) || N(mean_hat, var_hat))
                                   L at t = 1:  -log P(x_0 | N(mean_hat, var_hat)), in bins
 
-    `L_vlb` is in bits per dimension, as in the authors' code (`T / 1000` times a term in bits), which their 0.001
-    goes with. The mean is held in it (`stop_gradient`): the network's `y` learns from `L_simple` alone, its `v`
-    from `L_vlb` alone.
+    `L_vlb` is in bits per dimension, as in the authors' code (`T / 1000` times a term in bits), so their weight 0.001
+    has the same meaning. In `L_vlb` the mean is constant (`stop_gradient`): the network's `y` learns from `L_simple`
+    only, its `v` from `L_vlb` only.
 
     Args:
-        key: as of `denoising`, as are `x_0`, `predicts` and `quantiles` (which must be uniform).
-        predict: `(x_t [B, ...], t [B]) -> (y, v)`, both like `x_t`; `v` says where between `beta_tilde_t` (0)
-            and `beta_t` (1) the variance lies (`variance.log_variance`). `variance.split` makes the two of
-            twice the channels.
+        key: as in `denoising`.
+        predict: `(x_t [B, ...], t [B]) -> (y, v)`, both of the shape of `x_t`. The variance lies between
+            `beta_tilde_t` (`v = 0`) and `beta_t` (`v = 1`), see `variance.log_variance`. `variance.split` makes the
+            pair from an output with twice the channels.
         process: a `DDPM` of two steps or more.
+        x_0: as in `denoising`.
+        predicts: as in `denoising`.
         weight: of `L_vlb`.
-        levels: number of values that a pixel in [-1, 1] can have; its bins are as wide as they are apart.
+        bins: number of evenly spaced values of a pixel in [-1, 1]; each is the middle of its bin.
+        time_sampling: as in `denoising`; must be uniform on [0, 1].
 
     Returns:
-        The loss, a scalar in float32 or better, and `{"mse": L_simple, "vlb_bits_per_dim": L_vlb}`, the latter
-        without the prior's term.
+        The loss, a scalar in float32 or better, and `{"mse": L_simple, "vlb_bits_per_dim": L_vlb}`, the latter without
+        the term of the prior.
 
     Raises:
-        ValueError: as of `denoising`; `predict` does not return a pair; or `process` is no such process.
+        ValueError: as in `denoising`; or `predict` does not return a pair; or `process` is not a `DDPM` of two steps or
+            more.
     """
-    noised = draw(key, process, x_0, quantiles)
+    noised = draw(key, process, x_0, time_sampling)
     y, v = variance.check_pair(predict(noised.x_t, noised.t))
     mse = noised.error(x_0, y, predicts).mean()
     prediction.check_like(v, noised.x_t, "the network")
@@ -62,7 +65,7 @@ def hybrid(
     log_var = variance.log_variance(step, v)
     nats = jnp.where(
         expand(noised.t == 1, x_0),
-        -discretized_log_prob(x_0, x0_hat, jnp.exp(log_var / 2), levels),
+        -discretized_log_prob(x_0, x0_hat, jnp.exp(log_var / 2), bins),
         variance.kl(step, x_0 - x0_hat, log_var),
     )
     bits = process.num_steps * nats.mean() / np.log(2)

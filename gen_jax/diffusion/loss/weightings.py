@@ -11,11 +11,11 @@ Weighting: TypeAlias = Callable[[Float[Array, "B"]], Float[Array, "B"]]
 """Weight of the squared error in `x_0` as a function of `log_snr_t`."""
 
 simple: Final = None
-"""No weighting: the squared error counts where it is made (`L_simple`; Ho et al. 2020, Eq. 14)."""
+"""No weighting: the plain squared error of the prediction (`L_simple`; Ho et al. 2020, Eq. 14)."""
 
 
 def snr(log_snr: Float[Array, "B"]) -> Float[Array, "B"]:
-    """Weight `w = SNR` on the error in `x_0`: `L_simple` of the noise, under every prediction."""
+    """Weight `w = SNR` on the error in `x_0`: the squared error of the noise, with every prediction."""
     return jnp.exp(log_snr)
 
 
@@ -48,6 +48,6 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
 def sigmoid(bias: float = 2.0) -> Weighting:
     """Weight `w = SNR sigmoid(bias - log_snr)` on the error in `x_0`, a sigmoid on that in `eps` (Kingma & Gao 2023).
 
-    It is theirs where `log_snr` is even in time: they multiply by `-d log_snr / dt`, which no function of `log_snr` is.
+    It equals theirs if `log_snr` is linear in time: they also multiply by `-d log_snr / dt`.
     """
     return lambda log_snr: jnp.exp(log_snr) * jax.nn.sigmoid(bias - log_snr)

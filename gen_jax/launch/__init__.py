@@ -1,0 +1,31 @@
+"""What experiments share when they are launched: options, start-up, the end.
+
+@dataclass(frozen=True)
+class Config:
+    workdir: Path = launch.ROOT / "checkpoints" / "mine"
+    data: launch.Data = launch.Data()
+    training: launch.Training = launch.Training(steps=1000)
+    sampling: launch.Sampling = launch.Sampling()
+
+config = launch.parse(Config)       # --steps, --batch-size, --dataset, --num, ...: groups have no prefix
+launch.start(config.training.batch_size)
+...
+launch.finish(config.workdir, {"loss": 0.1})
+"""
+
+from gen_jax.launch.options import ROOT, Data, Sampling, Training, flat, may_change, record
+from gen_jax.launch.start import finish, parse, run, start
+
+__all__ = [
+    "ROOT",
+    "Data",
+    "Sampling",
+    "Training",
+    "finish",
+    "flat",
+    "may_change",
+    "parse",
+    "record",
+    "run",
+    "start",
+]

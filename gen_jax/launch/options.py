@@ -1,0 +1,121 @@
+"""Groups of options that experiments share.
+
+An experiment's `Config` has them as fields and tyro nests them without prefixes, so that `training.steps` is the flag
+`--steps`. Names of options are therefore unique over all groups of a `Config` (`flat`).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import optax
+
+from gen_jax import data, training
+from gen_jax.model import FORMAT
+
+ROOT = Path(__file__).resolve().parents[2]
+"""Of the repository, for the default directories of the experiments."""
+
+RUN = tuple(f.name for f in dataclasses.fields(training.Options))
+"""Options of how a run is done; none of them changes what it learns."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to learn from."""
+
+    dataset: str = "mnist"
+    """mnist (embedded), the name of any TFDS image set, a folder of images, or a .npz file."""
+    data_dir: Path | None = None
+    """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
+    image_size: int | None = None
+    """Resize and crop the images to squares of this side (default: as they are)."""
+
+    def source(self, split: str = "train") -> data.Source:
+        """The set, of which nothing is read yet."""
+        return data.source(self.dataset, split=split, data_dir=self.data_dir, image_size=self.image_size)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to learn."""
+
+    steps: int = 1600
+    """Updates in the whole run."""
+    batch_size: int = 64
+    """Images a step, over all devices."""
+    optimizer: Literal["adam", "muon"] = "muon"
+    """Adam, or Muon for all matrices and kernels, which needs about a third fewer steps."""
+    learning_rate: float = 8e-3
+    """Highest rate, after a warm-up over the first tenth of the steps (1,000 at most) and before a cosine decay."""
+    ema_decay: float | None = 0.995
+    """Of the average of the parameters, with which samples are drawn; None: there is no average."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged into one update."""
+    microbatches: int = 1
+    """Parts in which a step takes its batch, one after the other: less memory, and faster where a part fits a cache."""
+
+    def make_optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The optimizer and its learning rate at each step."""
+        return {"adam": training.adam, "muon": training.muon}[self.optimizer](
+            self.learning_rate,
+            num_steps=self.steps,
+            warmup_steps=min(self.steps // 10, 1000),
+            accumulate=self.accumulate,
+            b2=0.99,
+        )
+
+    def make_step(self, loss: training.Loss, optimizer: optax.GradientTransformation) -> training.Step:
+        """One step of training."""
+        return training.make_step(loss, optimizer, ema_decay=self.ema_decay, microbatches=self.microbatches)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw samples."""
+
+    sample_only: bool = False
+    """Draw samples from the checkpoint in workdir, and train no further."""
+    num: int = 64
+    """How many samples."""
+    solver: str | None = None
+    """A solver by name (default: as the model says); `gen-jax sample --help` lists them."""
+    nfe: int | None = None
+    """Evaluations of the denoiser a sample; a solver of several a step takes as many whole steps as fit."""
+    guidance: float | None = None
+    """Weight of guidance: 1 is none, larger is clearer and less varied."""
+    label: int | None = None
+    """The label of all samples, where labels were learned (default: each its own, at random)."""
+
+
+GROUPS = (Data, Training, Sampling, training.Options)
+
+
+def flat(config: object) -> dict[str, object]:
+    """All options of a `Config` by name, without the groups. ValueError where two of them have one name.
+
+    Descriptions that a preset brings along (a network, a `model.Sampling`) are no options: they are a part of the model.
+    """
+    found: dict[str, object] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, GROUPS):
+            continue
+        for name, x in (flat(value) if isinstance(value, GROUPS) else {field.name: value}).items():
+            if name in found:
+                raise ValueError(f"two options of {type(config).__name__} are called {name!r}.")
+            found[name] = x
+    return found
+
+
+def record(experiment: str, config: object, **parts: object) -> dict[str, object]:
+    """What `config.json` of a run says: a format number, the experiment, its options, and `parts` such as the model."""
+    return {"format": FORMAT, "experiment": experiment, "options": flat(config), **parts}
+
+
+def may_change(*names: str) -> tuple[str, ...]:
+    """What a resumed run may set otherwise: how it is done, how it draws, and the options `names`."""
+    sampling = (f.name for f in dataclasses.fields(Sampling))
+    options = (*RUN, *sampling, "steps", "workdir", "data_dir", *names)
+    return (*(f"options.{name}" for name in options), "model.sampling")

@@ -1,0 +1,112 @@
+"""How a program begins and ends: its command line, its devices, its processes, its last words."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+import jax
+import tyro
+
+from gen_jax import training
+from gen_jax.launch.options import record
+from gen_jax.training import workdir as run_directory
+
+C = TypeVar("C")
+
+
+def parse(
+    config: type[C],
+    args: Sequence[str] | None = None,
+    *,
+    presets: Mapping[str, C] | None = None,
+    description: str | None = None,
+) -> C:
+    """The `Config` of a command line: the preset's, with what the flags change. Unknown flags are errors.
+
+    Args:
+        config: the dataclass; groups of options among its fields have no prefix.
+        args: the flags, by default those of this program.
+        presets: values of `config` by name, of which `--preset` chooses; the first is the default.
+        description: of the program, for `--help`.
+    """
+    default = None if presets is None else _preset(presets, args)
+    made: C = tyro.cli(
+        config,
+        args=args,
+        default=cast(C, default),
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return made
+
+
+def _preset(presets: Mapping[str, C], args: Sequence[str] | None) -> C:
+    """The preset that a command line names; a wrong name ends the program."""
+    first = next(iter(presets))
+
+    @dataclass
+    class Choice:
+        preset: str = first
+
+    choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
+    if choice.preset not in presets:
+        sys.exit(f"--preset must be one of {', '.join(presets)}; got {choice.preset}.")
+    return presets[choice.preset]
+
+
+def run(file: str) -> None:
+    """Run an experiment as a program: `main(parse())` of its module.
+
+    It is imported under its own name, for its presets import its `Config` and must find the same class.
+    """
+    sys.path.insert(0, str(Path(file).parent))
+    module = importlib.import_module(Path(file).stem)
+    module.main(module.parse())
+
+
+def start(batch_size: int = 2) -> None:
+    """Join the other processes of the run, if any, set up the devices, and keep compiled programs for the next run.
+
+    Call it before anything touches a device. `batch_size` is that of a step: an even one is shared by two devices made
+    of a CPU's cores, with 1 there is one device.
+    """
+    training.initialize_distributed()
+    training.split_cpu_devices(batch_size)
+    training.enable_compilation_cache()
+
+
+def finish(
+    workdir: Path,
+    summary: Mapping[str, object],
+    *,
+    config: object = None,
+    experiment: str = "",
+    lines: Sequence[str] = (),
+    form: Callable[[object], str] = lambda value: f"{value:.6g}" if isinstance(value, float) else f"{value}",
+) -> dict[str, object]:
+    """Write `summary.json` (and `config.json`, where nothing else did), and say what was found and what can be done next.
+
+    Only process 0 writes and prints. Returns the summary.
+
+    Args:
+        workdir: of the run.
+        summary: its figures, numbers and strings by name.
+        config: the `Config` of an experiment that does not train by `training.fit`, which writes `config.json` itself.
+        experiment: the name of the experiment, with `config`.
+        lines: what can be done next, commands above all.
+        form: how a figure is printed.
+    """
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if config is not None:
+            run_directory.write_json(workdir / "config.json", run_directory.plain(record(experiment, config)))
+        run_directory.write_json(workdir / "summary.json", dict(summary))
+        width = max((len(name) for name in summary), default=0)
+        for name, value in summary.items():
+            print(f"{name:{width}}  {form(value)}")
+        print(f"figures: {workdir}")
+        print("".join(f"{line}\n" for line in lines), end="")
+    return dict(summary)

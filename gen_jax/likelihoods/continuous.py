@@ -1,0 +1,91 @@
+"""Bits and real numbers."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from gen_jax.likelihoods.base import as_float, flat_parts, per_example, softplus
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Independent bits, `out` their logits: `log p = x out - softplus(out)`.
+
+    For grey values `x` this is minus the cross-entropy: the mean of `log p` over bits drawn with probabilities `x`.
+    It is not a log-probability of the grey values, which have none under this family.
+    """
+
+    def outputs(self, channels: int) -> int:
+        """One logit per channel."""
+        return channels
+
+    def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
+        """`sum x out - softplus(out)`."""
+        x, logits = flat_parts(out, x, 1)
+        return (x * logits - softplus(logits)).sum(1)
+
+    def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
+        """The probabilities of ones."""
+        return jax.nn.sigmoid(as_float(out))
+
+    def sample(
+        self, key: Key[Array, ""], out: Float[Array, "B *s O"], index: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B *s C"]:
+        """Zeros and ones."""
+        return per_example(
+            lambda k, p: jax.random.bernoulli(k, p).astype(p.dtype), key, self.mean(out), index
+        )
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent normals: `log p = -((x - mean) / sigma)^2 / 2 - log sigma - log(2 pi) / 2`, a density.
+
+    With `sigma=None` it is learned: `out` is then the means and the log sigmas, concatenated.
+    """
+
+    sigma: float | None = 1.0
+    squash: bool = False
+    """Whether the mean is the sigmoid of the output, for data in [0, 1]."""
+    floor: float = 1 / 512
+    """Added to a learned sigma: half a grey level. Without it the density of constant pixels is unbounded."""
+
+    def __post_init__(self) -> None:
+        if (self.sigma is not None and not self.sigma > 0) or not self.floor > 0:
+            raise ValueError(f"sigma and floor must be positive, got {self.sigma} and {self.floor}.")
+
+    def outputs(self, channels: int) -> int:
+        """One mean per channel, and one log sigma if it is learned."""
+        return channels if self.sigma is not None else 2 * channels
+
+    def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
+        """The sum of the normal log-densities."""
+        x, *parts = flat_parts(out, x, self.outputs(1))
+        mean, log_sigma = self._mean_and_log_sigma(*parts)
+        return (-(jnp.square((x - mean) * jnp.exp(-log_sigma)) + _LOG_2PI) / 2 - log_sigma).sum(1)
+
+    def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
+        """The mean."""
+        return self._mean_and_log_sigma(*self._split(out))[0]
+
+    def sample(
+        self, key: Key[Array, ""], out: Float[Array, "B *s O"], index: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B *s C"]:
+        """`mean + sigma eps`, which may leave [0, 1]."""
+        mean, log_sigma = self._mean_and_log_sigma(*self._split(out))
+        eps = per_example(lambda k, m: jax.random.normal(k, m.shape, m.dtype), key, mean, index)
+        return mean + jnp.exp(log_sigma) * eps
+
+    def _split(self, out: Array) -> list[Array]:
+        return jnp.split(as_float(out), self.outputs(1), axis=-1)
+
+    def _mean_and_log_sigma(self, mean: Array, log_sigma: Array | None = None) -> tuple[Array, Array]:
+        mean = jax.nn.sigmoid(mean) if self.squash else mean
+        if self.sigma is not None or log_sigma is None:
+            return mean, jnp.full((1,) * mean.ndim, math.log(self.sigma or 1.0), mean.dtype)
+        return mean, jnp.logaddexp(log_sigma, math.log(self.floor))

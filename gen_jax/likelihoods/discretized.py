@@ -1,0 +1,138 @@
+"""Bytes, or other evenly spaced values: continuous distributions integrated over bins."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr
+from jaxtyping import Array, Float, Int, Key
+
+from gen_jax.likelihoods.base import (
+    as_float,
+    check_bins,
+    flat_parts,
+    per_example,
+    softplus,
+    to_bin,
+    to_unit_interval,
+)
+
+
+@dataclass(frozen=True)
+class DiscretizedGaussian:
+    """Normal distributions integrated over bins (`discretized_log_prob`); the outputs are means and log scales."""
+
+    bins: int = 256
+
+    def __post_init__(self) -> None:
+        check_bins(self.bins)
+
+    def outputs(self, channels: int) -> int:
+        """One mean and one log scale per channel."""
+        return 2 * channels
+
+    def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
+        """The log-probability of the bins of `x`."""
+        x, mean, log_scale = flat_parts(out, x, 2)
+        return discretized_log_prob(2 * x - 1, mean, jnp.exp(log_scale), self.bins).sum(1)
+
+    def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
+        """The mean of the normal, clipped to [0, 1]: the mean except for tails outside."""
+        return to_unit_interval(jnp.split(as_float(out), 2, axis=-1)[0])
+
+    def sample(
+        self, key: Key[Array, ""], out: Float[Array, "B *s O"], index: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B *s C"]:
+        """Multiples of `1 / (bins - 1)`."""
+        mean, log_scale = jnp.split(as_float(out), 2, axis=-1)
+        noise = per_example(lambda k, m: jax.random.normal(k, m.shape, m.dtype), key, mean, index)
+        return to_bin(mean + jnp.exp(log_scale) * noise, self.bins)
+
+
+@dataclass(frozen=True)
+class DiscretizedLogistic:
+    """Logistic distributions integrated over the bins of `bins` evenly spaced values (Salimans et al. 2017, Eq. 2).
+
+        log p = log(sigmoid((x - mean + h) / s) - sigmoid((x - mean - h) / s)),     h = 1 / (bins - 1)
+
+    on [-1, 1]; the first bin begins at minus infinity, the last ends at infinity.
+    """
+
+    bins: int = 256
+
+    def __post_init__(self) -> None:
+        check_bins(self.bins)
+
+    def outputs(self, channels: int) -> int:
+        """One mean and one log scale per channel."""
+        return 2 * channels
+
+    def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
+        """The log-probability of the bins of `x`."""
+        x, mean, log_scale = flat_parts(out, x, 2)
+        return discretized_logistic_log_prob(2 * x - 1, mean, log_scale, self.bins).sum(1)
+
+    def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
+        """The mean of the logistic, clipped to [0, 1]: the mean except for tails outside."""
+        return to_unit_interval(jnp.split(as_float(out), 2, axis=-1)[0])
+
+    def sample(
+        self, key: Key[Array, ""], out: Float[Array, "B *s O"], index: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B *s C"]:
+        """Multiples of `1 / (bins - 1)`."""
+        mean, log_scale = jnp.split(as_float(out), 2, axis=-1)
+        noise = per_example(lambda k, m: jax.random.logistic(k, m.shape, m.dtype), key, mean, index)
+        return to_bin(mean + jnp.exp(log_scale) * noise, self.bins)
+
+
+def discretized_log_prob(
+    x: Float[Array, "*x"], mean: Float[Array, "*x"], std: Float[Array, "*#x"], bins: int = 256
+) -> Float[Array, "*x"]:
+    """Log-probability in nats of a bin around `x` under `N(mean, std^2)` (Ho et al. 2020, Eq. 13).
+
+        log int_{x - h}^{x + h} N(y; mean, std^2) dy,     h = 1 / (bins - 1)
+
+    `x` is one of `bins` evenly spaced values in [-1, 1]. The first bin begins at minus infinity and the last ends at
+    infinity, so the probabilities sum to 1. Logarithms of the smaller tail are subtracted, so nothing underflows. In
+    float32 the error is about `1e-7 std / h` nats.
+
+    Raises:
+        ValueError: `bins < 2`.
+    """
+    check_bins(bins)
+    h = 1 / (bins - 1)
+    centre, half = (x - mean) / std, h / std
+    # log(Phi(b) - Phi(a)) = log Phi(b) + log(1 - Phi(a) / Phi(b)), mirrored into the lower tail. The integral is even in
+    # centre, so its derivative at 0 is 0; jnp.abs, whose derivative at 0 is 1, would leave a rounding error there.
+    distance = centre * jnp.sign(centre)
+    a, b = -distance - half, -distance + half
+    log_b = log_ndtr(b)
+    ratio = jnp.minimum(log_ndtr(a) - log_b, -np.finfo(log_b.dtype).tiny)
+    inside = log_b + jnp.log(-jnp.expm1(ratio))
+    first, last = x < -1 + h, x > 1 - h
+    tail = log_ndtr(jnp.where(first, centre, -centre) + half)
+    return jnp.where(first | last, tail, inside)
+
+
+def discretized_logistic_log_prob(
+    x: Float[Array, "*x"], mean: Float[Array, "*x"], log_scale: Float[Array, "*x"], bins: int = 256
+) -> Float[Array, "*x"]:
+    """Log-probability in nats of a bin around `x`, one of `bins` evenly spaced values in [-1, 1], under a logistic.
+
+        log(sigmoid(b) - sigmoid(a)) = log(1 - e^{a - b}) - softplus(a) - softplus(-b),     a, b = (x - mean -+ h) / s
+
+    with `h = 1 / (bins - 1)`, `a = -inf` at -1 and `b = inf` at 1 (Salimans et al. 2017, Eq. 2). The right side is
+    accurate however far `x` is from the mean.
+
+    Raises:
+        ValueError: `bins < 2`.
+    """
+    check_bins(bins)
+    h = 1 / (bins - 1)
+    rate = jnp.exp(-log_scale)
+    a, b = (x - mean - h) * rate, (x - mean + h) * rate
+    first, last = x < -1 + h, x > 1 - h
+    below, above = -softplus(-b), -softplus(a)  # log-probabilities up to b, and from a
+    inside = jnp.log(-jnp.expm1(-2 * h * rate)) + below + above
+    return jnp.where(first, below, jnp.where(last, above, inside))

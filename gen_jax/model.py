@@ -1,0 +1,242 @@
+"""`Model`: the complete description of a trained diffusion model, and its form on disk.
+
+    m = model.Model(network, process, "v", conditioning.Labels(10), codec.Pixels((28, 28, 1)))
+    text = model.to_json(m)              # every field of every part, and a format number
+    m == model.from_json(text)
+
+A description is read back from a closed table of types (`TYPES`), so that a file of a stranger runs no code: an unknown
+type, an unknown field or a value of another type is a ValueError that says where it stands. Because every field is
+written, a run does not change when a default or a preset of this package does. A field that a file does not have, since
+it is newer than the file, takes its default, which therefore has to mean what was done before there was the field.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from gen_jax import samplers
+from gen_jax.codec import Codec, Latents, Pixels
+from gen_jax.conditioning import Condition, Labels, Nothing
+from gen_jax.diffusion import process
+from gen_jax.diffusion.prediction import check_predicts
+from gen_jax.diffusion.process import Process
+from gen_jax.networks.unet import UNetConfig
+from gen_jax.types import Predicts
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+FORMAT = 2
+"""Of a description on disk. Format 1 named a preset instead of writing its fields (`gen_jax.pretrained.migration`)."""
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A network without its parameters; what a linen module is."""
+
+    @property
+    def init(self) -> Callable[..., PyTree]:
+        """`init(key, x_t, t) -> params`."""
+        ...
+
+    @property
+    def apply(self) -> Callable[..., PyTree]:
+        """`apply(params, x_t [B, ...], t [B], cond) -> array like x_t`."""
+        ...
+
+
+@runtime_checkable
+class NetworkConfig(Protocol):
+    """A frozen dataclass of everything that shapes a network."""
+
+    def build(self) -> Network:
+        """The network of this configuration."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the makers of a model draw from it, where nothing else is asked for.
+
+    Args:
+        solver: a name of `samplers.named`; None is what is recommended for this number of evaluations
+            (`samplers.recommended`).
+        nfe: how often the denoiser is evaluated for a sample.
+        guidance: weight of guidance, by the condition (classifier-free), or for an unconditional model by a weaker one
+            (autoguidance); 1 is none.
+        guide_step: for an unconditional model, the step in training whose parameters are the weaker model: those of the
+            first checkpoint at or after it. None: there is no weaker model.
+
+    Raises:
+        ValueError: an unknown solver, fewer than 1 evaluation, or a weight that is not finite.
+    """
+
+    solver: str | None = None
+    nfe: int = 20
+    guidance: float = 1.0
+    guide_step: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver is not None:
+            samplers.named.find(self.solver)
+        if self.nfe < 1 or not math.isfinite(self.guidance):
+            raise ValueError(
+                f"expected nfe of at least 1 and a finite guidance, got {self.nfe} and {self.guidance}."
+            )
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that is known of a diffusion model but its weights.
+
+    Args:
+        network: configuration of the network, which builds it.
+        process: how noise was added.
+        predicts: what the network says, see `diffusion.prediction`.
+        condition: what it is told.
+        codec: what lies between data and `x_0`.
+        sampling: how to draw, unless told otherwise.
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+
+    network: NetworkConfig
+    process: Process
+    predicts: Predicts
+    condition: Condition
+    codec: Codec
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        check_predicts(self.predicts)
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        """New parameters of the network, for one example."""
+        x, t = jnp.zeros((1, *self.codec.shape)), jnp.zeros(1)
+        return self.network.build().init(key, x, t)
+
+
+TYPES: tuple[type, ...] = (
+    *(Model, Sampling, Nothing, Labels, Pixels, Latents, UNetConfig),
+    *(process.DDPM, process.VP, process.SubVP, process.VE, process.EDM, process.FlowMatching),
+)
+"""What a description may be made of."""
+
+
+def to_dict(value: object, types: Sequence[type] = ()) -> "dict[str, Json]":
+    """A model as what JSON can hold: `{"type": "Model", "network": {"type": "UNetConfig", ...}, ...}`.
+
+    `types` are configurations of one's own networks, besides `TYPES`. ValueError for a part that is none of them.
+    """
+    known = (*TYPES, *types)
+
+    def plain(value: object, where: str) -> Json:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            if type(value) not in known:
+                raise ValueError(
+                    f"{where} is a {type(value).__name__}, which can not be described: expected one of {_names(known)}. "
+                    "Give types=(...) for a class of your own, a frozen dataclass of numbers, strings and tuples."
+                )
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return {"type": type(value).__name__} | {
+                name: plain(x, f"{where}.{name}") for name, x in fields.items()
+            }
+        if isinstance(value, tuple | list):
+            return [plain(x, f"{where}[{i}]") for i, x in enumerate(value)]
+        if value is None or isinstance(value, bool | int | str) or _finite(value):
+            return typing.cast(Json, value)
+        raise ValueError(f"{where} is {value!r}: expected a finite number or a string.")
+
+    return typing.cast("dict[str, Json]", plain(value, type(value).__name__.lower()))
+
+
+def from_dict(found: object, types: Sequence[type] = ()) -> Model:
+    """The inverse of `to_dict`. ValueError, which says where, for anything that is not as it should be."""
+    value = _read(found, Model, "model", {t.__name__: t for t in (*TYPES, *types)})
+    return typing.cast(Model, value)
+
+
+def to_json(model: Model, types: Sequence[type] = ()) -> str:
+    """A model as text, with the format number."""
+    return json.dumps({"format": FORMAT, "model": to_dict(model, types)}, indent=2)
+
+
+def from_json(text: str, types: Sequence[type] = ()) -> Model:
+    """The inverse of `to_json`; other keys beside "format" and "model" are left to others."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected a description in JSON: {error}.") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        got = found.get("format") if isinstance(found, dict) else type(found).__name__
+        raise ValueError(
+            f"expected a description of format {FORMAT}, got {got!r}; a newer gen_jax may read it."
+        )
+    return from_dict(found.get("model"), types)
+
+
+def _read(found: object, expected: object, where: str, known: Mapping[str, type]) -> object:
+    """`found` as a value of the type `expected`."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        if type(found) in arguments:
+            return found
+        (expected, *_) = (a for a in arguments if a is not type(None))
+        return _read(found, expected, where, known)
+    if isinstance(found, dict) and isinstance(expected, type):
+        return _read_dataclass(found, expected, where, known)
+    if origin is tuple and isinstance(found, list):
+        each = [arguments[0]] * len(found) if arguments[-1] is ... else list(arguments)
+        if len(each) == len(found):
+            return tuple(
+                _read(x, a, f"{where}[{i}]", known) for i, (x, a) in enumerate(zip(found, each, strict=True))
+            )
+    if origin is Literal and found in arguments:
+        return found
+    if expected is float and _finite(found):
+        return float(typing.cast(float, found))
+    if expected in (bool, int, str) and type(found) is expected:
+        return found
+    raise ValueError(f"{where}: expected {_name(expected)}, got {found!r}.")
+
+
+def _read_dataclass(
+    found: Mapping[str, object], expected: type, where: str, known: Mapping[str, type]
+) -> object:
+    name = found.get("type")
+    made = known.get(name) if isinstance(name, str) else None
+    if made is None:
+        raise ValueError(
+            f"{where}: unknown type {name!r}; expected one of {_names(known.values())}. Give types=(...) for a class of "
+            "your own."
+        )
+    hints, fields = typing.get_type_hints(made), {f.name for f in dataclasses.fields(made)}
+    if unknown := sorted(set(found) - {"type"} - fields):
+        raise ValueError(f"{where}: {name} has no field {', '.join(map(repr, unknown))}.")
+    values = {k: _read(x, hints[k], f"{where}.{k}", known) for k, x in found.items() if k != "type"}
+    try:
+        value = typing.cast(Callable[..., object], made)(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not isinstance(value, expected):
+        raise ValueError(f"{where}: expected {_name(expected)}, got {name}.")
+    return value
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _name(expected: object) -> str:
+    return expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
+
+
+def _names(known: Iterable[type]) -> str:
+    return ", ".join(sorted(t.__name__ for t in known))

@@ -1,0 +1,102 @@
+"""Parameters of a run that has been trained, from its checkpoints."""
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from gen_jax.training import ema as averages
+from gen_jax.training.checkpoint import AVERAGE, DIRECTORY, CheckpointError, Checkpoints, first_line
+from gen_jax.training.fingerprint import check_arrays, describe
+from gen_jax.training.workdir import Json
+
+
+class Loaded(NamedTuple):
+    """What sampling needs of a run."""
+
+    params: PyTree
+    config: Json
+    step: int
+
+
+def load(
+    workdir: str | Path,
+    *,
+    like: PyTree | None = None,
+    ema: bool | str = True,
+    dtype: DTypeLike | None = None,
+    first_from: int | None = None,
+) -> Loaded:
+    """The averaged parameters, the config and the step of a run, from its newest whole checkpoint, on one device.
+
+    Args:
+        workdir: the directory that `fit` was given.
+        like: a tree of arrays, or of ShapeDtypeStructs, with the structure of the parameters. Dicts and lists come back
+            as they were without it; NamedTuples and the classes of flax.nnx and Equinox need it.
+        ema: the average, or the last parameters where there is none; False: the last parameters; a name: that average of
+            several.
+        dtype: to cast floating-point arrays to. Averages are float32 or better, whatever the parameters were.
+        first_from: read the first checkpoint at or after this step instead of the newest.
+
+    Raises CheckpointError where there is no checkpoint; ValueError where its arrays do not fit `like`, or it has several
+    averages or none of that name.
+    """
+    directory = Path(workdir) / DIRECTORY
+    missing = CheckpointError(
+        f"no checkpoint in {directory}: train first, or give the workdir of a run that has been trained"
+    )
+    if not directory.is_dir():
+        raise missing
+
+    def fits(meta: Json) -> None:
+        item = _chosen(meta, ema)
+        if like is not None:
+            arrays = {k: array for k, array in meta["arrays"].items() if k.split("/")[0] == item}
+            check_arrays(arrays, describe({item: _shapes(item, like)}))
+
+    with Checkpoints(directory, create=False) as checkpoints:
+
+        def target(meta: Json) -> dict[str, PyTree]:
+            item = _chosen(meta, ema)
+            tree = checkpoints.saved(meta["step"], item) if like is None else _shapes(item, like)
+            return {item: _on_one_device(tree)}
+
+        found = checkpoints.find(target, fits, first_from=first_from)
+    if found is None:
+        raise missing
+    items, meta, damaged = found
+    for step, error in damaged.items():
+        warnings.warn(f"checkpoint {directory / str(step)} is damaged ({first_line(error)})", stacklevel=2)
+    (params,) = items.values()
+    if dtype is not None:
+        cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        params = jax.tree.map(cast, params)
+    return Loaded(params, meta.get("config", {}), meta["step"])
+
+
+def _chosen(meta: Json, ema: bool | str) -> str:
+    """The item of a checkpoint that holds the parameters asked for."""
+    items = [item for item in meta["checksum"] if item.split(".")[0] == AVERAGE]
+    if ema is False or (ema is True and not items):
+        return "params"
+    wanted = items if ema is True else [item for item in items if item == f"{AVERAGE}.{ema}"]
+    if len(wanted) != 1:
+        names = ", ".join(repr(item.removeprefix(f"{AVERAGE}.")) for item in items if item != AVERAGE)
+        raise ValueError(
+            f"ema must name one of the averages of the run, {names or 'which has no names'}; got {ema!r}"
+        )
+    return wanted[0]
+
+
+def _shapes(item: str, like: PyTree) -> PyTree:
+    """Shapes and dtypes of an item of parameters like these."""
+    return jax.eval_shape(averages.start, like) if item.split(".")[0] == AVERAGE else like
+
+
+def _on_one_device(tree: PyTree) -> PyTree:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
