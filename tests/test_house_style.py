@@ -88,7 +88,7 @@ def public_objects():
     for info in pkgutil.walk_packages(gen_jax.__path__, "gen_jax."):
         module = importlib.import_module(info.name)
         for name in getattr(module, "__all__", ()):
-            value = getattr(module, name)
+            value = getattr(module, name, None)  # a submodule may not be imported yet
             if inspect.isfunction(value) or inspect.isclass(value):
                 yield f"{info.name}.{name}", value
 
