@@ -131,11 +131,7 @@ def train_step(network: unet.UNetConfig, size: int, batch: int) -> Program:
 
     def run() -> None:
         nonlocal state
-<<<<<<< HEAD
-        state, _ = jax.block_until_ready(program(state, x_0, None))
-=======
         state, _ = jax.block_until_ready(compiled(state, x_0))
->>>>>>> h-bench
 
     return run, {"memory": memory(program), "FLOPs": lowered.cost_analysis()["flops"]}
 

@@ -89,7 +89,10 @@ def public_objects():
         module = importlib.import_module(info.name)
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name, None)  # a submodule may not be imported yet
-            if inspect.isfunction(value) or inspect.isclass(value):
+            ours = getattr(value, "__module__", "").startswith(
+                "gen_jax"
+            )  # an alias for an array is jaxtyping's
+            if ours and (inspect.isfunction(value) or inspect.isclass(value)):
                 yield f"{info.name}.{name}", value
 
 
