@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 from unittest import mock
 
 import jax
@@ -39,15 +39,17 @@ import tyro
 from hlo import collectives, memory
 from jax.interpreters import mlir
 from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
 from matplotlib.ticker import LogLocator
 from pages import commit, machine, markdown, versions
 
-from gen_jax import em, gmm, keys, plots, runs, samplers, training
+from gen_jax import em, gmm, keys, plots, samplers, training
 from gen_jax.diffusion import loss, prediction, process
 from gen_jax.networks import conv, unet
 
 HERE = Path(__file__).parent
 PROCESS = process.DDPM()
+N = TypeVar("N", bound=float)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,14 @@ class Config:
     """Tiny sizes, and no page."""
 
 
-TINY: dict[str, Any] = {"batch_size": 2, "size": 8, "per_device": 2, "nfe": 3, "num": 1, "rounds": 1}
+TINY: dict[str, int | tuple[float, ...]] = {
+    "batch_size": 2,
+    "size": 8,
+    "per_device": 2,
+    "nfe": 3,
+    "num": 1,
+    "rounds": 1,
+}
 TINY |= {"batches": (2, 4), "factors": (1.0, 2.0), "sizes": (8, 16), "devices": (1, 2)}
 TINY |= {"rows": (64, 128), "evaluations": (3, 6), "samples": (1, 2)}
 TINY_NETWORK = dataclasses.replace(unet.mnist_small, channels=(8,), patch=4)
@@ -85,7 +94,7 @@ TINY_NETWORK = dataclasses.replace(unet.mnist_small, channels=(8,), patch=4)
 
 # --- programs ---
 
-Program = tuple[Callable[[], Any], dict[str, float]]
+Program = tuple[Callable[[], PyTree], dict[str, float]]
 """A call that waits, and what is known of it without a call."""
 
 
@@ -94,13 +103,15 @@ def scaled(network: unet.UNetConfig, factor: float) -> unet.UNetConfig:
     return dataclasses.replace(network, channels=tuple(round(factor * c) for c in network.channels))
 
 
-def parts(network: unet.UNetConfig, size: int, batch: int) -> tuple[training.Step, Any, Any]:
+def parts(
+    network: unet.UNetConfig, size: int, batch: int
+) -> tuple[training.Step, training.TrainState, Array]:
     """A train step as step 9 takes it, a state, and images."""
     net, optimizer = unet.UNet(network), optax.adam(1e-3)
     images = jax.ShapeDtypeStruct((batch, size, size, 1), np.float32)
     shapes = jax.eval_shape(net.init, jax.random.key(0), images, jnp.zeros(batch))
 
-    def found(params: Any, key: Any, x_0: Any) -> Any:
+    def found(params: PyTree, key: Key[Array, ""], x_0: Array) -> tuple[Array, dict[str, Array]]:
         return loss.denoising(key, lambda x_t, t: net.apply(params, x_t, t), PROCESS, x_0)
 
     rng = np.random.default_rng(0)
@@ -120,7 +131,7 @@ def train_step(network: unet.UNetConfig, size: int, batch: int) -> Program:
 
     def run() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(program(state, x_0, None))
+        state, _ = jax.block_until_ready(compiled(state, x_0))
 
     return run, {"memory": memory(program), "FLOPs": lowered.cost_analysis()["flops"]}
 
@@ -138,9 +149,9 @@ def em_step(rows: int, components: int = 16, dims: int = 8) -> Program:
 def sampler(nfe: int, num: int, size: int, network: unet.UNetConfig) -> Program:
     """A whole `samplers.sample` by UniPC."""
     _, state, x_T = parts(network, size, num)
-    plan = runs.plan(PROCESS, "unipc", nfe)
+    plan = samplers.named.plan(PROCESS, "unipc", nfe)
 
-    def draw(params: Any, plan: Any, x_T: Any) -> Any:
+    def draw(params: PyTree, plan: samplers.Plan, x_T: Array) -> Array:
         apply = lambda x, t: unet.UNet(network).apply(params, x, t)
         denoise = prediction.as_denoiser(apply, PROCESS, predicts="eps")
         return samplers.sample(jax.random.key(0), denoise, plan, x_T)
@@ -184,7 +195,7 @@ class Axis(NamedTuple):
         return found
 
 
-def timed(rounds: int, what: str, label: str, at: Sequence[Any], make: Callable[[Any], Program]) -> Axis:
+def timed(rounds: int, what: str, label: str, at: Sequence[N], make: Callable[[N], Program]) -> Axis:
     """Time, and what else the programs say."""
     programs, times = [make(x) for x in at], []
     for _ in range(rounds + 1):
@@ -270,7 +281,7 @@ def table(axis: Axis) -> str:
     return f"### {axis.title}\n\n{markdown(rows)}"
 
 
-def draw_figure(path: Any, found: list[Axis]) -> None:
+def draw_figure(path: Path | IO[bytes], found: list[Axis]) -> None:
     """A panel an axis: each cost relative to its first that is not zero, and the fitted line."""
     with plots.figure(path, width=14, height=7, nrows=2, ncols=4) as panels:
         for panel, axis in zip(panels.flat, found, strict=False):

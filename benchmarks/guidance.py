@@ -7,27 +7,30 @@ network alone on twice as many images, and `guidance.classifier_free`, which cal
 milliseconds (medians) and the medians of the rounds' ratios to the network alone.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Array, PyTree
 
-from gen_jax import guidance, runs
-from gen_jax.diffusion import prediction
+from gen_jax import guidance
+from gen_jax.diffusion import prediction, process
+from gen_jax.networks import unet
 
 
 @dataclass(frozen=True)
 class Config:
     """What to time."""
 
-    preset: str = "mnist_small"
-    """A network of gen_jax.runs.NETWORKS."""
+    preset: Literal["mnist_small", "mnist_best", "mnist"] = "mnist_small"
+    """A network of `networks.unet`."""
     batch: int = 64
     """Images that are guided."""
     rounds: int = 15
@@ -35,7 +38,7 @@ class Config:
     """In a round."""
 
 
-def seconds(call: Callable[[], Any], calls: int) -> float:
+def seconds(call: Callable[[], PyTree], calls: int) -> float:
     """Wall time of one."""
     begin = time.perf_counter()
     for _ in range(calls):
@@ -43,29 +46,42 @@ def seconds(call: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - begin) / calls
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config) -> dict[str, float]:
     """Print the medians."""
-    options = {"preset": config.preset, "process": "vp", "dropout": 0.0, "dtype": "float32", "remat": False}
-    net, proc = runs.build(options, 10)
+    network = dataclasses.replace(getattr(unet, config.preset), num_classes=10, time_scale=1000)
+    net, proc = network.build(), process.VP()
     key, t = jax.random.key(0), jnp.float32(0.4)
     x = jax.random.normal(key, (config.batch, 28, 28, 1))
     label = jnp.arange(config.batch) % 10
     null = jnp.full_like(label, 10)
     params = jax.jit(net.init)(key, x, jnp.zeros(config.batch), label)
 
-    def denoise(x_t: Any, t: Any, label: Any) -> Any:
-        apply = lambda x_t, t: net.apply(params, x_t, t, label)
-        return prediction.as_denoiser(apply, proc, predicts="v")(x_t, t)
+    def denoiser(params: PyTree) -> Callable[[Array, Array, Array], Array]:
+        def denoise(x_t: Array, t: Array, label: Array) -> Array:
+            apply = lambda x_t, t: net.apply(params, x_t, t, label)
+            return prediction.as_denoiser(apply, proc, predicts="v")(x_t, t)
 
-    guided = jax.jit(lambda x, w: guidance.classifier_free_batched(denoise, label, null, w)(x, t))
-    one, other = (lambda x_t, t, y=y: denoise(x_t, t, y) for y in (label, null))
-    apart = jax.jit(lambda x, w: guidance.classifier_free(one, other, w)(x, t))
-    twice, both = jnp.concatenate([x, x]), jnp.concatenate([label, null])
-    alone = jax.jit(lambda x: denoise(x, t, both))
+        return denoise
+
+    @jax.jit
+    def alone(params: PyTree, x: Array, label: Array) -> Array:
+        return denoiser(params)(x, t, label)
+
+    @jax.jit
+    def guided(params: PyTree, x: Array, w: Array) -> Array:
+        return guidance.classifier_free_batched(denoiser(params), label, null, w)(x, t)
+
+    @jax.jit
+    def apart(params: PyTree, x: Array, w: Array) -> Array:
+        denoise = denoiser(params)
+        one, other = (lambda x_t, t, y=y: denoise(x_t, t, y) for y in (label, null))
+        return guidance.classifier_free(one, other, w)(x, t)
+
+    twice, both, weight = jnp.concatenate([x, x]), jnp.concatenate([label, null]), jnp.float32(2)
     sides = {
-        "network_twice_the_batch": lambda: alone(twice),
-        "guided_batched": lambda: guided(x, jnp.float32(2)),
-        "guided_two_calls": lambda: apart(x, jnp.float32(2)),
+        "network_twice_the_batch": lambda: alone(params, twice, both),
+        "guided_batched": lambda: guided(params, x, weight),
+        "guided_two_calls": lambda: apart(params, x, weight),
     }
     rounds = np.array(
         [[seconds(side, config.calls) for side in sides.values()] for _ in range(config.rounds + 1)][1:]

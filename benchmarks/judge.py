@@ -98,7 +98,7 @@ def judge(weights: Path) -> nn.Module:
     return net
 
 
-def main(config: Config) -> dict:
+def main(config: Config) -> dict[str, object]:
     """Print the judge's verdict as one JSON line."""
     samples = np.load(config.samples)
     net = judge(config.weights)

@@ -32,28 +32,30 @@ from judge import REPO, features, idx, judge, probabilities
 from pages import Kept, commit, machine, markdown, versions
 
 NUM = 2000
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "default": ({}, {}),
-    "channels 16, 48": ({}, {"channels": (16, 48)}),
-    "channels 32, 96": ({}, {"channels": (32, 96)}),
-    "channels 48, 128": ({}, {"channels": (48, 128)}),
-    "attention": ({}, {"middle_attention": True}),
-    "channels 96, patches of 4": ({}, {"channels": (96,), "patch": 4}),
-    "two blocks": ({}, {"blocks": 2}),
-    "batch 32": ({"batch_size": 32}, {}),
-    "batch 128": ({"batch_size": 128}, {}),
-    "Adam, 2e-3": ({"optimizer": "adam", "learning_rate": 2e-3}, {}),
-    "rate 4e-3": ({"learning_rate": 4e-3}, {}),
-    "rate 1.6e-2": ({"learning_rate": 1.6e-2}, {}),
-    "average 0.998": ({"ema_decay": 0.998}, {}),
-    "times 0.5, 1.4": ({"times_mean": 0.5, "times_std": 1.4}, {}),
-    "times uniform": ({"times": "uniform"}, {}),
-    "predicts eps": ({"predicts": "eps"}, {}),
-    "predicts x0": ({"predicts": "x0"}, {}),
-    "linear schedule": ({"process": "ddpm_linear"}, {}),
-    "bfloat16": ({"dtype": "bfloat16"}, {}),
+Row = dict[str, float | str]
+"""What was found of a run, by name."""
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "default": ("", {}),
+    "channels 16, 48": ("", {"channels": (16, 48)}),
+    "channels 32, 96": ("", {"channels": (32, 96)}),
+    "channels 48, 128": ("", {"channels": (48, 128)}),
+    "attention": ("", {"middle_attention": True}),
+    "channels 96, patches of 4": ("", {"channels": (96,), "patch": 4}),
+    "two blocks": ("", {"blocks": 2}),
+    "batch 32": ("--batch-size 32", {}),
+    "batch 128": ("--batch-size 128", {}),
+    "Adam, 2e-3": ("--optimizer adam --learning-rate 2e-3", {}),
+    "rate 4e-3": ("--learning-rate 4e-3", {}),
+    "rate 1.6e-2": ("--learning-rate 1.6e-2", {}),
+    "average 0.998": ("--ema-decay 0.998", {}),
+    "times 0.5, 1.4": ("--times-mean 0.5 --times-std 1.4", {}),
+    "times uniform": ("--times uniform", {}),
+    "predicts eps": ("--predicts eps", {}),
+    "predicts x0": ("--predicts x0", {}),
+    "linear schedule": ("--process ddpm_linear", {}),
+    "bfloat16": ("--dtype bfloat16", {}),
 }
-"""What is changed in the experiment's `Config`, and in the preset's `UNetConfig`."""
+"""Flags of the experiment, and what is changed in the preset's `UNetConfig`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Config:
     minutes: tuple[float, ...] = (2.0,)
     """Of training, compilation left out."""
     weight: float = 2.0
-    """Of guidance by younger parameters."""
+    """Of guidance by parameters of an earlier step."""
     only_rates: bool = False
     """Measure the steps a second, and stop."""
     processes: int = 1
@@ -77,14 +79,15 @@ def run(name: str, steps: int, log_every: int, workdir: Path) -> None:
     sys.path.insert(0, str(REPO / "experiments"))
     import step09_diffusion as step09
 
-    from gen_jax import runs, training
+    from gen_jax import training
 
     training.split_cpu_devices()
-    changes, network = VARIANTS[name]
-    runs.NETWORKS["mnist_small"] = dataclasses.replace(runs.NETWORKS["mnist_small"], **network)
-    step09.draw_samples = lambda config: np.zeros(0)
-    often = {"log_every": log_every, "checkpoint_every": 10**9, "sample_every": 10**9}
-    step09.train(dataclasses.replace(step09.Config(), steps=steps, workdir=workdir, **often, **changes))
+    flags, network = VARIANTS[name]
+    rare = f"--checkpoint-every {10**9} --sample-every {10**9}"
+    options = f"--steps {steps} --log-every {log_every} {rare} {flags}".split()
+    config = step09.parse([*options, "--workdir", str(workdir)])
+    network = dataclasses.replace(config.network, **network)
+    step09.train(dataclasses.replace(config, network=network))
 
 
 def rate(name: str, workdir: Path) -> float:
@@ -101,29 +104,31 @@ def slug(name: str) -> str:
 
 def costs(name: str) -> str:
     """What of a variant decides its rate: two with the same need it measured once."""
-    changes, network = VARIANTS[name]
-    return json.dumps({k: changes[k] for k in ("batch_size", "optimizer", "dtype") if k in changes} | network)
+    flags, network = VARIANTS[name]
+    given = re.findall(r"--(batch-size|optimizer|dtype) (\S+)", flags)
+    return json.dumps({flag.replace("-", "_"): value for flag, value in given} | network)
 
 
-def measure(name: str, minutes: float, steps: int, weight: float, workdir: Path) -> dict[str, Any]:
+def measure(name: str, minutes: float, steps: int, weight: float, workdir: Path) -> Row:
     """Trains a variant and judges what it draws."""
     import jax
 
-    from gen_jax import metrics, runs
+    from gen_jax import generate, metrics, pretrained
 
     run(name, steps, 50, workdir)
-    trained, classifier = runs.load(workdir), judge(REPO / "checkpoints" / "judge.pt")
+    trained, classifier = pretrained.load_run(workdir), judge(REPO / "checkpoints" / "judge.pt")
     real = metrics.moments(features(classifier, idx("t10k-images-idx3-ubyte")))
     found = {
         "variant": name,
         "minutes": minutes,
-        "parameters": sum(x.size for x in jax.tree.leaves(trained.params)),
+        "parameters": sum(x.size for x in jax.tree.leaves(trained.weights["network"])),
         "steps": trained.step,
-        "images": trained.step * trained.config["batch_size"],
+        "images": trained.step * trained.options["batch_size"],
         "trained_on": jax.devices()[0].device_kind,
     }
     for kind, chosen in (("plain", 1.0), ("guided", weight)):
-        images, _ = runs.sample(trained, jax.random.key(1), NUM, solver="ddpm", nfe=50, guidance=chosen)
+        options = {"solver": "ddpm", "nfe": 50, "guidance": chosen}
+        images, _ = generate.sample(trained.model, trained.weights, jax.random.key(1), NUM, **options)
         p = probabilities(classifier, images)
         drawn = metrics.moments(features(classifier, images))
         found[f"distance {kind}"] = float(metrics.frechet_distance(real, drawn))
@@ -131,7 +136,7 @@ def measure(name: str, minutes: float, steps: int, weight: float, workdir: Path)
     return found
 
 
-def front(rows: list[dict[str, Any]]) -> list[bool]:
+def front(rows: list[Row]) -> list[bool]:
     """Whether no other row has a smaller distance, guided, in no more time."""
     pair = [(row["minutes"], row["distance guided"]) for row in rows]
     return [not any(m <= minutes and d < distance for m, d in pair) for minutes, distance in pair]
@@ -183,10 +188,10 @@ def main(config: Config) -> None:
     if config.only_rates:
         return
     judge(REPO / "checkpoints" / "judge.pt")
-    runs = {f"run {name}: {m:g} minutes": (name, m) for m in config.minutes for name in config.variants}
+    every = {f"run {name}: {m:g} minutes": (name, m) for m in config.minutes for name in config.variants}
     with ProcessPoolExecutor(config.processes, **spawn) as pool:
         futures = {}
-        for title, (name, minutes) in runs.items():
+        for title, (name, minutes) in every.items():
             if title not in kept.found:
                 steps = max(50, round(60 * minutes * rates[name] / 50) * 50)
                 workdir = config.workdir / f"run_{slug(name)}_{minutes:g}"

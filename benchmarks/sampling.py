@@ -7,7 +7,7 @@
    Ours is a whole sample as `gen-jax sample` draws it, waited for, over its steps. PyTorch has the same network
    (`train_step.py`; the parameter counts are compared) and grid, coefficients made beforehand, eval and inference mode;
    float32 channels-last and contiguous, bfloat16 by autocast, and so with weights that need no cast at every step.
-2. Ours by batch, with the recommended solver (UniPC, 12 evaluations).
+2. Ours by batch, by UniPC with 12 evaluations.
 3. 64 images by the network of 1, in the setting of each side that is fastest there: the book's way, 1,000 steps of DDPM
    in PyTorch, of which 20 are timed and multiplied by 50; ours as in 2. That 12 evaluations of UniPC are as good as
    1,000 steps of DDPM is not measured here but by `experiments/samplers_compare.py`.
@@ -35,13 +35,18 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
+from jaxtyping import PyTree
 from pages import commit, machine, markdown, versions
 from train_step import TorchUNet, seconds
 
-from gen_jax import runs, samplers
+from gen_jax import generate, samplers
+from gen_jax.codec import Pixels
+from gen_jax.conditioning import Nothing
+from gen_jax.diffusion import process
+from gen_jax.model import Model
 from gen_jax.networks import unet
 
-PROCESS = runs.PROCESSES["ddpm_linear"]()
+PROCESS = process.DDPM(schedule="linear")
 IMAGE = (28, 28, 1)
 DDPM_STEPS = 1000
 DTYPES = ("float32", "bfloat16")
@@ -79,12 +84,12 @@ TINY |= {"ddpm_steps": 2, "rounds": 1}
 
 
 @functools.cache
-def network(preset: str, dtype: str) -> tuple[unet.UNet, Any]:
-    """Of a preset, and parameters: small random numbers."""
-    options = {"preset": preset, "process": "ddpm_linear", "dropout": 0.0, "dtype": dtype, "remat": False}
-    (net, _), rng = runs.build(options), np.random.default_rng(0)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *IMAGE)), jnp.zeros(1))
-    return net, jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.05, s.shape), s.dtype), shapes)
+def network(preset: str, dtype: str) -> tuple[Model, PyTree]:
+    """A model with the network of a preset, and parameters: small random numbers."""
+    config, rng = dataclasses.replace(getattr(unet, preset), dtype=dtype), np.random.default_rng(0)
+    model = Model(config, PROCESS, "eps", Nothing(), Pixels(IMAGE))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return model, jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.05, s.shape), s.dtype), shapes)
 
 
 def coefficients(grid: np.ndarray, eta: float) -> list[tuple[float, float, float]]:
@@ -103,7 +108,9 @@ def coefficients(grid: np.ndarray, eta: float) -> list[tuple[float, float, float
     return rows
 
 
-def torch_draw(setting: str, batch: int, grid: np.ndarray, eta: float) -> tuple[Callable[[], Any], int]:
+def torch_draw(
+    setting: str, batch: int, grid: np.ndarray, eta: float
+) -> tuple[Callable[[], torch.Tensor], int]:
     """A sample along `grid`, and the parameter count of the network."""
     layout = torch.contiguous_format if "contiguous" in setting else torch.channels_last
     kind = torch.bfloat16 if "weights" in setting else torch.float32
@@ -125,18 +132,21 @@ def torch_draw(setting: str, batch: int, grid: np.ndarray, eta: float) -> tuple[
     return draw, sum(p.numel() for p in net.parameters())
 
 
-def jax_draw(preset: str, dtype: str, batch: int, plan: samplers.Plan) -> tuple[Callable[[], Any], int]:
+def jax_draw(preset: str, dtype: str, batch: int, plan: samplers.Plan) -> tuple[Callable[[], PyTree], int]:
     """The same of ours, as `gen-jax sample` draws images."""
-    (net, params), mesh = network(preset, dtype), runs.local_mesh(batch)
-    draw, placed = runs.sampler(net, PROCESS, "eps", IMAGE, mesh), runs.place(params, mesh)
+    model, params = network(preset, dtype)
+    draw = generate.sampler(model, generate.local_mesh(batch))
+    placed = draw.place({"network": params})
     count = sum(p.size for p in jax.tree.leaves(params))
     return lambda: jax.block_until_ready(draw(placed, jax.random.key(0), plan, np.arange(batch))), count
 
 
 # --- what is measured ---
 
-Sides = dict[str, Callable[[], Any]]
+Sides = dict[str, Callable[[], object]]
 Times = dict[str, list[float]]
+Found = dict[str, Any]
+"""A measurement, as JSON."""
 
 
 def alternating(sides: Sides, rounds: int) -> Times:
@@ -166,7 +176,7 @@ def times_torch(times: Times, dtype: str = "") -> float:
     return round(statistics.median(a / b for a, b in zip(theirs, ours, strict=True)), 3)
 
 
-def a_step(config: Config) -> dict:
+def a_step(config: Config) -> Found:
     """The first measurement."""
     grid = samplers.times.uniform(PROCESS, config.steps)
     plan = samplers.DDIM().plan(PROCESS, grid)
@@ -185,20 +195,20 @@ def a_step(config: Config) -> dict:
     }
 
 
-def by_batch(config: Config, preset: str, dtype: str) -> dict:
+def by_batch(config: Config, preset: str, dtype: str) -> Found:
     """The second measurement."""
-    plan = runs.plan(PROCESS, "unipc", config.nfe)
+    plan = samplers.named.plan(PROCESS, "unipc", config.nfe)
     sides = {f"{batch}": jax_draw(preset, dtype, batch, plan)[0] for batch in config.batches}
     times = {n: [t / int(n) for t in ts] for n, ts in alternating(sides, config.rounds).items()}
     found = {"measurement": "batch", "preset": preset, "dtype": dtype, "nfe": config.nfe}
     return found | {"ms_a_sample": medians(times, 1e3), "fastest": fastest(times, "")}
 
 
-def images(config: Config, setting: str, dtype: str) -> dict:
+def images(config: Config, setting: str, dtype: str) -> Found:
     """The third measurement."""
     grid = samplers.times.uniform(PROCESS, DDPM_STEPS)[: config.ddpm_steps + 1]
     theirs, _ = torch_draw(setting, config.images, grid, 1.0)
-    ours, _ = jax_draw("mnist", dtype, config.images, runs.plan(PROCESS, "unipc", config.nfe))
+    ours, _ = jax_draw("mnist", dtype, config.images, samplers.named.plan(PROCESS, "unipc", config.nfe))
     times = alternating({f"torch {setting}": theirs, f"gen_jax {dtype}": ours}, config.rounds)
     times[f"torch {setting}"] = [DDPM_STEPS / config.ddpm_steps * t for t in times[f"torch {setting}"]]
     found = {"measurement": "images", "images": config.images, "steps_timed_of_1000": config.ddpm_steps}
@@ -243,7 +253,7 @@ def table(head: str, values: dict[str, float], ratios: dict[str, float]) -> str:
     return markdown([["side", head], *([name, f"{value:g}"] for name, value in (values | below).items())])
 
 
-def page(config: Config, step: dict, batches: list[dict], drawn: dict) -> str:
+def page(config: Config, step: Found, batches: list[Found], drawn: Found) -> str:
     """SAMPLING.md."""
     rows = [[r["preset"], r["dtype"], *map(str, r["ms_a_sample"].values()), r["fastest"]] for r in batches]
     return PAGE.format(
@@ -258,7 +268,7 @@ def page(config: Config, step: dict, batches: list[dict], drawn: dict) -> str:
     )
 
 
-def main(config: Config) -> list[dict]:
+def main(config: Config) -> list[Found]:
     """Print a JSON line a measurement, and write the page."""
     jax.config.update("jax_num_cpu_devices", config.devices)
     config = dataclasses.replace(config, **TINY) if config.smoke else config

@@ -13,8 +13,7 @@ which neither side has seen. For it both sides sample with the same deterministi
 parameters and without guidance. Each side is a process of its own, and its clock starts when that does; drawing for the
 distance happens afterwards, from checkpoints. What is done is kept in the workdir, and a second run of a command that was
 stopped goes on from there; a side whose training was stopped starts anew. Apart from that: the wall time of drawing 64
-images each side's own way, the book's with 1,000 steps of DDPM, ours with the recommended solver (UniPC, 12 evaluations),
-compiled.
+images each side's own way, the book's with 1,000 steps of DDPM, ours with UniPC of 12 evaluations, compiled.
 
 Printed and written to `benchmarks/TIME_TO_QUALITY.md`: distance against time of both sides, and the ratio of the times.
 Needs the extra `bench`.
@@ -205,25 +204,25 @@ def draw_ours(checkpoint: Path) -> np.ndarray:
     """Samples of a checkpoint by DDIM, without guidance."""
     import jax
 
-    from gen_jax import runs
+    from gen_jax import generate, pretrained
 
     with tempfile.TemporaryDirectory() as alone:
         shutil.copytree(checkpoint, Path(alone, "checkpoints", checkpoint.name))
-        return runs.sample(runs.load(alone), jax.random.key(1), NUM, solver="ddim", nfe=50)[0]
+        model, weights = pretrained.load(alone)
+    options = {"solver": "ddim", "nfe": 50, "guidance": 1.0}
+    return generate.sample(model, weights, jax.random.key(1), NUM, **options)[0]
 
 
 def seconds_of_64(workdir: Path) -> float:
-    """Wall time of drawing 64 images with the recommended solver, compiled: median of five."""
+    """Wall time of drawing 64 images with UniPC of 12 evaluations, compiled: median of five."""
     import jax
 
-    from gen_jax import runs
+    from gen_jax import generate, pretrained
 
-    run = runs.load(workdir)
-    draw, table = (
-        runs.sampler(run.net, run.process, run.predicts, run.shape),
-        runs.plan(run.process, "unipc", 12),
-    )
-    one = lambda k: jax.block_until_ready(draw(run.params, jax.random.key(k), table, np.arange(64)))
+    model, weights = pretrained.load(workdir)
+    draw, plan = generate.sampler(model), generate.plan(model, "unipc", 12)
+    weights = draw.place({"network": weights["network"]})
+    one = lambda k: jax.block_until_ready(draw(weights, jax.random.key(k), plan, np.arange(64)))
     one(0)
     times = []
     for k in range(1, 6):
@@ -310,7 +309,7 @@ def main(config: Config) -> None:
     write_page(rows, result)
 
 
-def write_page(rows: list[tuple[str, float, int, float]], result: dict) -> None:
+def write_page(rows: list[tuple[str, float, int, float]], result: dict[str, object]) -> None:
     """TIME_TO_QUALITY.md."""
     head = ["side", "seconds since its start", "updates", "Frechet distance"]
     table = markdown([head, *([side, f"{at:.0f}", f"{step}", f"{d:.1f}"] for side, at, step, d in rows)])

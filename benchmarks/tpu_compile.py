@@ -13,12 +13,13 @@ loop runs is not known, and its body counts once: a case is a single step, a sam
 """
 
 import argparse
+import dataclasses
 import os
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
@@ -29,6 +30,7 @@ import optax
 from hlo import collectives, memory, traffic
 from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, DTypeLike, Key, PyTree
 from pages import commit, markdown, row, table_of, versions
 
 from gen_jax import data, gmm, guidance, hvae, keys, likelihoods, samplers, training, vae
@@ -69,29 +71,31 @@ class Case(NamedTuple):
 
 # --- what each family trains ---
 
-Family = Callable[[Case], tuple[training.Loss, Any, dict[str, Any]]]
-"""Of a case the loss, the shapes of the parameters, and those of an example."""
+Example = dict[str, tuple[tuple[int, ...], DTypeLike]]
+Family = Callable[[Case], tuple[training.Loss, PyTree, Example]]
+"""Of a case the loss, the shapes of the parameters, and shapes and types of an example."""
 
 IMAGE, COLOUR, LABEL = ((28, 28, 1), np.uint8), ((32, 32, 3), np.uint8), ((), np.int32)
 
 
-def shapes(init: Callable[..., Any], *args: Any) -> Any:
+def shapes(init: Callable[..., PyTree], *args: Array) -> PyTree:
     """Of what `init(key, *args)` makes."""
     return jax.eval_shape(init, jax.random.key(0), *args)
 
 
-def mlp(case: Case) -> Any:
+def mlp(case: Case) -> tuple[training.Loss, PyTree, Example]:
     """The network of step 6."""
     net = MLP((1024, 1024, 1))
-    predict: Callable[..., Any] = net.apply
 
-    def squared(params: Any, key: Any, batch: Any) -> Any:
-        return ((predict(params, batch["x"])[:, 0] - batch["y"]) ** 2).mean(), {}
+    def squared(
+        params: PyTree, key: Key[Array, ""], batch: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        return ((net.apply(params, batch["x"])[:, 0] - batch["y"]) ** 2).mean(), {}
 
     return squared, shapes(net.init, jnp.zeros((1, 64))), {"x": ((64,), np.float32), "y": ((), np.float32)}
 
 
-def flat_vae(case: Case) -> Any:
+def flat_vae(case: Case) -> tuple[training.Loss, PyTree, Example]:
     """Step 7's preset `best`."""
     model = vae.VAE(
         autoencoder.MLPEncoder(50, (200, 200)),
@@ -103,7 +107,7 @@ def flat_vae(case: Case) -> Any:
     return found, shapes(model.init, jnp.zeros((1, 28, 28, 1))), {"image": IMAGE}
 
 
-def ladder_vae(case: Case) -> Any:
+def ladder_vae(case: Case) -> tuple[training.Loss, PyTree, Example]:
     """Step 8's preset `best`."""
     stages = (
         ladder.Stage(64, (4, 4), 1, 0, 32),
@@ -117,19 +121,20 @@ def ladder_vae(case: Case) -> Any:
 
 def network(name: str, case: Case, num_classes: int | None = None) -> unet.UNet:
     """A U-Net of a preset."""
-    config = getattr(unet, name)
-    changed = {"dtype": jnp.dtype(case.dtype), "remat": case.remat, "num_classes": num_classes}
-    return unet.UNet(unet.replace(config, **changed))
+    changed = {"dtype": case.dtype, "remat": case.remat, "num_classes": num_classes}
+    return dataclasses.replace(getattr(unet, name), **changed).build()
 
 
 def diffusion(name: str, num_classes: int | None = None) -> Family:
     """Step 9's presets, and with classes step 10's."""
 
-    def family(case: Case) -> Any:
+    def family(case: Case) -> tuple[training.Loss, PyTree, Example]:
         net, proc = network(name, case, num_classes), process.DDPM()
         shape = (COLOUR if name == "cifar10" else IMAGE)[0]
 
-        def found(params: Any, key: Any, batch: Any) -> Any:
+        def found(
+            params: PyTree, key: Key[Array, ""], batch: dict[str, Array]
+        ) -> tuple[Array, dict[str, Array]]:
             key_dropout, key_loss = jax.random.split(key)
             predict = lambda x_t, t: net.apply(
                 params, x_t, t, batch.get("label"), rngs={"dropout": key_dropout}
@@ -142,11 +147,12 @@ def diffusion(name: str, num_classes: int | None = None) -> Family:
     return family
 
 
-def noised_classifier(case: Case) -> Any:
+def noised_classifier(case: Case) -> tuple[training.Loss, PyTree, Example]:
     """The classifier that guides."""
     net = Classifier(10)
-    classify: Callable[..., Any] = net.apply
-    found = guidance.classifier_loss(classify, process.DDPM(), prepare=lambda key, image: data.to_unit(image))
+    found = guidance.classifier_loss(
+        net.apply, process.DDPM(), prepare=lambda key, image: data.to_unit(image)
+    )
     params = shapes(net.init, jnp.zeros((1, 28, 28, 1)), jnp.zeros(1))
     return found, params, {"image": IMAGE, "label": LABEL}
 
@@ -209,7 +215,7 @@ def sampler_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
     x_T = jax.ShapeDtypeStruct((case.per_chip * mesh.size, 32, 32, 3), np.float32)
     state = jax.eval_shape(lambda x: samplers.init(plan, x), x_T)
 
-    def step(params: Any, key: Any, state: Any) -> Any:
+    def step(params: PyTree, key: Key[Array, ""], state: samplers.State) -> samplers.State:
         denoise = prediction.as_denoiser(lambda x, t: net.apply(params, x, t), proc, predicts="eps")
         return samplers.step(key, denoise, plan, state)[0]
 
@@ -228,46 +234,21 @@ PROGRAMS = {"em": em_step, "sampler": sampler_step}
 # --- what the compiler made of them ---
 
 
-class Read(NamedTuple):
-    """What a compiled program says of itself, a chip."""
-
-    case: Case
-    gflops: float
-    counted: float
-    """GB, by XLA: with those that stay on the chip."""
-    gbytes: float
-    """To and from the main memory."""
-    memory: float
-    """GB: arguments, results that share no memory with them, and temporaries."""
-    parameters: float
-    """GB of the arguments."""
-    collectives: dict[str, tuple[int, float]]
-    seconds: float
-    """To compile."""
-
-    @property
-    def bound(self) -> float:
-        """Of the share of the peak that can be reached."""
-        chip = CHIPS[self.case.topology.split(":")[0]]
-        compute, memory = self.gflops * 1e9 / chip.flops, self.gbytes * 1e9 / chip.bandwidth
-        return compute / max(compute, memory)
-
-
-def read(case: Case) -> Read:
-    """Compile a case."""
+def read(case: Case) -> list[str]:
+    """What the compiled program of a case says of itself, a chip: the cells of `HEAD` after the case's name."""
     mesh, began = mesh_of(case.topology), time.monotonic()
     compiled = PROGRAMS.get(case.family, train_step)(case, mesh).compile()
-    cost, text = compiled.cost_analysis(), compiled.as_text()
-    return Read(
-        case,
-        cost["flops"] / 1e9,
-        cost["bytes accessed"] / 1e9,
-        traffic(text) / 1e9,
-        memory(compiled) / 1e9,
-        compiled.memory_analysis().argument_size_in_bytes / 1e9,
-        collectives(text),
-        time.monotonic() - began,
-    )
+    seconds, text, cost = time.monotonic() - began, compiled.as_text(), compiled.cost_analysis()
+    chip, moved, flops = CHIPS[case.topology.split(":")[0]], traffic(text), cost["flops"]
+    bound = min(1, flops / moved / (chip.flops / chip.bandwidth))
+    inputs = compiled.memory_analysis().argument_size_in_bytes
+    said = [f"{kind} {n}, {size / 1e6:.3g}" for kind, (n, size) in sorted(collectives(text).items())]
+    return [
+        *(f"{flops / 1e9:.4g}", f"{cost['bytes accessed'] / 1e9:.3g}", f"{moved / 1e9:.3g}"),
+        *(f"{flops / moved:.0f}", f"{bound:.2f}", f"{memory(compiled) / 1e9:.3g}", f"{inputs / 1e9:.3g}"),
+        "; ".join(said) or "none",
+        f"{seconds:.0f}",
+    ]
 
 
 # --- the page ---
@@ -327,22 +308,11 @@ def write_page(rows: dict[tuple[str, ...], list[str]]) -> None:
     PATH.write_text(PAGE.format(table=markdown([HEAD, *table])))
 
 
-def line(r: Read) -> list[str]:
-    """What a row says of a program."""
-    said = [f"{kind} {count}, {size / 1e6:.3g}" for kind, (count, size) in sorted(r.collectives.items())]
-    return [
-        *(f"{r.gflops:.4g}", f"{r.counted:.3g}", f"{r.gbytes:.3g}", f"{r.gflops / r.gbytes:.0f}"),
-        *(f"{r.bound:.2f}", f"{r.memory:.3g}", f"{r.parameters:.3g}"),
-        "; ".join(said) or "none",
-        f"{r.seconds:.0f}",
-    ]
-
-
 def compiled_row(case: Case) -> list[str]:
     """A row of the table; of a program that is too large for the chip, what the compiler says."""
     source = f"{commit()}, {versions('jax', 'libtpu')}"
     try:
-        return [*title(case), *line(read(case)), source]
+        return [*title(case), *read(case), source]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

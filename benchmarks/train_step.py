@@ -15,12 +15,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
 import tyro
+from jax.typing import DTypeLike
 from torch import nn
 from torch.nn import functional as F
 
@@ -126,9 +126,9 @@ def microbatches(config: Config) -> int:
     return max(1, config.batch_size // (config.devices * config.part))
 
 
-def jax_step(config: Config, dtype: Any) -> tuple[Callable[[], None], int]:
+def jax_step(config: Config, dtype: DTypeLike) -> tuple[Callable[[], None], int]:
     """The same of ours, as `fit` runs it."""
-    net, proc = unet.UNet(dataclasses.replace(unet.mnist, dtype=dtype)), process.DDPM()
+    net, proc = dataclasses.replace(unet.mnist, dtype=dtype).build(), process.DDPM()
     optimizer, _ = training.adam(1e-3, num_steps=10_000, clip_norm=None, schedule="constant")
     params = net.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), jnp.zeros(1))
 
@@ -160,7 +160,7 @@ def seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def main(config: Config) -> dict:
+def main(config: Config) -> dict[str, object]:
     """Print the medians as one JSON line."""
     jax.config.update("jax_num_cpu_devices", config.devices)
     (ours, count), (ours_bfloat16, _) = (jax_step(config, dtype) for dtype in (jnp.float32, jnp.bfloat16))
@@ -178,7 +178,7 @@ def main(config: Config) -> dict:
     rounds = [
         {name: seconds(step) / config.steps for name, step in sides.items()} for _ in range(config.rounds)
     ]
-    result: dict = {"parameters": count, "batch_size": config.batch_size}
+    result: dict[str, object] = {"parameters": count, "batch_size": config.batch_size}
     result |= {"devices": config.devices, "microbatches": microbatches(config)}
     result["seconds_a_step"] = {name: round(statistics.median(r[name] for r in rounds), 3) for name in sides}
     for dtype in ("float32", "bfloat16"):

@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -88,7 +88,7 @@ class TorchHVAE(nn.Module):
         return (F.mse_loss(x_hat, x, reduction="sum") + kl) / len(x)
 
 
-def torch_round(config: Config, net: Any, images: np.ndarray) -> tuple[Callable[[], None], int]:
+def torch_round(config: Config, net: nn.Module, images: np.ndarray) -> tuple[Callable[[], None], int]:
     """A round of PyTorch, and its parameter count."""
     optimizer = torch.optim.Adam(net.parameters(), RATE, fused=True)
     x = torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255)
@@ -103,7 +103,7 @@ def torch_round(config: Config, net: Any, images: np.ndarray) -> tuple[Callable[
     return run, sum(p.numel() for p in net.parameters())
 
 
-def our_vae() -> tuple[Any, Any]:
+def our_vae() -> tuple[vae.VAE, training.Loss]:
     """The model of step 7 and its loss."""
     model = vae.VAE(
         autoencoder.MLPEncoder(LATENT, (200,)),
@@ -114,7 +114,7 @@ def our_vae() -> tuple[Any, Any]:
     return model, vae.loss(model, prepare=lambda key, image: data.to_zero_one(image))
 
 
-def our_hvae() -> tuple[Any, Any]:
+def our_hvae() -> tuple[hvae.HVAE, training.Loss]:
     """The model of step 8 and its loss."""
     model = hvae.HVAE(
         (autoencoder.MLPEncoder(LATENT, (100,)), autoencoder.MLPEncoder(LATENT, (100,))),
@@ -129,7 +129,9 @@ def our_hvae() -> tuple[Any, Any]:
 MODELS = {"vae": (our_vae, TorchVAE), "hvae": (our_hvae, TorchHVAE)}
 
 
-def jax_round(config: Config, model: Any, loss: Any, images: np.ndarray) -> tuple[Callable[[], None], int]:
+def jax_round(
+    config: Config, model: vae.VAE | hvae.HVAE, loss: training.Loss, images: np.ndarray
+) -> tuple[Callable[[], None], int]:
     """The same of ours."""
     params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
     optimizer, _ = training.adam(RATE, num_steps=10**6, clip_norm=None, schedule="constant")
@@ -155,7 +157,7 @@ def seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def compare(config: Config, name: str, images: np.ndarray) -> dict[str, Any]:
+def compare(config: Config, name: str, images: np.ndarray) -> dict[str, float | str]:
     """Alternating rounds of one model."""
     make, peer = MODELS[name]
     (ours, count), (theirs, torch_count) = (
@@ -177,7 +179,7 @@ def compare(config: Config, name: str, images: np.ndarray) -> dict[str, Any]:
     }
 
 
-def main(config: Config) -> list[dict[str, Any]]:
+def main(config: Config) -> list[dict[str, float | str]]:
     """Print the medians, one JSON line a model."""
     images = data.load("mnist")["image"]
     if not 1 <= config.steps <= len(images) // BATCH:

@@ -282,7 +282,10 @@ def main(config: Config) -> dict[str, object]:
     drawn = draw_all(run, config, plans)
     found, (real, _) = measure(drawn, exact, judge), judge(judge.others)
     summary: dict[str, object] = {"num_samples": config.num, "nfe_of_exact": nfe}
-    summary |= {"share_of_variance": judge.axes.explained_variance_ratio, "frechet_distance_of_real_images": real}
+    summary |= {
+        "share_of_variance": judge.axes.explained_variance_ratio,
+        "frechet_distance_of_real_images": real,
+    }
     summary["solvers"] = {name: each._asdict() for name, each in found.items()}
     if jax.process_index() == 0:
         config.workdir.mkdir(parents=True, exist_ok=True)

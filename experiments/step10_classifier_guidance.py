@@ -64,7 +64,9 @@ def train(config: Config, run: Run) -> None:
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     optimizer, schedule = config.training.make_optimizer()
     prepare = lambda key, image: run.model.codec.encode({"image": image})
-    loss = guidance.classifier_loss(cast("Callable[..., Array]", net.apply), run.model.process, prepare=prepare)
+    loss = guidance.classifier_loss(
+        cast("Callable[..., Array]", net.apply), run.model.process, prepare=prepare
+    )
     example = jnp.zeros((1, *run.model.codec.shape)), jnp.zeros(1)
     training.fit(
         config.training.make_step(loss, optimizer),

@@ -36,7 +36,8 @@ first asked for: `diffrax` takes half a second, all the rest of this package a t
 """
 
 import importlib
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from gen_jax.samplers import learned, named, times
 from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
@@ -78,9 +79,12 @@ __all__ = [
     "times",
 ]
 
+if TYPE_CHECKING:
+    from gen_jax.samplers import adaptive
+else:
 
-def __getattr__(name: str) -> Any:
-    """`adaptive`, imported now; AttributeError for what does not exist."""
-    if name == "adaptive":
-        return importlib.import_module("gen_jax.samplers.adaptive")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> ModuleType:
+        """`adaptive`, imported now; AttributeError for what does not exist."""
+        if name == "adaptive":
+            return importlib.import_module("gen_jax.samplers.adaptive")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
