@@ -6,6 +6,7 @@ The data are a mixture whose denoiser is exact, so all error is the solver's. De
 scipy's solution of the same ordinary differential equation, in float64; stochastic ones against exact samples.
 """
 
+import argparse
 import datetime
 import functools
 from collections.abc import Callable, Iterator
@@ -262,6 +263,9 @@ cannot come below about 0.005, the error of sampling. Empty: not possible with s
 
 def main() -> None:
     """Measures everything and writes the page."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     from pages import commit, markdown  # here, because the tests load this file alone
 
     distances = [

@@ -1,8 +1,11 @@
-"""What the benchmarks share: the store of their findings, and how they read programs."""
+"""Every benchmark starts; what they share: the store of their findings, and how they read programs."""
 
+import ast
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +16,55 @@ from jax.sharding import Mesh
 from gen_jax import keys
 from gen_jax.networks import unet
 
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SCRIPTS = {path.stem: ast.parse(path.read_text()) for path in sorted(BENCHMARKS.glob("*.py"))}
 
-def module(name: str) -> Any:
+
+def module(name: str) -> ModuleType:
     """Of benchmarks/, which is not a package."""
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
+
+
+def imported(name: str) -> set[str]:
+    """The packages that a script imports, inside functions as well, itself or through another script."""
+    found = set()
+    for node in ast.walk(SCRIPTS[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    ours = {other for other in found if other in SCRIPTS}
+    return (found - ours).union(*(imported(other) for other in ours))
+
+
+def missing(name: str) -> set[str]:
+    """The packages that it needs and this environment does not have; the experiments are no packages."""
+    experiments = {path.stem for path in (BENCHMARKS.parent / "experiments").glob("*.py")}
+    return {package for package in imported(name) - experiments if importlib.util.find_spec(package) is None}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_smoke(name):
+    """It answers `--help` in a process of its own; a module without a command is imported there."""
+    if absent := missing(name):
+        pytest.skip(f"{name}.py needs {', '.join(sorted(absent))}: pip install .[bench]")
+    command = [sys.executable, BENCHMARKS / f"{name}.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    has_command = isinstance(SCRIPTS[name].body[-1], ast.If)
+    assert not has_command or "usage" in done.stdout
+
+
+def test_packages_of_a_script_are_found_through_others():
+    assert {"torch", "diffusers", "gen_jax", "numpy"} <= imported("best_per_nfe")
+    assert "torch" in missing("sampling") or importlib.util.find_spec("torch")
+    assert "pages" not in imported("sampling")
+    assert imported("pages") <= set(sys.stdlib_module_names), "any environment will do for it"
 
 
 pages, hlo = module("pages"), module("hlo")
@@ -119,9 +161,9 @@ def test_a_chain_that_is_named_three_times_is_one_collective():
 
 def test_the_samplers_program_for_a_slice_moves_nothing_between_its_devices(monkeypatch):
     """Of a network as small as can be, on this machine's devices: of rows alone, and they stay where they are."""
-    monkeypatch.syspath_prepend(Path(pages.__file__).parent)
+    monkeypatch.syspath_prepend(BENCHMARKS)
     tpu = module("tpu_compile")
-    small = unet.UNet(unet.UNetConfig(channels=(8,), embedding=16, groups=8))
+    small = unet.UNetConfig(channels=(8,), embedding=16, groups=8).build()
     monkeypatch.setattr(tpu, "network", lambda name, case: small)
     mesh = Mesh(np.array(jax.devices()), (keys.AXIS,))
     text = tpu.sampler_step(tpu.Case("sampler", 2), mesh).compile().as_text()
