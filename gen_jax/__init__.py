@@ -24,4 +24,4 @@
 Nothing is imported with the package itself: `from gen_jax import samplers` loads what it needs and no more.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
