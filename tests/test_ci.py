@@ -7,6 +7,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import gen_jax
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -30,3 +32,7 @@ def test_ci_names_tests_that_exist():
     paths = re.findall(r"tests/[\w/.]+", (ROOT / ".ci" / "run").read_text())
     assert len(paths) > 5
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_version_is_the_same_in_package_and_project():
+    assert gen_jax.__version__ == PROJECT["version"]

@@ -144,9 +144,8 @@ def _up(levels: tuple[Array, Array, Array], s: Array, t: Array) -> tuple[Array, 
     """`alpha_t / alpha_s` and the standard deviation of the noise from row `s` to row `t`; 1 and 0 if `s = t`."""
     alpha, sigma, log_snr = levels
     stay = s == t
-    ratio = jnp.where(
-        stay, 0, log_snr[t] - log_snr[s]
-    )  # the difference of two nearly equal variances would cancel
+    # from log SNR, because the difference of two nearly equal variances would cancel
+    ratio = jnp.where(stay, 0, log_snr[t] - log_snr[s])
     return (
         jnp.where(stay, 1, alpha[t] / jnp.where(stay, 1, alpha[s])),
         sigma[t] * jnp.sqrt(-jnp.expm1(jnp.minimum(ratio, 0))),
