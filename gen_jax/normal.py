@@ -89,10 +89,10 @@ def log_cdf(params: Normal, x: ArrayLike) -> Float[Array, "..."]:
 
 def sample(key: Key[Array, ""], params: Params, n: int) -> Float[Array, "n ..."]:
     """`n` independent draws; draw `i` depends on `key` and `i` only."""
-    z = keys.normal(key, (n, *params.mean.shape))
+    z = keys.normal(key, (n, *jnp.shape(params.mean)))
     match params:
         case Normal(mean, std):
-            return mean[None] + std[None] * z
+            return jnp.asarray(mean)[None] + jnp.asarray(std)[None] * z
         case MultivariateNormal(mean, cov):
             return mean[None] + jnp.matmul(z, cholesky(cov).T, precision=_PRECISION)
 

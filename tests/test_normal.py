@@ -233,3 +233,9 @@ def test_fit_of_the_books_heights_and_weights():
         cov = [[23.3305178, 12.8468509], [12.8468509, 27.9754680]]
         np.testing.assert_allclose(params.cov, cov, rtol=0, atol=6e-8)
         np.testing.assert_allclose(normal.log_prob(params, x).mean(), -5.9326664, atol=6e-8)
+
+
+def test_sample_takes_numbers_of_python():
+    key = jax.random.key(0)
+    drawn = normal.sample(key, normal.Normal(2.0, 0.5), 5)
+    np.testing.assert_array_equal(drawn, normal.sample(key, normal.Normal(jnp.array(2.0), jnp.array(0.5)), 5))

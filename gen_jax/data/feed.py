@@ -113,7 +113,8 @@ def batches(
         or sum(array.nbytes for array in one.values()) * len(source) > memory_budget
     ):
         return Stream(source, batch_size, key=key, transform=transform)
-    return InMemory.create(_apply(transform, load(source)), batch_size, key=key)
+    arrays = source.arrays if isinstance(source, Arrays) else load(source)
+    return InMemory.create(_apply(transform, arrays), batch_size, key=key)
 
 
 def _apply(transform: Transform | None, batch: Columns) -> Columns:

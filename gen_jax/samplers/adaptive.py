@@ -90,8 +90,8 @@ def ode(
 def _follower(
     denoise: Denoiser,
     process: Process,
-    t_start: float | None,
-    t_end: float,
+    t_start: float | int | None,
+    t_end: float | int,
     final: Final,
     rtol: float,
     atol: float,
