@@ -35,13 +35,17 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
+from jaxtyping import PyTree
 from pages import commit, machine, markdown, versions
 from train_step import TorchUNet, seconds
 
-from gen_jax import runs, samplers
+from gen_jax import generate, model, samplers
+from gen_jax.codec import Pixels
+from gen_jax.conditioning import Nothing
+from gen_jax.diffusion import process
 from gen_jax.networks import unet
 
-PROCESS = runs.PROCESSES["ddpm_linear"]()
+PROCESS = process.DDPM()
 IMAGE = (28, 28, 1)
 DDPM_STEPS = 1000
 DTYPES = ("float32", "bfloat16")
@@ -79,12 +83,14 @@ TINY |= {"ddpm_steps": 2, "rounds": 1}
 
 
 @functools.cache
-def network(preset: str, dtype: str) -> tuple[unet.UNet, Any]:
-    """Of a preset, and parameters: small random numbers."""
-    options = {"preset": preset, "process": "ddpm_linear", "dropout": 0.0, "dtype": dtype, "remat": False}
-    (net, _), rng = runs.build(options), np.random.default_rng(0)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *IMAGE)), jnp.zeros(1))
-    return net, jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.05, s.shape), s.dtype), shapes)
+def network(preset: str, dtype: str) -> tuple[model.Model, PyTree]:
+    """A model whose network is that of a preset, and parameters: small random numbers."""
+    config = dataclasses.replace(
+        {"mnist_small": unet.mnist_small, "mnist": unet.mnist}[preset], dtype=jnp.dtype(dtype)
+    )
+    described = model.Model(config, PROCESS, "eps", Nothing(), Pixels(IMAGE))
+    shapes, rng = jax.eval_shape(described.init, jax.random.key(0)), np.random.default_rng(0)
+    return described, jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.05, s.shape), s.dtype), shapes)
 
 
 def coefficients(grid: np.ndarray, eta: float) -> list[tuple[float, float, float]]:
@@ -127,8 +133,9 @@ def torch_draw(setting: str, batch: int, grid: np.ndarray, eta: float) -> tuple[
 
 def jax_draw(preset: str, dtype: str, batch: int, plan: samplers.Plan) -> tuple[Callable[[], Any], int]:
     """The same of ours, as `gen-jax sample` draws images."""
-    (net, params), mesh = network(preset, dtype), runs.local_mesh(batch)
-    draw, placed = runs.sampler(net, PROCESS, "eps", IMAGE, mesh), runs.place(params, mesh)
+    described, params = network(preset, dtype)
+    draw = generate.sampler(described, generate.local_mesh(batch))
+    placed = draw.place({"network": params})
     count = sum(p.size for p in jax.tree.leaves(params))
     return lambda: jax.block_until_ready(draw(placed, jax.random.key(0), plan, np.arange(batch))), count
 
@@ -187,7 +194,7 @@ def a_step(config: Config) -> dict:
 
 def by_batch(config: Config, preset: str, dtype: str) -> dict:
     """The second measurement."""
-    plan = runs.plan(PROCESS, "unipc", config.nfe)
+    plan = samplers.named.plan(PROCESS, "unipc", config.nfe)
     sides = {f"{batch}": jax_draw(preset, dtype, batch, plan)[0] for batch in config.batches}
     times = {n: [t / int(n) for t in ts] for n, ts in alternating(sides, config.rounds).items()}
     found = {"measurement": "batch", "preset": preset, "dtype": dtype, "nfe": config.nfe}
@@ -198,7 +205,7 @@ def images(config: Config, setting: str, dtype: str) -> dict:
     """The third measurement."""
     grid = samplers.times.uniform(PROCESS, DDPM_STEPS)[: config.ddpm_steps + 1]
     theirs, _ = torch_draw(setting, config.images, grid, 1.0)
-    ours, _ = jax_draw("mnist", dtype, config.images, runs.plan(PROCESS, "unipc", config.nfe))
+    ours, _ = jax_draw("mnist", dtype, config.images, samplers.named.plan(PROCESS, "unipc", config.nfe))
     times = alternating({f"torch {setting}": theirs, f"gen_jax {dtype}": ours}, config.rounds)
     times[f"torch {setting}"] = [DDPM_STEPS / config.ddpm_steps * t for t in times[f"torch {setting}"]]
     found = {"measurement": "images", "images": config.images, "steps_timed_of_1000": config.ddpm_steps}
