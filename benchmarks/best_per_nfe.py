@@ -450,9 +450,9 @@ Their times, of `DDPM()` (`samplers.UniPC(2).plan(proc, np.array([...]))`):
 
 {nodes}
 
-Their levels `sigma / alpha`, for any process (`np.append(process.at_log_snr(proc, -2 * np.log(levels)), 0)` is the grid):
+Their `sigma / alpha`, for any process (`np.append(process.at_log_snr(proc, -2 * np.log(sigmas)), 0)` is the grid):
 
-{levels}
+{sigmas}
 
 ## Best of each kind of data
 
@@ -490,13 +490,13 @@ class Result(NamedTuple):
     """By data and whether the solvers are stochastic, those of the tables, and whether ours is as good."""
     default: list[str]
     nodes: list[float]
-    levels: list[float]
+    sigmas: list[float]
     counted: str
     log: str
     seconds: float
 
 
-def levels_of(setting: Setting, nfe: int) -> list[float]:
+def sigmas_of(setting: Setting, nfe: int) -> list[float]:
     """`sigma / alpha` where a setting asks."""
     table = setting.table(nfe)
     assert table is not None
@@ -560,10 +560,10 @@ def result(nfe: int, smoke: bool = False) -> Result:
         lines.append(f"    default {worst:.3f} ({said}) {setting}")
     _, ratios, best = ranked[0]
     row = [str(nfe), f"`{best}`", *(f"{r:.3f} ± {e:.3f}" for r, e in ratios)]
-    levels = levels_of(best, nfe)
-    nodes = [*(round(float(t), 1) for t in at_ratio(np.array(levels))), 0.0]
+    sigmas = sigmas_of(best, nfe)
+    nodes = [*(round(float(t), 1) for t in at_ratio(np.array(sigmas))), 0.0]
     ran = counted(groups_of(smoke), nfe)
-    return Result(nfe, rows, row, nodes, levels, ran, "\n".join(lines), time.process_time() - spent)
+    return Result(nfe, rows, row, nodes, sigmas, ran, "\n".join(lines), time.process_time() - spent)
 
 
 def kept_result(nfe: int, folder: Path | None) -> Result:
@@ -602,7 +602,7 @@ def page(results: list[Result], smoke: bool = False) -> str:
         blocks=BLOCKS,
         defaults=markdown([["evaluations", "solver, grid", *names], *(r.default for r in results)]),
         nodes="\n".join(f"- {r.nfe}: `{r.nodes}`" for r in results),
-        levels="\n".join(f"- {r.nfe}: `{r.levels}`" for r in results),
+        sigmas="\n".join(f"- {r.nfe}: `{r.sigmas}`" for r in results),
         settings=next((r.counted for r in results if r.nfe == 10), results[0].counted),
         sizes=", ".join(f"{kind.judge.size:,}" for kind in problems_of(smoke)),
         tables="\n\n".join(tables),

@@ -231,7 +231,7 @@ def k_sampling() -> Any:
 
 
 def of_k_diffusion(name: str, options: dict[str, Any], sigmas: torch.Tensor) -> Table:
-    """`sample_<name>` on the levels `sigmas`, which end in 0; "dpm_fast" takes the first, the last but one, and `n`."""
+    """`sample_<name>` on `sigmas`, which end in 0; "dpm_fast" takes the first, the last but one, and `n`."""
     sampler, recorder = getattr(k_sampling(), f"sample_{name}"), Recorder()
     model = lambda y, sigma: recorder.ask(y, 1.0, float(sigma.reshape(-1)[0]))
     given = sampler.__wrapped__.__code__.co_varnames[: sampler.__wrapped__.__code__.co_argcount]

@@ -184,10 +184,10 @@ def k_diffusion() -> Iterator[Setting]:
     for name in K_DIFFUSION:
         yield k_setting(name, "get_sigmas_vp", vp)
         for where, grid in grids_of_all().items():
-            yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)))
+            yield k_setting(name, where, lambda n, grid=grid: sigmas_of(grid(n)))
 
 
-def levels(grid: np.ndarray) -> torch.Tensor:
+def sigmas_of(grid: np.ndarray) -> torch.Tensor:
     """`sigma / alpha`, the last of them 0."""
     return torch.tensor(np.append(ratio(grid[:-1]), 0.0))
 
@@ -203,7 +203,7 @@ def k_setting(
 
     def elsewhere(start: float, least: float) -> Iterator[Setting]:
         for where, grid in free_grids(start, least).items():
-            yield k_setting(name, where, lambda n, grid=grid: levels(grid(n)), (start, least))
+            yield k_setting(name, where, lambda n, grid=grid: sigmas_of(grid(n)), (start, least))
 
     make = lambda n: of_k_diffusion(sampler, options, sigmas(n))
     return Setting("k-diffusion", f"sample_{name}", where, at_most(make), elsewhere, given)

@@ -1,8 +1,12 @@
 """Random draws that depend on the example, not on the batch, so that a run is the same on 1 and on 8 devices."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
+
+from gen_jax import rows
 
 AXIS = "data"
 """Name of the mesh (and pmap) axis over which a batch is split."""
@@ -31,7 +35,9 @@ def normal(
     key: Key[Array, ""], shape: tuple[int, ...], index: Int[Array, "n"] | None = None
 ) -> Float[Array, "n ..."]:
     """Standard normal draws `[n, ...]`; row `i` depends only on `key` and its index, not on `n` or the devices."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(per_example(key, shape[0], index))
+    d = math.prod(shape[1:])
+    draws = jax.vmap(lambda k: jax.random.normal(k, (rows.width(d),)))(per_example(key, shape[0], index))
+    return rows.narrow(draws, d).reshape(shape)
 
 
 def mean_over_devices(mean: Float[Array, "*x"]) -> Float[Array, "*x"]:

@@ -5,20 +5,21 @@
 
 `times` says at which times the denoiser is asked, a solver turns them into a `Plan` (a table of
 coefficients), and `sample` follows the plan in one `lax.scan`. Nothing here knows a network:
-`diffusion.prediction.as_denoiser` makes a denoiser of one.
+`diffusion.prediction.as_denoiser` makes a denoiser of one. `recommended(proc, 8)` is the solver and
+the times that were measured to be best for 8 evaluations; `named` has all solvers by name.
 
-**Encoding.** A deterministic solver runs backwards, from data to noise (DDIM inversion; Song, Meng & Ermon 2021, Section
-5.4), along a reversed grid. The denoiser is asked at the first time, too, so the grid ends at `t_min`, not at the data,
-and data count as `x_t` there:
+**Encoding.** A deterministic solver also runs from data to noise, along a reversed grid (DDIM inversion; Song, Meng &
+Ermon 2021, Section 5.4). The denoiser is asked at its first time, so that must be `t_min`, not 0; data are taken for
+`x_t` there:
 
     grid = samplers.times.log_snr(proc, 50, final="stop")
     x_T = samplers.sample(key, denoise, samplers.DPMSolverPP().plan(proc, grid[::-1]), x_0)
     x_0 = samplers.sample(key, denoise, samplers.DPMSolverPP().plan(proc, grid), x_T)
 
-`gen_jax.editing` has these two, and what is done with them.
+`gen_jax.editing` has these two, and edits by them.
 
-**A loop of one's own.** `sample` is `init`, `step` as often as the plan has steps, and `finalize`. Between two steps the
-state is yours; here the left half of every picture is known, and put in with the noise of its time (Lugmayr et al.
+**A loop of your own.** `sample` is `init`, one `step` for each step of the plan, and `finalize`. Between two steps you
+may change the state. Here the left half of every picture is known, and put in with the noise of the time (Lugmayr et al.
 2022, Eq. 8):
 
     step = jax.jit(functools.partial(samplers.step, key, denoise))
@@ -31,8 +32,8 @@ state is yours; here the left half of every picture is known, and put in with th
 
 (`gen_jax.inverse.replacement` is this loop, `repaint` the better one.)
 
-**Steps that adapt.** `samplers.adaptive.ode` follows the probability-flow ODE to a tolerance. It is imported when it is
-first asked for: `diffrax` takes half a second, all the rest of this package a tenth of that.
+**Adaptive steps.** `samplers.adaptive.ode` follows the probability-flow ODE to a tolerance. It is imported when it is
+first used, because importing `diffrax` takes half a second.
 """
 
 import importlib

@@ -7,15 +7,15 @@ the half log signal-to-noise ratio `l = -log r` it reads, in two ways (Lu et al.
     x_s = alpha_s / alpha_t x_t + alpha_s int_{r_t}^{r_s} eps_hat dr
     x_s = sigma_s / sigma_t x_t + alpha_s int_{l_t}^{l_s} e^(l - l_s) x0_hat dl
 
-A multistep solver puts a polynomial in place of `eps_hat` or `x0_hat`, through its values at the last times, and takes
-the integral exactly (`weights`). Which of the two, and in which variable the polynomial is one, is the solver:
+A multistep solver replaces `eps_hat` or `x0_hat` by the polynomial through its last values, and integrates that exactly
+(`weights`). Solvers differ in which of the two they replace, and in the variable of the polynomial:
 
     LMS     eps_hat, in r       DPMSolverPP      x0_hat, in l
     DEIS    eps_hat, in l       SDEDPMSolverPP   x0_hat, in l, of the SDE
                                 UniPC            x0_hat, in l, corrected through the value at the new time
 
-A step to `t = 0`, where `l` is infinite, is `x_s = x0_hat`, and so is anything that a step from infinite noise could
-know but `x0_hat`.
+A step to `t = 0`, where `l` is infinite, is `x_s = x0_hat`. Where the first time is pure noise, `l` is minus infinity
+there, and polynomials leave that time out.
 """
 
 import itertools
@@ -41,11 +41,11 @@ def weights(
     *,
     ahead: int = 0,
 ) -> Float[np.ndarray, "m-1 order"]:
-    """`w_ij = int_{u_i}^{u_{i+1}} kernel(v, i) L_ij(v) dv`, `L_ij` the Lagrange polynomials of the newest nodes.
+    """`w_ij = int_{u_i}^{u_{i+1}} kernel(v, i) L_ij(v) dv`, with `L_ij` the Lagrange polynomials of the newest nodes.
 
     Args:
-        nodes: `u_0, ..., u_n`, one a time; an infinite one is left out of the polynomials.
-        order: how many nodes a polynomial goes through, fewer where there are no more.
+        nodes: `u_0, ..., u_n`, one for each time; infinite ones are left out of the polynomials.
+        order: how many nodes a polynomial goes through; the first ones go through fewer.
         kernel: `(v, i) -> k(v)`, by Gauss and Legendre's rule of 48 points.
         ahead: 0: the nodes are `u_i, u_{i-1}, ...` (Adams and Bashforth); 1: they begin with `u_{i+1}` (Moulton).
 
@@ -70,10 +70,10 @@ def weights(
 class LMS:
     """Linear multistep (Adams and Bashforth) in `sigma / alpha`, as in Karras et al.'s notation `LMS`.
 
-    Order 1 is `DDIM`. A step to `t = 0` extrapolates `eps_hat`, too.
+    Order 1 is `DDIM`. A step to `t = 0` extrapolates `eps_hat` like any other.
 
     Args:
-        order: 1 to 4; the first steps have as much as they can.
+        order: 1 to 4. The first steps are of lower order, having fewer values.
 
     Raises:
         ValueError: another order.
@@ -97,7 +97,7 @@ class DEIS:
     Order 1 is `DDIM`. A step to `t = 0` is `x_s = x0_hat`.
 
     Args:
-        order: 1 to 4, the paper's `r + 1`; the first steps have as much as they can.
+        order: 1 to 4, the paper's `r + 1`. The first steps are of lower order, having fewer values.
 
     Raises:
         ValueError: another order.
@@ -120,13 +120,13 @@ class DPMSolverPP:
 
         x_s = sigma_s / sigma_t x_t + alpha_s int e^(l - l_s) x0_hat dl,      l = log_snr / 2
 
-    Order 1 is `DDIM`. The first steps have as much order as they can, a step to `t = 0` is of order 1.
+    Order 1 is `DDIM`. The first steps are of lower order, having fewer values. A step to `t = 0` is of order 1.
 
     Args:
         order: 1, 2 or 3.
         variant: how order 2 integrates: "midpoint", `x0_hat` extrapolated to the middle of the step (the paper's
-            Algorithm 2), or "exact". Order 3 is exact: the coefficient that diffusers and k-diffusion give to the
-            second difference is half of it, which is of order 2.
+            Algorithm 2), or "exact". Order 3 is always exact; diffusers and k-diffusion halve the coefficient of the
+            second difference, which makes their solver one of order 2.
 
     Raises:
         ValueError: another order or variant.
@@ -147,7 +147,7 @@ class DPMSolverPP:
 
 @dataclass(frozen=True)
 class SDEDPMSolverPP:
-    """SDE-DPM-Solver++, multistep (Lu et al. 2022b, Section 3.4; the part of `eta` as in k-diffusion).
+    """SDE-DPM-Solver++, multistep (Lu et al. 2022b, Section 3.4; `eta` as in k-diffusion).
 
         x_s = sigma_s / sigma_t e^(-eta h) x_t + alpha_s int (1 + eta) e^((1 + eta)(l - l_s)) x0_hat dl
               + sigma_s sqrt(1 - e^(-2 eta h)) z,      h = l_s - l_t
@@ -186,16 +186,18 @@ class SDEDPMSolverPP:
 class UniPC:
     """The unified predictor and corrector in `x0_hat` (Zhao et al. 2023, Algorithms 5 and 6).
 
-    The predictor is `DPMSolverPP`; when the denoiser has answered at the new time, the step is taken again with a
-    polynomial through the answer, which raises the order by one and costs no evaluation. Solved exactly, the paper's
-    linear systems do not depend on its `B(h)`; where they are one equation, which is where the polynomial goes through
-    two values, the authors put `1/2` for the solution, which is right to the order due and brings `B` back in.
+    The predictor is `DPMSolverPP`. When the denoiser has answered at the new time, the step is taken again with a
+    polynomial through that answer, too. This raises the order by one and costs no evaluation.
+
+    Solved exactly, the paper's linear systems do not depend on its `B(h)`. Where the polynomial goes through two values
+    they are one equation, whose solution the authors replace by `1/2`. That keeps the order, and the result then depends
+    on `B(h)`.
 
     Args:
         order: 1, 2 or 3 of the predictor.
-        corrector: without it, this is `DPMSolverPP(order, "exact")`.
-        variant: "exact", or the authors' `1/2` with "bh1", `B(h) = h`, or "bh2", `B(h) = e^h - 1`, what they and
-            diffusers take unless told otherwise.
+        corrector: False leaves `DPMSolverPP(order, "exact")`.
+        variant: "exact"; or the authors' `1/2` with "bh1", `B(h) = h`, or with "bh2", `B(h) = e^h - 1`, the default of
+            theirs and of diffusers.
 
     Raises:
         ValueError: another order or variant.
@@ -228,13 +230,14 @@ def _of_x0(
 ) -> Float[np.ndarray, "n order"]:
     """`alpha_s int (1 + eta) e^((1 + eta)(l - l_s)) x0_hat dl` as weights of the newest values of `x0_hat`.
 
-    `slope`: of a line, where only two values are known, either the integral or `B(h) / 2` times its rise in the step.
+    `slope` says how a line is integrated, where only two values are known: exactly, or as `B(h) / 2` times its rise in
+    the step.
     """
     nodes, rate = _half(t, s), 1 + eta
     length = np.diff(nodes)
     whole = -s.alpha * np.expm1(-rate * length)
-    w = weights(nodes, order, lambda v, i: rate * np.exp(rate * (v - nodes[i + 1])), ahead=ahead)
-    w = s.alpha[:, None] * w
+    kernel = lambda v, i: rate * np.exp(rate * (v - nodes[i + 1]))
+    w: np.ndarray = s.alpha[:, None] * weights(nodes, order, kernel, ahead=ahead)
     endless = ~np.isfinite(length)
     w[endless, ahead] = whole[endless]
     for i in () if slope == "exact" else np.flatnonzero(~endless):
@@ -251,8 +254,9 @@ def _of_x0(
 def of_eps(t: Marginals, s: Marginals, w: Float[np.ndarray, "n order"], *, denoise: bool = False) -> Plan:
     """The plan of `x_s = alpha_s / alpha_t x_t + alpha_s sum_j w_ij eps_hat_{i-j}`.
 
-    Where `alpha_t = 0`, `eps_hat` is `x_t` and says nothing: such a step is `x_s = sigma_s / sigma_t x_t + alpha_s
-    x0_hat`, and `w` must be 0 for it and later for its value. With `denoise` a step to the data is that, too.
+    Where `alpha_t = 0`, `eps_hat` is `x_t` and tells nothing about the data. Such a step is `x_s = sigma_s / sigma_t x_t
+    + alpha_s x0_hat`; `w` must be 0 in its row, and for its value in later rows. With `denoise`, a step to the data is
+    made in the same way.
     """
     by_x0 = (t.alpha == 0) | (denoise & (s.sigma == 0))
     with np.errstate(divide="ignore"):
@@ -294,5 +298,5 @@ def _check_variant(variant: str, *choices: str) -> None:
 
 
 def _slope(solver: DPMSolverPP | SDEDPMSolverPP) -> Slope:
-    """The middle of the step is where half of the rise is; at order 3 only the start would have a line."""
+    """How a line is integrated: by its value in the middle ("midpoint", the same as "bh2"), or exactly, as by order 3."""
     return "bh2" if solver.variant == "midpoint" and solver.order == 2 else "exact"

@@ -1,11 +1,11 @@
-"""Langevin dynamics at a fixed noise level, alone or between the steps of another solver, as rows of the table.
+"""Langevin dynamics at a fixed time, alone or between the steps of another solver, as rows of the table.
 
 With the score `(alpha_t x0_hat - x) / sigma_t^2`, a step of size `2 d sigma_t^2` towards `p_t` is (Song & Ermon 2019,
 Eq. 4)
 
     x = (1 - d) x + d alpha_t x0_hat + sqrt(2 d) sigma_t z
 
-so the size `d` has no unit, and means the same at every level of every process.
+so the size `d` has no unit, and means the same at every time of every process.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from gen_jax.samplers.solvers import Solver, Times, ends
 class AnnealedLangevin:
     """Annealed Langevin dynamics (Song & Ermon 2019, Algorithm 1): several steps at every time of the grid.
 
-    From a level to the next `x / alpha` stays as it is. A last time of 0 is reached by `x_s = x0_hat` (Jolicoeur-
-    Martineau et al. 2021, Section 3). The samples' distribution is right in the limit of many small steps.
+    `x / alpha` is kept from one time to the next. A last time of 0 is reached by `x_s = x0_hat` (Jolicoeur-Martineau et
+    al. 2021, Section 3). The distribution of the samples is right in the limit of many small steps.
 
     Args:
         steps_per_level: `T`, evaluations at each time that is not 0.
@@ -45,7 +45,7 @@ class AnnealedLangevin:
         t, s = ends(process, times, stochastic=True)
         if t.alpha[0] == 0:
             raise ValueError(
-                f"AnnealedLangevin keeps x / alpha between levels, and alpha is 0 at t = {t.time[0]:g}: begin the grid a "
+                f"AnnealedLangevin keeps x / alpha between times, and alpha is 0 at t = {t.time[0]:g}: begin the grid a "
                 "little later, where there is some signal."
             )
         move, to_data = s.alpha / t.alpha, s.sigma[-1] == 0
@@ -65,14 +65,14 @@ class AnnealedLangevin:
 
 @dataclass(frozen=True)
 class PredictorCorrector:
-    """Predictor and corrector (Song et al. 2021, Algorithm 1): after each step of a solver, Langevin at the new level.
+    """Predictor and corrector (Song et al. 2021, Algorithm 1): Langevin steps after each step of a solver.
 
-    The paper's corrector takes `d = 2 (snr |z| / (sigma |score|))^2`; here the ratio of the norms is its typical
-    value 1, so that `d = 2 snr^2` and the corrector is a row of the table like all others.
+    The paper's corrector takes `d = 2 (snr |z| / (sigma |score|))^2`. Here the ratio of the norms is replaced by its
+    typical value 1, so `d = 2 snr^2`, and the corrector is a row of the table like all others.
 
     Args:
         predictor: a solver without memory: `DDPM`, `DDIM`, `DPMSolverPP(order=1)`.
-        corrector_steps: `M`, evaluations after each of the predictor's steps, but for one to `t = 0`.
+        corrector_steps: `M`, the number of corrector steps after each step of the predictor, except one to `t = 0`.
         snr: `r`, the paper's signal-to-noise ratio of the corrector, 0.16 for VE and 0.01 to 0.05 for VP there.
 
     Raises:
@@ -117,7 +117,7 @@ class PredictorCorrector:
 
 
 def _langevin(t: Marginals, d: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights of `x`, `x0_hat` and `z` in one step at each level."""
+    """Weights of `x`, `x0_hat` and `z` in one step at each time."""
     return np.full(len(t.time), 1 - d), d * t.alpha, np.sqrt(2 * d) * t.sigma
 
 

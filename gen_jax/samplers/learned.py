@@ -1,10 +1,10 @@
-"""Ancestral sampling with a learned variance: the noise of a step has a size for every element.
+"""Ancestral sampling with a learned variance: in every step, each element has noise of its own size.
 
     plans = samplers.learned.plan(proc, samplers.times.uniform(proc, 100))
     x_0 = samplers.learned.sample(key, variance.as_denoiser(apply, proc), plans, x_T)
 
-`samplers.DDPM` has the same mean for both of its variances, so its two plans are all that is needed: the deviation of
-the noise is `n_posterior^(1 - v) n_beta^v`, where a number `v` an element comes with `x0_hat`.
+`samplers.DDPM` has the same mean for both of its variances, so its two plans suffice. The deviation of the noise is
+`n_posterior^(1 - v) n_beta^v`, where the network predicts `v` for each element beside `x0_hat`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from gen_jax import keys
 from gen_jax.diffusion.prediction import check_like
 from gen_jax.diffusion.process import Process
 from gen_jax.diffusion.variance import VarianceDenoiser
@@ -81,19 +80,10 @@ def _follower(denoise: VarianceDenoiser) -> Callable[..., Array]:
             after, _ = multistep.step(key, lambda x, t: x0_hat, plans.mean, state, index=index)
             low, log_ratio = (column[k].astype(after.x.dtype) for column in (plans.low, plans.log_ratio))
             n = low * jnp.exp(v.astype(after.x.dtype) * log_ratio)
-            return after._replace(x=after.x + n * _noise(key, k, state.x, index)), None
+            return after._replace(x=after.x + n * multistep.noise(key, k, state.x, index)), None
 
         state, _ = jax.lax.scan(body, multistep.init(plans.mean, x_T), length=plans.mean.num_steps)
         x_0: Array = multistep.finalize(state)
         return x_0.astype(x_T.dtype)
 
     return follow
-
-
-def _noise(key: Key[Array, ""], k: Array, like: Array, index: Int[Array, "B"] | None) -> Array:
-    """Row `i` comes from `fold_in(fold_in(key, i), k)`, as of `samplers.sample`."""
-
-    def draw(key: Key[Array, ""]) -> Array:
-        return jax.random.normal(jax.random.fold_in(key, k), like.shape[1:], like.dtype)
-
-    return jax.vmap(draw)(keys.per_example(key, len(like), index))

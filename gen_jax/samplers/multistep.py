@@ -1,24 +1,24 @@
 """Sampling as a table of coefficients: `Plan`, and the one step that follows a row of it (`sampling` follows them all).
 
-Every multistep solver, of an ODE or of an SDE, is linear in what it knows: the state `x`, the denoiser's
-answers so far, and fresh noise `z`. So one step from `t_i` to `t_{i+1}` is
+Every multistep solver, of an ODE or of an SDE, is linear in the state `x`, in the denoiser's answers so far, and in
+fresh noise `z`. So one step from `t_i` to `t_{i+1}` is
 
-    h_i = p_i x + q_i denoise(x, t_i)              what is remembered: x0_hat (p = 0, q = 1), eps_hat, ...
+    h_i = p_i x + q_i denoise(x, t_i)              remembered: x0_hat (p = 0, q = 1), eps_hat, ...
     x   = a_i x + sum_j c_ij h_{i-j} + n_i z                 j = 0, 1, ...
 
-and a solver is the table of `a, c, n, p, q`. It is made on the host in float64 (`solvers`), so nothing is
-recomputed and nothing branches in the loop, and plans of equal shape share one compilation whatever the
-solver. The rows of DDPM, DDIM and DPM-Solver++ have `p = 0`; those of DEIS, iPNDM and Adams remember
-`eps_hat` or `dx/dt`. A corrector (UniPC) that uses `h_i` to improve the `x` it was computed at, `x + sum_j
-d_ij h_{i-j}`, needs no second body: put into the next line it gives `c_ij + a_i d_ij`.
+and a solver is the table of `a, c, n, p, q`. It is made on the host in float64 (`solvers`). The loop recomputes nothing
+and has no branches, and plans of equal shape share one compilation, whatever the solver. DDPM, DDIM and DPM-Solver++
+remember `x0_hat`; DEIS, iPNDM and Adams remember `eps_hat` or `dx/dt`. A corrector (UniPC) uses `h_i` to improve the
+`x` at which it was computed, `x + sum_j d_ij h_{i-j}`. It needs no second loop: put into the step it gives `c_ij + a_i
+d_ij`.
 
-The last `h` are kept in a ring of fixed size: `h_i` replaces the oldest. The columns of `c` are slots of the
-ring, not ages, so that the host does the bookkeeping and the loop moves no memory.
+The last `h` are kept in a ring of fixed size, in which `h_i` replaces the oldest. The columns of `c` are slots of the
+ring, not ages, so the loop moves no memory.
 """
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from gen_jax import keys
+from gen_jax import keys, rows
 from gen_jax.diffusion.prediction import Denoiser, check_like
 
 
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     x: Float[Array, "n"]
     """`a`, of the state."""
     h: Float[Array, "n k"]
-    """`c`, of what the last `k` steps remember, this one included, by slot of the ring: `i mod k` is that of step `i`."""
+    """`c`, of the last `k` values `h` including this step's, by slot of the ring: step `i` writes slot `i mod k`."""
     noise: Float[Array, "n"] | None
     """`n`, of fresh noise; None for a deterministic plan, which draws none."""
     h_x: Float[Array, "n"]
@@ -66,13 +66,12 @@ def table(
     h_x: Float[np.ndarray, "n"] | None = None,
     h_x0: Float[np.ndarray, "n"] | None = None,
 ) -> Plan:
-    """Plan from coefficients as papers write them: column `j` of `h` is that of `h_{i-j}`, the newest first.
+    """Plan from coefficients as papers write them: column `j` of `h` is the coefficient of `h_{i-j}`, newest first.
 
     Args:
         t: times at which the denoiser is asked.
         x: `a_i`, of the state.
-        h: `c_i0, c_i1, ...`; as many columns as the solver's order. What reaches back before the first
-            step must be 0.
+        h: `c_i0, c_i1, ...`; as many columns as the solver's order. Entries for steps before the first must be 0.
         noise: `n_i`; None or all zeros is a deterministic plan.
         h_x: `p_i`, zeros by default.
         h_x0: `q_i`, ones by default: together, `x0_hat` is what is remembered.
@@ -108,14 +107,15 @@ def table(
 class State(NamedTuple):
     """Where sampling stands between two steps, in float32 or better whatever the network runs in.
 
-    A pytree of arrays: the carry of a loop. `state._replace(x=...)` between two steps is how a loop of one's own moves
-    `x` (to put known pixels in, say); what was remembered stays that of the `x` before.
+    A pytree of arrays: the carry of a loop. In a loop of your own, `state._replace(x=...)` changes `x` between two steps
+    (to put known pixels in, say). The remembered values stay those of the old `x`.
     """
 
     x: PyTree[Float[Array, "B ..."]]
-    """`x_t` at `plan.t[step]`, after the last step at the last time of the grid, which the plan does not ask."""
+    """`x_t` at `plan.t[step]`. After the last step it is at the last time of the grid, at which nothing is asked."""
     past: PyTree[Float[Array, "k B d"]]
-    """The ring of the last `k` steps' `h`, flat, zeros before the first step; empty where one step needs no other."""
+    """The ring of the last `k` steps' `h`, flat and wide (`gen_jax.rows`), zeros before the first step; empty where one
+    step needs no other."""
     step: Int[Array, ""]
     """Number of steps taken: the row of the plan that comes next."""
 
@@ -125,7 +125,7 @@ def init(plan: Plan, x_T: PyTree[Shaped[Array | np.ndarray, "..."]]) -> State:
 
     Args:
         plan: from a solver.
-        x_T: the start, any pytree of floating arrays `[B, ...]`. It is taken to float32 where it is in less.
+        x_T: the start, any pytree of floating arrays `[B, ...]`. Arrays of less precision become float32.
 
     Raises:
         ValueError: `x_T` has no array, one that is not floating, or arrays that differ in `B`.
@@ -142,8 +142,8 @@ def init(plan: Plan, x_T: PyTree[Shaped[Array | np.ndarray, "..."]]) -> State:
         )
     x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), x_T)
     slots = plan.h.shape[1]
-    past = jax.tree.map(lambda leaf: jnp.zeros((slots if slots > 1 else 0, *flat(leaf).shape), leaf.dtype), x)
-    return State(x, past, jnp.zeros((), int))
+    ring = lambda leaf: jnp.zeros((slots if slots > 1 else 0, *_wide(leaf).shape), leaf.dtype)
+    return State(x, jax.tree.map(ring, x), jnp.zeros((), int))
 
 
 def step(
@@ -153,11 +153,11 @@ def step(
     state: State,
     *,
     index: Int[Array, "B"] | None = None,
-) -> tuple[State, Any]:
-    """One step of `plan`: asks the denoiser once, at `plan.t[state.step]`, and moves on by that row of the table.
+) -> tuple[State, PyTree[Float[Array, "B ..."]]]:
+    """One step of `plan`: asks the denoiser once, at `plan.t[state.step]`, and applies that row of the table.
 
-    All of the plan goes in and the state says which row it is, so one compilation serves every step. Taking more
-    steps than the plan has is not detected: under jit the number of steps taken is not known.
+    The whole plan is an argument and the state holds the number of the row, so one compilation serves every step. More
+    steps than the plan has are not detected, as the number of steps taken is not known under jit.
 
     Args:
         key: of the noise, the same in every step: the number of the step is folded in here.
@@ -167,16 +167,16 @@ def step(
         index: numbers of the samples, as of `sample`.
 
     Returns:
-        The next state, and `x0_hat`, what the denoiser said.
+        The next state, and the denoiser's `x0_hat`.
 
     Raises:
-        ValueError: the denoiser's output does not look like `x_t` (it says what it got).
+        ValueError: the denoiser's output does not look like `x_t`.
     """
     row = jax.tree.map(lambda column: column[state.step], plan)
     x0_hat = denoise(state.x, row.t)
     check_like(x0_hat, state.x, "the denoiser")
-    x = jax.tree.map(flat, state.x)
-    h = jax.tree.map(lambda x, x0: _combine((row.h_x, x), (row.h_x0, flat(x0).astype(x.dtype))), x, x0_hat)
+    x = jax.tree.map(_wide, state.x)
+    h = jax.tree.map(lambda x, x0: _combine((row.h_x, x), (row.h_x0, _wide(x0).astype(x.dtype))), x, x0_hat)
     past, slots = state.past, plan.h.shape[1]
     if slots > 1:  # written before it is read, so that it can be in place
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=state.step % slots, axis=0)
@@ -187,19 +187,19 @@ def step(
 
     x_s = jax.tree.map(advance, x, h, past)
     if row.noise is not None:
-        z = _noise(key, state.step, x, index)
+        z = jax.tree.map(_wide, noise(key, state.step, state.x, index))
         x_s = jax.tree.map(lambda x, z: x + row.noise.astype(x.dtype) * z, x_s, z)
-    x_s = jax.tree.map(like_shape, x_s, state.x)
+    x_s = jax.tree.map(lambda x, like: like_shape(rows.narrow(x, flat(like).shape[1]), like), x_s, state.x)
     return State(x_s, past, state.step + 1), x0_hat
 
 
 def finalize(state: State) -> PyTree[Float[Array, "B ..."]]:
-    """What was sampled: the state's `x`, at the last time of the grid, in float32 or better."""
+    """The sample: the state's `x`, at the last time of the grid, in float32 or better."""
     return state.x
 
 
 def flat(x: Array) -> Array:
-    """`[B, H, W, C]` as `[B, H W C]`: XLA vectorises loops on a CPU along a long last axis alone."""
+    """`[B, H, W, C]` as `[B, H W C]`: on a CPU, XLA vectorises loops only along a long last axis."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
@@ -209,16 +209,26 @@ def like_shape(x: Array, like: Array) -> Array:
 
 
 def _combine(*terms: tuple[Array, Array]) -> Array:
-    """Linear combination in the dtype of the arrays; written out, as a TPU takes dot products in bfloat16."""
+    """Linear combination in the dtype of the arrays; written out, because a TPU computes dot products in bfloat16."""
     return functools.reduce(jnp.add, (coefficient.astype(x.dtype) * x for coefficient, x in terms))
 
 
-def _noise(key: Key[Array, ""], k: Int[Array, ""], like: Any, index: Int[Array, "B"] | None) -> Any:
-    """Standard normal draws like `like`, `[B, ...]`; row `i` comes from `fold_in(fold_in(key, i), k)`."""
+def _wide(x: Array) -> Array:
+    return rows.widen(flat(x))
+
+
+def noise(
+    key: Key[Array, ""],
+    k: Int[Array, ""],
+    like: PyTree[Float[Array, "B ..."]],
+    index: Int[Array, "B"] | None,
+) -> PyTree[Float[Array, "B ..."]]:
+    """Standard normal draws of step `k`, like `like`; row `i` comes from `fold_in(fold_in(key, i), k)`."""
     one, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], like))
     batch = jax.tree.leaves(like)[0].shape[0]
 
-    def draw(key: Key[Array, ""]) -> Any:
-        return unravel(jax.random.normal(jax.random.fold_in(key, k), one.shape, one.dtype))
+    def draw(key: Key[Array, ""]) -> Array:
+        return jax.random.normal(jax.random.fold_in(key, k), (rows.width(one.size),), one.dtype)
 
-    return jax.vmap(draw)(keys.per_example(key, batch, index))
+    draws = jax.vmap(draw)(keys.per_example(key, batch, index))
+    return jax.vmap(unravel)(rows.narrow(draws, one.size))

@@ -26,6 +26,8 @@ MOST = 64
 """Of how many denoisers programs are kept, and how many of each."""
 
 Result = TypeVar("Result")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class _Kept(NamedTuple):
@@ -84,7 +86,7 @@ def _program(
     return kept.programs[key]
 
 
-def _at_most(most: int, kept: MutableMapping[Any, Any]) -> None:
+def _at_most(most: int, kept: MutableMapping[Key, Value]) -> None:
     """Drops the oldest if there are more."""
     if len(kept) > most:
         del kept[next(iter(kept))]

@@ -1,11 +1,11 @@
-"""Pseudo numerical methods: `eps_hat` combined by the coefficients of equal steps, whatever the steps are.
+"""Pseudo numerical methods: the coefficients of equal steps, also where steps are not equal.
 
-A step from `t` to `s` is that of `DDIM` with a combination of values in the place of `eps_hat`,
+A step from `t` to `s` is that of `DDIM`, with a combination of the last values in place of `eps_hat`:
 
     x_s = alpha_s / alpha_t x_t + alpha_s (sigma_s / alpha_s - sigma_t / alpha_t) sum_j w_j eps_hat_j
 
-with the weights of Adams and Bashforth for a step of the length of all others. Steps that change slowly in length leave
-an error of order 2, whatever the order of the weights; `LMS` and `DEIS` take the lengths into account and keep theirs.
+The weights `w_j` are those of Adams and Bashforth for steps of equal length in `sigma / alpha`. Where lengths change, the
+error is of order 2, whatever the order of the weights. `LMS` and `DEIS` use the true lengths and keep their order.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ from gen_jax.types import Warmup
 class IPNDM:
     """Improved pseudo numerical methods (Zhang & Chen 2023, Appendix): no warm-up, one evaluation a step.
 
-    Its order of convergence is 2 with all but `order=1`, the first steps being of lower order even where all are equal.
+    It converges with order 2 for every `order` above 1, also on equal steps, because the first steps are of lower order.
 
     Args:
-        order: 1 to 4, of the weights; the first steps have as much as they can.
+        order: 1 to 4, of the weights. The first steps are of lower order, having fewer values.
 
     Raises:
         ValueError: another order.
@@ -49,14 +49,14 @@ class IPNDM:
 
 @dataclass(frozen=True)
 class PNDM:
-    """Pseudo numerical methods (Liu et al. 2022, Algorithm 2), with a warm-up where there is no past.
+    """Pseudo numerical methods (Liu et al. 2022, Algorithm 2), with a warm-up for the first steps.
 
     Of order 4 on grids that are even in `sigma / alpha`, of order 2 on others.
 
     Args:
-        warmup: "runge-kutta": three steps of four evaluations, halfway in time (the paper's F-PNDM), `9` evaluations
-            more than steps; "heun": one step of two evaluations, then orders 2 and 3 (PLMS, as Stable Diffusion
-            does it), one evaluation more than steps.
+        warmup: "runge-kutta": three steps of four evaluations each, two of them halfway in time (the paper's F-PNDM);
+            9 evaluations more than steps. "heun": one step of two evaluations, then orders 2 and 3 (PLMS, as in Stable
+            Diffusion); one evaluation more than steps.
 
     Raises:
         ValueError: another warm-up.

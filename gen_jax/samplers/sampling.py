@@ -3,12 +3,12 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Int, Key, PyTree, Shaped
 
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.samplers import programs
@@ -28,8 +28,10 @@ def sample(
     trace: Trace | None = None,
     checkpoint: bool = False,
     check_finite: bool = False,
-) -> Any:
+) -> PyTree:
     """Follows `plan` from `x_T` to the last of its times, in one `lax.scan`: jit, vmap, differentiate it.
+
+    Outside `jit`, a second call with the same denoiser and equal shapes compiles nothing (`samplers.programs`).
 
     Args:
         key: of the noise; not the one that drew `x_T`. Sample `i` gets at step `k` the noise of
@@ -42,12 +44,12 @@ def sample(
             themselves are `index=jnp.arange(64, 128)`.
         trace: `(x_s, x0_hat) -> pytree`, what to keep of every step; `lambda x, x0_hat: x[:8]` keeps the path
             of eight samples.
-        checkpoint: for gradients by `jax.grad` in memory that grows as the square root of the steps, not as the
-            steps, for one evaluation more a step: about `sqrt(n)` states are kept, and the steps between two of them
-            are taken again (Chen et al. 2016, Section 4.1). Of those `sqrt(n)` steps all that the denoiser's gradient
-            needs is held at once; a denoiser in `jax.checkpoint` brings that down to one step's.
-        check_finite: for debugging, an error when the denoiser returns NaN or inf, that says at which step and time,
-            and whether `x_t` was finite.
+        checkpoint: for `jax.grad` in memory that grows with the square root of the number of steps, at the cost of one
+            more evaluation a step. About `sqrt(n)` states are kept; the steps between two of them are taken again (Chen
+            et al. 2016, Section 4.1). What the denoiser's gradient needs is held for `sqrt(n)` steps at once, or for one
+            step if the denoiser is wrapped in `jax.checkpoint`.
+        check_finite: for debugging: raises an error when the denoiser returns NaN or inf, which names the step and the
+            time, and whether `x_t` was finite.
 
     Returns:
         `x_0`, like `x_T` in structure, shapes and dtype (arithmetic is in float32 or better in between); with
@@ -56,8 +58,8 @@ def sample(
     Raises:
         ValueError: `x_T` is not floating or its arrays differ in `B`, or the denoiser's output does not look
             like `x_t`.
-        FloatingPointError: with `check_finite`; in jit when the result is computed, as a `jax.errors.JaxRuntimeError`
-            with this message, which JAX repeats at `jax.effects_barrier` and at the end of the program.
+        FloatingPointError: with `check_finite`. Inside jit it is a `jax.errors.JaxRuntimeError` with this message,
+            raised when the result is computed; JAX repeats it at `jax.effects_barrier` and at the end of the program.
     """
     options = (trace, checkpoint, check_finite)
     x_0, traced, bad = programs.run(_follower, denoise, options, key, plan, x_T, index)
@@ -75,8 +77,12 @@ def _follower(
         key: Key[Array, ""], plan: Plan, x_T: PyTree, index: Int[Array, "B"] | None
     ) -> tuple[PyTree, PyTree, tuple[Array, Array] | None]:
         start = init(plan, x_T)
-        shaped = lambda state: state._replace(x=jax.tree.map(like_shape, state.x, start.x))
-        flattened = lambda state: state._replace(x=jax.tree.map(flat, state.x))
+
+        def shaped(state: State) -> State:
+            return state._replace(x=jax.tree.map(like_shape, state.x, start.x))
+
+        def flattened(state: State) -> State:
+            return state._replace(x=jax.tree.map(flat, state.x))
 
         def body(carry: State, _: None) -> tuple[State, PyTree]:
             state = shaped(carry)
@@ -92,10 +98,12 @@ def _follower(
     return follow
 
 
-def _checkpointed(body: Callable[[State, None], tuple[State, Any]], state: State, *, length: int) -> Any:
-    """`lax.scan` in segments of about `sqrt(length)` steps, each of which keeps for gradients its start alone."""
+def _checkpointed(
+    body: Callable[[State, None], tuple[State, PyTree]], state: State, *, length: int
+) -> tuple[State, PyTree]:
+    """`lax.scan` in segments of about `sqrt(length)` steps. For gradients, each keeps only its start."""
 
-    def segment(steps: int) -> Callable[[State, None], tuple[State, Any]]:
+    def segment(steps: int) -> Callable[[State, None], tuple[State, PyTree]]:
         return jax.checkpoint(lambda state, _: jax.lax.scan(body, state, length=steps))
 
     each = math.isqrt(length)
@@ -107,15 +115,16 @@ def _checkpointed(body: Callable[[State, None], tuple[State, Any]], state: State
     return state, out
 
 
-def _not_finite(x: Any) -> Int[Array, ""]:
+def _not_finite(x: PyTree[Array]) -> Int[Array, ""]:
     """How many of the samples have a number that is not finite."""
     rows = [~jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in jax.tree.leaves(x)]
     return functools.reduce(jnp.logical_or, rows).sum()
 
 
-def _raise_if_not_finite(t: Any, of_x: Any, of_x0: Any) -> None:
+def _raise_if_not_finite(t: ArrayLike, of_x: ArrayLike, of_x0: ArrayLike) -> None:
     """Names the first of the steps `[n]` at which samples were not finite, given how many."""
-    bad = np.flatnonzero(np.asarray(of_x) + np.asarray(of_x0))
+    t, of_x, of_x0 = np.asarray(t), np.asarray(of_x), np.asarray(of_x0)
+    bad = np.flatnonzero(of_x + of_x0)
     if not len(bad):
         return
     i, where = bad[0], f"at step {bad[0]} of {len(t)}, t = {t[bad[0]]:g}"

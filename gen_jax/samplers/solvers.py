@@ -1,8 +1,9 @@
 """Solvers: frozen dataclasses of options with one method, `plan(process, times)`, which writes the table.
 
-Adding one is writing its row: `alpha`, `sigma` and `log_snr` of a step's two ends `t > s` are at hand in
-float64 (`ends`), and `multistep.table` takes coefficients as papers write them. A step to the data, `s = 0`,
-has `sigma_s = 0` and an infinite `log_snr_s`: every row here is then exactly `x_s = x0_hat`, without noise.
+To write a solver is to write its coefficients. `ends` gives `alpha`, `sigma` and `log_snr` at both ends `t > s` of every
+step, in float64; `multistep.table` takes coefficients as papers write them. A name for it is a row of `named.SOLVERS`. A
+step to the data, `s = 0`, has `sigma_s = 0` and an infinite `log_snr_s`: every row here is then exactly `x_s = x0_hat`,
+without noise.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ Times: TypeAlias = Float[Array | np.ndarray, "nodes"]
 
 @runtime_checkable
 class Solver(Protocol):
-    """What makes a plan."""
+    """What makes a plan of a process and times."""
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`."""
@@ -146,13 +147,13 @@ def ends(
 ) -> tuple[Marginals, Marginals]:
     """Both ends of every step between `times`, where it starts (`t`) and where it ends (`s`).
 
-    Times decrease, from noise to data, or increase: a deterministic solver runs backwards, too, by the same formulas.
+    Times decrease, from noise to data. For a deterministic solver they may increase: the same formulas encode data.
 
     Args:
-        process: what is said at the times.
-        times: `n + 1` of them.
-        stochastic: whether the solver adds noise, which no step back can take away.
-        order: how many steps the solver looks at.
+        process: the process.
+        times: `n + 1` times.
+        stochastic: whether the solver adds noise; a step that increases time cannot remove it again.
+        order: the least number of steps that the solver needs.
 
     Raises:
         ValueError: `times` are not `n + 1 >= 2` numbers that strictly decrease (or increase, and the solver is not

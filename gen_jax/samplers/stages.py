@@ -1,13 +1,12 @@
 """Solvers that ask the denoiser more than once a step: explicit Runge-Kutta methods, as rows of the same table.
 
-A stage is where the denoiser is asked next, and every stage is linear in the state at the start of the step and in
-the answers of the step so far, `X_k = A_k x + sum_j B_kj h_j`. The state at the start is linear in the stage at hand,
-so each stage follows from the one before:
+A stage is a point at which the denoiser is asked. It is linear in the state at the start of the step and in the step's
+answers so far, `X_k = A_k x + sum_j B_kj h_j`. Solve this for `x`, and each stage follows from the one before:
 
     X_{k+1} = A_{k+1} / A_k X_k + sum_j (B_{k+1,j} - A_{k+1} / A_k B_kj) h_j
 
-which is a row. So `plan.nfe` counts rows, the loop is the one of `multistep`, and a plan of 10 evaluations costs as
-much whether they are 10 steps or 5.
+This is a row of the table. So the loop is the one of all solvers, `plan.nfe` is the number of rows, and 10 evaluations
+cost the same in 10 steps or in 5.
 """
 
 import itertools
@@ -58,7 +57,7 @@ def chain(step: Sequence[Stage], first: int = 0) -> list[Row]:
 def denoised(t: Point, s: Point, number: int) -> Row:
     """The step by `x0_hat` alone, `x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) x0_hat`.
 
-    From `alpha_t = 0`, where `eps_hat` says nothing, and to the data, where it need not be said.
+    For steps from `alpha_t = 0`, where `eps_hat` tells nothing, and for steps to the data, where it is not needed.
     """
     x = s.sigma / t.sigma
     return Row(t.time, x, {number: s.alpha - t.alpha * x}, by_x0=True)
@@ -79,17 +78,17 @@ def tabulate(rows: Sequence[Row], *, eps_of: Process | None = None, noise: np.nd
 
 @dataclass(frozen=True)
 class Heun:
-    """Heun's method in `sigma / alpha`, two evaluations a step, with noise on request (Karras et al. 2022, Algorithm 2).
+    """Heun's method in `sigma / alpha`, with two evaluations a step and optional noise (Karras et al. 2022, Algorithm 2).
 
     In `y = x / alpha` and `r = sigma / alpha`, from `r_t` to `r_s`, with `d = eps_hat`:
 
         y' = y + (r_s - r_t) d(y, r_t),      y_s = y + (r_s - r_t) / 2 (d(y, r_t) + d(y', r_s))
 
-    A step to `t = 0` is Euler's, `x_s = x0_hat`. With `churn`, `r_t` is first raised to `(1 + gamma) r_t` by fresh
-    noise, wherever it lies in [churn_min, churn_max], but not above the first time's.
+    A step to `t = 0` is Euler's, `x_s = x0_hat`. With `churn`, fresh noise first raises every `r_t` in [churn_min,
+    churn_max] to `(1 + gamma) r_t`, but not above that of the first time.
 
     Args:
-        churn: `S_churn`, of which each step takes its share: `gamma = min(churn / num_steps, sqrt(2) - 1)`.
+        churn: `S_churn`, shared among the steps: `gamma = min(churn / num_steps, sqrt(2) - 1)`.
         churn_min: `S_tmin`, in units of `sigma / alpha`.
         churn_max: `S_tmax`.
         churn_noise: `S_noise`, deviation of the fresh noise.
@@ -174,8 +173,14 @@ class DPMSolverPPSingle:
         first, length = Stage(t.time, 1.0, []), 0.5 * (s.log_snr - t.log_snr)
         if not np.isfinite(length):
             return [denoised(t, s, number)]
-        whole = lambda part: -np.expm1(-part * length)  # int_0^a e^(u - a) du, a = part * length
-        slope = lambda part: 1 - whole(part) / (part * length)  # int_0^a (u / a) e^(u - a) du
+
+        def whole(part: float) -> float:
+            """`int_0^a e^(u - a) du`, `a = part * length`."""
+            return float(-np.expm1(-part * length))
+
+        def slope(part: float) -> float:
+            """`int_0^a (u / a) e^(u - a) du`."""
+            return 1 - whole(part) / (part * length)
 
         def stage(at: Point, *x0_weights: float) -> Stage:
             return Stage(at.time, at.sigma / t.sigma, [at.alpha * weight for weight in x0_weights])
