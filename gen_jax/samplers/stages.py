@@ -174,11 +174,11 @@ class DPMSolverPPSingle:
         if not np.isfinite(length):
             return [denoised(t, s, number)]
 
-        def whole(part: float) -> float:
+        def whole(part: float | int) -> float:
             """`int_0^a e^(u - a) du`, `a = part * length`."""
             return float(-np.expm1(-part * length))
 
-        def slope(part: float) -> float:
+        def slope(part: float | int) -> float:
             """`int_0^a (u / a) e^(u - a) du`."""
             return 1 - whole(part) / (part * length)
 
