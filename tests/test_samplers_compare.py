@@ -44,11 +44,13 @@ def test_a_plan_in_a_larger_table_takes_the_same_steps(name):
     assert larger.h.shape == (plan.num_steps + 3, plan.h.shape[1] + 2)
     denoise = lambda x, t: proc.alpha(t) * x
     x_T, key = proc.prior(jax.random.key(0), (4, 3)), jax.random.key(1)
+    step = jax.jit(lambda state: samplers.step(key, denoise, larger, state)[0])
     state = samplers.init(larger, x_T)
     for _ in range(plan.num_steps):
-        state, _ = samplers.step(key, denoise, larger, state)
+        state = step(state)
     expected = samplers.sample(key, denoise, plan, x_T)
-    np.testing.assert_allclose(samplers.finalize(state), expected, atol=1e-5)
+    rounding = 1e-3  # in float32, with coefficients up to 30
+    np.testing.assert_allclose(samplers.finalize(state), expected, atol=rounding)
 
 
 def test_parameters_are_arguments_of_the_program():
