@@ -1,5 +1,8 @@
 """A problem of a millisecond a step with what matters: per-example noise, uint8 data, a shuffled order."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +109,42 @@ def assert_close(a, b, atol):
         jax.tree.leaves((a.params, a.ema_params)), jax.tree.leaves((b.params, b.ema_params)), strict=True
     ):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=0, atol=atol)
+
+
+def fit(workdir, num_steps=40, *, memory=None, problem=None, on_sample=None, callbacks=(), **options):
+    """`training.fit` of the toy problem, with fields of `Options` among the options."""
+    step, state, schedule = setup(num_steps) if problem is None else problem
+    how = {"parallel": "jit", "steps_per_call": 5, "log_every": 10, "checkpoint_every": 10, "progress": False}
+    fields = {field.name for field in dataclasses.fields(training.Options)}
+    how |= {name: options.pop(name) for name in fields & set(options)}
+    config = {"width": WIDTH, "net": {"depth": 2}, "num_steps": num_steps}
+    options = {"config": config, "schedule": schedule, "mesh": ONE} | options
+    if on_sample is not None:
+        callbacks = (*callbacks, OnSample(on_sample))
+    return training.fit(
+        step,
+        state,
+        memory or InMemory(),
+        num_steps=num_steps,
+        workdir=workdir,
+        options=training.Options(**how),
+        callbacks=callbacks,
+        **options,
+    )
+
+
+class OnSample(training.Callback):
+    def __init__(self, f):
+        self.on_sample = f
+
+
+ONE = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))  # compiles faster than eight
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(workdir):
+    with training.Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.steps()
