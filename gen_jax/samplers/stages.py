@@ -187,7 +187,7 @@ class DPMSolverPPSingle:
 
         second = stage(inside[0], whole(1 / self.order))
         if self.order == 2:
-            return chain([first, second, stage(s, 0.0, whole(1))], number)
+            return chain([first, second, stage(s, 0.0, whole(1.0))], number)
         third = stage(inside[1], whole(2 / 3) - 2 * slope(2 / 3), 2 * slope(2 / 3))
-        last = stage(s, whole(1) - 1.5 * slope(1), 0.0, 1.5 * slope(1))
+        last = stage(s, whole(1.0) - 1.5 * slope(1.0), 0.0, 1.5 * slope(1.0))
         return chain([first, second, third, last], number)
