@@ -10,6 +10,7 @@ from gen_jax.diffusion.process import Process
 from gen_jax.types import Final
 
 Grid: TypeAlias = Float[np.ndarray, "{n}+1"]
+"""`n + 1` decreasing times in float64, the ends of `n` steps."""
 
 Nodes: TypeAlias = Callable[[float, float, int], np.ndarray]
 """`(first, last, m) -> m` times from `first` down to `last`, to rounding."""
