@@ -237,6 +237,7 @@ def test_perturb_of_standard_normal_data_stays_standard_normal(process):
 
 
 @each_process
+@pytest.mark.usefixtures("optimized")  # equal to the last bit
 def test_prior_is_normal_and_row_depends_on_its_index_alone(process):
     x_T = process.prior(jax.random.key(0), (4000, 5)) / process.sigma(process.t_max)
     assert abs(x_T.mean()) < 5 / 20_000**0.5
