@@ -34,6 +34,16 @@ def save_loss(workdir: Path, label: str) -> dict[str, object]:
     return {**figures, "seconds_of_training": last["seconds"]}
 
 
+def check(model: Model, seed: int, sampling: launch.Sampling) -> None:
+    """ValueError before any training for what could not be drawn after it."""
+    if sampling.num < 1:
+        raise ValueError(f"--num must be at least 1 sample, got {sampling.num}.")
+    generate.plan(model, sampling.solver, sampling.nfe)
+    generate.choose(model, jax.random.key(seed), np.arange(1), label=sampling.label)
+    later = {} if model.sampling.guide_step is None else {"guide": None}
+    generate.weight(model, later, sampling.guidance)
+
+
 def draw(workdir: Path, seed: int, sampling: launch.Sampling) -> dict[str, object]:
     """Samples of the run in `workdir`: writes samples.npy, samples.png, labels.npy and denoising.png; returns figures."""
     run, key = pretrained.load_run(workdir), jax.random.key(seed)
@@ -97,7 +107,7 @@ def save_forward(path: Path, model: Model, images: np.ndarray, columns: int = 10
     x_0 = codec.encode({"image": jnp.asarray(images)})
     eps = jax.random.normal(jax.random.key(0), x_0.shape)
     x_t = jnp.stack([proc.perturb(x_0, jnp.asarray(t, jnp.float32), eps) for t in times], axis=1)
-    heads = [f"t = {t:.3g}" for t in times]
+    heads = [f"t = {t:.4g}" for t in times]
     plots.save_strips(path, np.asarray(codec.decode(x_t)), heads, r"$x_t = \alpha_t x_0 + \sigma_t \epsilon$")
 
 

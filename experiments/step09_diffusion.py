@@ -151,6 +151,7 @@ def train(config: Config, experiment: str = "step09_diffusion") -> dict[str, obj
     """Train to the end, or to the end of what is left; returns the figures."""
     source, t = config.data.source(), config.training
     model = make_model(config, source.info())
+    pictures.check(model, config.seed, config.sampling)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     optimizer, schedule = t.make_optimizer()
     early = model.sampling.guide_step

@@ -9,6 +9,7 @@ the compiled program, never constants in it.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
@@ -204,8 +205,10 @@ def choose(
 
 def plan(model: Model, solver: str | None = None, nfe: int | None = None) -> samplers.Plan:
     """The steps with which `sample` draws: of a solver by name, for a number of evaluations; else as the model says."""
-    asked = model.sampling
-    return samplers.named.plan(model.process, solver or asked.solver, nfe or asked.nfe)
+    nfe = model.sampling.nfe if nfe is None else nfe
+    if nfe < 1:
+        raise ValueError(f"nfe must be at least 1 evaluation, got {nfe}.")
+    return samplers.named.plan(model.process, model.sampling.solver if solver is None else solver, nfe)
 
 
 def weight(model: Model, weights: Weights, guidance: float | None = None) -> np.float32 | None:
@@ -215,6 +218,8 @@ def weight(model: Model, weights: Weights, guidance: float | None = None) -> np.
     for and can not be done is a ValueError.
     """
     able = model.condition.guides or "guide" in weights
+    if guidance is not None and not math.isfinite(guidance):
+        raise ValueError(f"guidance must be a finite number, got {guidance}; 1 is none.")
     if guidance is not None and guidance != 1 and not able:
         raise ValueError(f"guidance {guidance:g}: {_NOTHING_TO_GUIDE_BY}")
     value = model.sampling.guidance if guidance is None else guidance

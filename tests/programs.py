@@ -9,10 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start(script, *flags):
+def start(script, *flags, **options):
     """A script of the project, without the eight devices of the tests."""
     environment = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
-    return subprocess.Popen([sys.executable, ROOT / script, *map(str, flags)], env=environment, text=True)
+    return subprocess.Popen(
+        [sys.executable, ROOT / script, *map(str, flags)], env=environment, text=True, **options
+    )
 
 
 def judged(workdir, *, labels):

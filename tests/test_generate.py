@@ -278,3 +278,16 @@ def test_denoiser_is_that_of_the_network(unconditional):
     np.testing.assert_allclose(
         generate.denoiser(m, weights)(x_t, t), np.clip(by_hand(x_t, t), -1, 1), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"nfe": 0}, "nfe must be at least 1 evaluation, got 0"),
+        ({"nfe": -1}, "nfe must be at least 1 evaluation, got -1"),
+        ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
+    ],
+)
+def test_numbers_out_of_range_are_not_taken_for_defaults(conditional, options, said):
+    with pytest.raises(ValueError, match=said):
+        generate.sample(*conditional, KEY, 1, **options)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import signal
+import subprocess
 import time
 
 import jax
@@ -277,3 +278,28 @@ def test_killed_three_times_it_is_the_same_to_the_bit(tmp_path):
         for workdir in (whole, broken)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--num 0", "at least 1 sample, got 0"),
+        ("--nfe 0", "at least 1"),
+        ("--label 3", "unconditional"),
+        ("--labels --label 10", "from 0 to 9, got 10"),
+        ("--labels --label-dropout 0 --guidance 3", "nothing to be guided by"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_before_training(tmp_path, flags, said):
+    with pytest.raises(ValueError, match=said):
+        step09.main(step09.parse(arguments(tmp_path / "run", *flags.split())))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_wrong_input_is_said_in_a_line(tmp_path):
+    flags = ["--dataset", str(tmp_path / "none.npz"), "--workdir", str(tmp_path / "run")]
+    done = start("experiments/step09_diffusion.py", *flags, stderr=subprocess.PIPE)
+    _, said = done.communicate(timeout=120)
+    assert done.returncode == 2
+    assert "none.npz" in said
+    assert "Traceback" not in said

@@ -80,11 +80,12 @@ class Sampling:
     num: int = 64
     """How many samples."""
     solver: str | None = None
-    """A solver by name (default: as the model says); `gen-jax sample --help` lists them."""
+    """A solver by name, such as ddpm, ddim, dpmpp, unipc or heun; a wrong name lists all (default: as the model says)."""
     nfe: int | None = None
     """Evaluations of the denoiser a sample; a solver of several a step takes as many whole steps as fit."""
     guidance: float | None = None
-    """Weight of guidance: 1 is none, larger is clearer and less varied."""
+    """Weight of guidance: 1 is none, larger is clearer and less varied. A model with labels is guided by them,
+    one without by its own parameters of a fifth of the training (autoguidance)."""
     label: int | None = None
     """The label of all samples, where labels were learned (default: each its own, at random)."""
 

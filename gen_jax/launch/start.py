@@ -60,11 +60,20 @@ def _preset(presets: Mapping[str, C], args: Sequence[str] | None) -> C:
 def run(file: str) -> None:
     """Run an experiment as a program: `main(parse())` of its module.
 
-    It is imported under its own name, for its presets import its `Config` and must find the same class.
+    What is wrong with the input is said in a sentence, with exit code 2. The module is imported under its own name, for
+    its presets import its `Config` and must find the same class.
     """
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
     sys.path.insert(0, str(Path(file).parent))
     module = importlib.import_module(Path(file).stem)
-    module.main(module.parse())
+    try:
+        module.main(module.parse())
+    except ValueError as error:
+        if debug:
+            raise
+        print(f"{Path(file).name}: {error} (--debug shows where)", file=sys.stderr)
+        sys.exit(2)
 
 
 def start(batch_size: int = 2) -> None:

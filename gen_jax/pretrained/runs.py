@@ -56,7 +56,13 @@ def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
     params, saved, step = training.load(path)
     file = path / "config.json"  # may say more than the checkpoint: how to sample can change afterwards
     config = _read(file) if file.exists() else saved
-    if config.get("format") == models.FORMAT and "model" in config:
+    if "format" in config or not migration.NEEDED & set(config):
+        if config.get("format") != models.FORMAT or "model" not in config:
+            raise ValueError(
+                f"{path}: config.json describes no model of format {models.FORMAT}, which this version reads; its format "
+                f"is {config.get('format')!r}. A run of yours needs training.fit(..., config=launch.record(...)), a newer one "
+                "a newer gen_jax."
+            )
         model = models.from_dict(config["model"], types)
         options = cast("Mapping[str, object]", config.get("options", {}))
     else:
