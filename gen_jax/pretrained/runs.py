@@ -60,8 +60,8 @@ def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
         if config.get("format") != models.FORMAT or "model" not in config:
             raise ValueError(
                 f"{path}: config.json describes no model of format {models.FORMAT}, which this version reads; its format "
-                f"is {config.get('format')!r}. A run of yours needs training.fit(..., config=launch.record(...)), a newer one "
-                "a newer gen_jax."
+                f"is {config.get('format')!r}. A run of yours needs training.fit(..., config=launch.record(...)), a "
+                "newer one a newer gen_jax."
             )
         model = models.from_dict(config["model"], types)
         options = cast("Mapping[str, object]", config.get("options", {}))
