@@ -303,3 +303,16 @@ def test_a_wrong_input_is_said_in_a_line(tmp_path):
     assert done.returncode == 2
     assert "none.npz" in said
     assert "Traceback" not in said
+
+
+def test_unreadable_files_are_refused_or_left_out_by_a_flag(tmp_path):
+    place = folder(tmp_path / "pictures", num=6)
+    (place / "cats" / "broken.png").write_bytes(b"no picture")
+    flags = ["--dataset", str(place), "--image-size", "12"]
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        step09.parse(flags).data.source()
+    with pytest.warns(UserWarning, match=r"broken\.png"):
+        assert len(step09.parse([*flags, "--unreadable", "skip"]).data.source()) == 6
+    cropped = step09.parse([*flags, "--crop", "random", "--unreadable", "skip"]).data
+    with pytest.warns(UserWarning, match=r"broken\.png"):
+        assert isinstance(data.batches(cropped.source(), 4, key=jax.random.key(0)), data.Stream)

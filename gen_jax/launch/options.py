@@ -31,10 +31,21 @@ class Data:
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
     image_size: int | None = None
     """Resize and crop the images to squares of this side (default: as they are)."""
+    crop: Literal["center", "random"] = "center"
+    """Where to crop: at the centre, or anew for each image and epoch."""
+    unreadable: Literal["raise", "skip"] = "raise"
+    """Files of a folder that cannot be read: an error that names them, or left out with a warning."""
 
     def source(self, split: str = "train") -> data.Source:
         """The set, of which nothing is read yet."""
-        return data.source(self.dataset, split=split, data_dir=self.data_dir, image_size=self.image_size)
+        return data.source(
+            self.dataset,
+            split=split,
+            data_dir=self.data_dir,
+            image_size=self.image_size,
+            crop=self.crop,
+            unreadable=self.unreadable,
+        )
 
 
 @dataclass(frozen=True)
