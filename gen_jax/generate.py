@@ -67,7 +67,8 @@ def denoiser(
         network = by.network.build()
 
         def denoise(x_t: PyTree, t: Float[Array, ""], cond: PyTree = None) -> PyTree:
-            apply = lambda x_t, t: network.apply(params, x_t, t, cond)
+            told = () if cond is None else (cond,)
+            apply = lambda x_t, t: network.apply(params, x_t, t, *told)
             return prediction.as_denoiser(apply, by.process, predicts=by.predicts)(x_t, t)
 
         return denoise

@@ -47,7 +47,7 @@ class Network(Protocol):
 
     @property
     def apply(self) -> Callable[..., PyTree]:
-        """`apply(params, x_t [B, ...], t [B], cond) -> array like x_t`."""
+        """`apply(params, x_t [B, ...], t [B]) -> array like x_t`, with `cond` in the end where there is a condition."""
         ...
 
 

@@ -195,7 +195,7 @@ class Exact:
     def build(self):
         return self
 
-    def apply(self, params, x_t, t, cond):
+    def apply(self, params, x_t, t):
         alpha, sigma = (
             f(t).reshape(-1, *[1] * (x_t.ndim - 1)) for f in (self.process.alpha, self.process.sigma)
         )
