@@ -53,6 +53,7 @@ def test_combinations_do_not_depend_on_the_batch(d):
             np.testing.assert_array_equal(combine(x[part], index[part]), whole[part])
 
 
+@pytest.mark.slow  # CI turns a part of XLA off, with flags that no fixture takes back
 def test_draws_of_whole_vectors_are_those_of_jax():
     """As they always were; and narrower ones are the beginning of wider ones."""
     draw = lambda i: jax.random.normal(jax.random.fold_in(KEY, i), (4, 4, 1))
