@@ -7,7 +7,6 @@ examples loses its condition in training, and how conditions of samples are chos
     Labels(num_classes)      net(params, x_t, t, label), label `num_classes` standing for "no label"
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -17,9 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from gen_jax import keys
-
-Batch: TypeAlias = Mapping[str, Shaped[Array | np.ndarray, "..."]]
-"""Arrays of a data set by name, with one leading axis of examples."""
+from gen_jax.codec import Batch
 
 Index: TypeAlias = Int[Array | np.ndarray, "n"]
 """Numbers of samples."""
