@@ -1,9 +1,11 @@
-"""Choices by name: type checkers know the names, at run time each is a `str`.
+"""Choices by name, and texts: type checkers know the names, at run time each is a `str`.
 
 A misspelt name is to meet the ValueError of the function that takes it, which lists the choices. A `Literal` at run time
-would have it meet the type checker that the tests install instead.
+would have it meet the type checker that the tests install instead. `Text` and `Prompt` are any
+object at run time, for the same reason.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -27,5 +29,22 @@ if TYPE_CHECKING:
     """How the slope between two values is integrated."""
     Warmup: TypeAlias = Literal["runge-kutta", "heun"]
     """The first steps of a multistep solver."""
+    Colour: TypeAlias = Literal["red", "green", "blue", "yellow", "purple", "white"]
+    """Of a digit in a scene."""
+    DigitSize: TypeAlias = Literal["small", "large"]
+    """Of a digit in a scene."""
+    Relation: TypeAlias = Literal["above", "below", "left of", "right of"]
+    """How the first digit of a scene stands to the second."""
+    SceneSplit: TypeAlias = Literal["train", "test", "held_out"]
+    """Which digits and which combinations scenes have."""
+    Activation: TypeAlias = Literal["quick_gelu", "gelu"]
+    """Of a text encoder."""
+    Text: TypeAlias = str | bytes
+    """Bytes are UTF-8."""
+    Prompt: TypeAlias = str | bytes | Sequence[str | bytes]
+    """Words: for all samples, or for each its own."""
 else:
+    Colour = DigitSize = Relation = SceneSplit = str
+    Activation = str
+    Text = Prompt = object
     Betas = Rate = Predicts = Reconstruction = Terms = Final = Variance = Variant = Slope = Warmup = str

@@ -118,7 +118,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"the cached file {file} is damaged: {error}. Delete the directory {path} and load the data set "
             "again: it is decoded anew."
-        ) from error
+        ) from None
     return arrays
 
 

@@ -36,7 +36,7 @@ class InMemory:
         if not 1 <= batch_size <= count:
             raise ValueError(
                 f"batch_size must be from 1 to the {count} examples of the data set, got {batch_size}: "
-                "choose a smaller batch or a larger split."
+                f"take a batch_size of {count} or fewer, or a larger split."
             )
         return cls(dict(arrays), key, batch_size)
 

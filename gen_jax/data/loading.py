@@ -60,10 +60,11 @@ def source(
 
     `name` is
         "mnist"                    the one that comes with the package;
+        "scenes"                   coloured MNIST digits with captions: see `gen_jax.data.sources.scenes`;
         a folder of image files    see `gen_jax.data.sources.folder` for classes, captions and splits;
         a file .npz or .npy        with the arrays "image" and perhaps "label", or a single array;
         any other name             a TFDS data set, `name[/config][:version]`, from `data_dir`, `$TFDS_DATA_DIR` or
-                                   `~/tensorflow_datasets`. So is "mnist", where `data_dir` is given.
+                                   `~/tensorflow_datasets`. So are "mnist" and "scenes", where `data_dir` is given.
     A name is a path where it exists, ends in .npz or .npy, or begins with "/", "." or "~".
 
     `split` may be a slice or a sum: "train[:10%]", "train+test". `cache_dir` (`$GEN_JAX_CACHE`, `~/.cache/gen_jax`)

@@ -24,7 +24,7 @@ def _parse(name: str, split: str, sizes: Mapping[str, int]) -> list[tuple[str, s
         ends = [slice(part.from_, part.to).indices(sizes[part.splitname])[:2] for part in absolute]
         return [(part.splitname, slice(*rows)) for part, rows in zip(absolute, ends, strict=True)]
     except ValueError as error:
-        raise wrong(name, split, sizes, error) from error
+        raise wrong(name, split, sizes, error) from None
 
 
 class NoSplit(ValueError):

@@ -57,7 +57,7 @@ class Stream:
         if not 1 <= batch_size <= self.num_examples or batch_size % self._count:
             raise ValueError(
                 f"batch_size must be from 1 to the {self.num_examples} examples of the data set and divide "
-                f"by the {self._count} hosts, got {batch_size}: choose another batch size or a larger split."
+                f"by the {self._count} hosts, got {batch_size}: take a batch_size that does, or a larger split."
             )
         if not 0 <= self._index < self._count:
             raise ValueError(f"process_index must be from 0 to {self._count - 1}, got {self._index}.")

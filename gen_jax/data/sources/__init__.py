@@ -5,7 +5,7 @@ such a module and name it in `FINDERS`. A source without a name needs neither: a
 `data.Source` can be given to `data.batches`.
 """
 
-from gen_jax.data.sources import embedded, files, folder, tfds
+from gen_jax.data.sources import embedded, files, folder, scenes, tfds
 
-FINDERS = (embedded.find, files.find, folder.find, tfds.find)
+FINDERS = (embedded.find, scenes.find, files.find, folder.find, tfds.find)
 """Tried in this order. The last one takes every name that is left."""

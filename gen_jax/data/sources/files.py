@@ -65,7 +65,7 @@ def _naming(path: Path) -> Iterator[None]:
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"the file {path.absolute()} can not be read: {error}. Expected one of numpy.save or numpy.savez."
-        ) from error
+        ) from None
 
 
 def _read(name: str, arrays: dict[str, Stored], rows: list[slice]) -> dict[str, np.ndarray]:

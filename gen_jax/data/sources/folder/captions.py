@@ -81,7 +81,7 @@ def _table(path: Path) -> Iterator[Mapping[str, object]]:
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError as error:
-            raise ValueError(f"line {number} of {path} is not JSON: {error}.") from error
+            raise ValueError(f"line {number} of {path} is not JSON: {error}.") from None
         if row is not None and not isinstance(row, dict):
             raise ValueError(f"line {number} of {path}: expected a JSON object, got {line[:80]!r}.")
         if row is not None:
@@ -92,7 +92,7 @@ def _decode(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}. Save it in that encoding.") from error
+        raise ValueError(f"{path} is not UTF-8: {error}. Save it in that encoding.") from None
 
 
 def some(names: Sequence[str]) -> str:

@@ -82,7 +82,7 @@ def _records(name: str, builder: prepared.Builder, split: str) -> decode.Records
         count = there[split].num_examples
     except (KeyError, ValueError) as error:
         sizes = {key: value.num_examples for key, value in there.items()}
-        raise splits.wrong(name, split, sizes, error) from error
+        raise splits.wrong(name, split, sizes, error) from None
     if count <= 0:
         raise splits.empty(name, split)
     try:
@@ -93,4 +93,4 @@ def _records(name: str, builder: prepared.Builder, split: str) -> decode.Records
             f'"{name}" is prepared in {builder.data_dir}, but not in array_record form: {error} Prepare '
             "it in another directory (it may need TensorFlow: pip install 'gen-jax[prepare]') and use that:\n"
             f"  {prepared.prepare_command(builder, 'NEW_DIRECTORY')}"
-        ) from error
+        ) from None

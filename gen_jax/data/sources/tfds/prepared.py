@@ -34,15 +34,15 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Builder:
     where = None if place is None else os.path.expanduser(os.fspath(place))
     try:
         builder = tfds.builder(name, data_dir=where)
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(_unknown(name, where)) from error
+    except tfds.core.DatasetNotFoundError:
+        raise ValueError(_unknown(name, where)) from None
     except (
         AssertionError,
         ImportError,
         ValueError,
     ) as error:  # no such version or config; code that needs more
         if (builder := _from_files(name, where)) is None:
-            raise ValueError(f'the data set "{name}" can not be used. {error}') from error
+            raise ValueError(f'the data set "{name}" can not be used. {error}') from None
     if builder.is_prepared():
         return builder
     if _of_tfds(builder) and (older := _from_files(name, where)) is not None:
@@ -77,9 +77,9 @@ def _prepare(builder: Builder) -> None:
     except Exception as error:
         causes = list(_chain(error))
         if not have_tensorflow and any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in causes):
-            raise ValueError(_no_tensorflow(builder)) from error
+            raise ValueError(_no_tensorflow(builder)) from None
         if any(isinstance(e, _network_errors()) for e in causes):
-            raise ValueError(_no_network(builder, error, have_tensorflow)) from error
+            raise ValueError(_no_network(builder, error, have_tensorflow)) from None
         raise
 
 
