@@ -1,3 +1,20 @@
 """Networks. They know nothing of diffusion: `net.apply(params, x_t, t, cond) -> array like x_t`."""
 
-__all__ = ["autoencoder", "classifier", "conv", "ladder", "layers", "mlp", "monotone", "unet"]
+__all__ = [
+    "attention",
+    "autoencoder",
+    "autoencoder_kl",
+    "classifier",
+    "conv",
+    "discriminator",
+    "dtypes",
+    "ladder",
+    "layers",
+    "mlp",
+    "monotone",
+    "quantize",
+    "text",
+    "tiling",
+    "transformer",
+    "unet",
+]

@@ -10,6 +10,7 @@ XLA's CPU backend (jax 0.10) is fast with some forms only (`benchmarks/conv.py`)
 Both functions take two of the three arrays `x`, `w`, `g` and return the third (see `gen_jax.networks.conv`).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -30,9 +31,10 @@ Out = Literal["y", "x", "w"]
 Shape = tuple[int, ...]
 
 
-def plain(a: Array, b: Array, *, out: Out, image: Shape, kernel: Shape, stride: int) -> Array:
+def plain(a: Array, b: Array, *, out: Out, image: Shape, kernel: Shape, stride: int, centred: bool) -> Array:
     """By `lax.conv_general_dilated` and its transposes."""
-    run = lambda x, w: lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=LAYOUT)
+    pads = _pads(image, kernel, stride, centred)
+    run = lambda x, w: lax.conv_general_dilated(x, w, (stride, stride), pads, dimension_numbers=LAYOUT)
     if out == "y":
         return run(a, b)
     fixed, of = (lambda v: run(v, a), image) if out == "x" else (lambda v: run(a, v), kernel)
@@ -40,14 +42,21 @@ def plain(a: Array, b: Array, *, out: Out, image: Shape, kernel: Shape, stride: 
     return v
 
 
-def on_cpu(a: Array, b: Array, *, out: Out, image: Shape, kernel: Shape, stride: int) -> Array:
+def _pads(image: Shape, kernel: Shape, stride: int, centred: bool) -> Sequence[tuple[int, int]]:
+    """Zeros before and behind the rows, and the columns (see `gen_jax.networks.conv.conv`)."""
+    if centred:
+        return [((side - 1) // 2, side // 2) for side in kernel[:2]]
+    return lax.padtype_to_pads(image[1:3], kernel[:2], (stride, stride), "SAME")
+
+
+def on_cpu(a: Array, b: Array, *, out: Out, image: Shape, kernel: Shape, stride: int, centred: bool) -> Array:
     """In the forms that XLA's CPU backend is fast with."""
     if stride == kernel[0] == kernel[1] == 1:
         return _rows(a, b, out)
     if out == "w" and stride == 1:
         return _weight_gradient(a, b, kernel)
     if out == "w":
-        return _strided_weight_gradient(a, b, kernel, stride)
+        return _strided_weight_gradient(a, b, kernel, stride, centred)
     odd = stride == 1 and kernel[0] % 2 == kernel[1] % 2 == 1
     if out == "x" and odd:
         out, a, b = "y", b, jnp.flip(a, (0, 1)).swapaxes(2, 3)
@@ -55,7 +64,7 @@ def on_cpu(a: Array, b: Array, *, out: Out, image: Shape, kernel: Shape, stride:
     worth = min(kernel[2:]) >= FEW and image[1] * image[2] <= LARGE
     if a.dtype == jnp.bfloat16 and odd and worth:
         return _products(a, b)
-    return plain(a, b, out=out, image=image, kernel=kernel, stride=stride)
+    return plain(a, b, out=out, image=image, kernel=kernel, stride=stride, centred=centred)
 
 
 def _rows(a: Array, b: Array, out: Out) -> Array:
@@ -117,10 +126,10 @@ def _weight_gradient(x: Array, g: Array, shape: Shape) -> Array:
     return total.reshape(columns, channels, rows, features).transpose(2, 0, 1, 3).astype(x.dtype)
 
 
-def _strided_weight_gradient(x: Array, g: Array, shape: Shape, stride: int) -> Array:
+def _strided_weight_gradient(x: Array, g: Array, shape: Shape, stride: int, centred: bool) -> Array:
     """For any stride: one product for each row of the kernel, its horizontal taps side by side as channels."""
     rows, taps, channels, features = shape
-    pads = lax.padtype_to_pads(x.shape[1:3], shape[:2], (stride, stride), "SAME")
+    pads = _pads(x.shape, shape, stride, centred)
     (height, width), kind = g.shape[1:3], jnp.promote_types(x.dtype, jnp.float32)
 
     def add(total, part):

@@ -29,23 +29,29 @@ __all__ = ["conv"]
 
 
 def conv(
-    x: Float[Array, "B H W C"], weights: Float[Array, "k l C D"], stride: int = 1
+    x: Float[Array, "B H W C"],
+    weights: Float[Array, "k l C D"],
+    stride: int = 1,
+    *,
+    centred: bool = False,
 ) -> Float[Array, "B h w D"]:
-    """Convolution with zero ("SAME") padding: `y[b, i, j] = sum_{k, l} x[b, s i + k - p, s j + l - p] @ w[k, l]`.
+    """Convolution with zero padding: `y[b, i, j] = sum_{k, l} x[b, s i + k - p, s j + l - p] @ w[k, l]`.
 
-    The output has size `ceil(H / stride)`. Derivatives take the same time inside a `scan` as outside.
+    The output has size `ceil(H / stride)`. `centred` has `p = (K - 1) // 2` for a kernel of side `K`, as PyTorch's
+    `padding=1` for a side of 3; else `p` is that of "SAME", the same for stride 1 but not for stride 2 and an even `H`.
+    Derivatives take the same time inside a `scan` as outside.
     """
-    return _map(x, weights, "y", x.shape, weights.shape, stride)
+    return _map(x, weights, "y", x.shape, weights.shape, stride, centred and stride > 1)
 
 
 _conv_p = Primitive("conv_same")
 """Two of `x`, `w`, `g` to the third, as `out` says."""
 
 
-def _map(a: Array, b: Array, out: Out, image: Shape, kernel: Shape, stride: int) -> Array:
+def _map(a: Array, b: Array, out: Out, image: Shape, kernel: Shape, stride: int, centred: bool) -> Array:
     """Bind the primitive; `image` and `kernel` are the shapes of `x` and `w`."""
-    result = _conv_p.bind(a, b, out=out, image=tuple(image), kernel=tuple(kernel), stride=stride)
-    return cast(Array, result)
+    how = {"out": out, "image": tuple(image), "kernel": tuple(kernel), "stride": stride, "centred": centred}
+    return cast(Array, _conv_p.bind(a, b, **how))
 
 
 def _batched(
@@ -56,6 +62,7 @@ def _batched(
     image: Shape,
     kernel: Shape,
     stride: int,
+    centred: bool,
 ) -> tuple[Array, int]:
     """Under `vmap`: with shared weights one larger batch of images; with batched weights `vmap` of the kernel."""
     (a, b), (i, j) = args, dims
@@ -63,9 +70,9 @@ def _batched(
         images = jnp.moveaxis(a, cast(int, i), 0) if out == "y" else jnp.moveaxis(b, cast(int, j), 0)
         flat = images.reshape(-1, *images.shape[2:])
         left, right = (flat, b) if out == "y" else (a, flat)
-        y = _map(left, right, out, (images.shape[0] * image[0], *image[1:]), kernel, stride)
+        y = _map(left, right, out, (images.shape[0] * image[0], *image[1:]), kernel, stride, centred)
         return y.reshape(images.shape[0], -1, *y.shape[1:]), 0
-    how = {"out": out, "image": image, "kernel": kernel, "stride": stride}
+    how = {"out": out, "image": image, "kernel": kernel, "stride": stride, "centred": centred}
     each = lambda run: jax.vmap(partial(run, **how), dims)
     return lax.platform_dependent(a, b, cpu=each(on_cpu), default=each(plain)), 0
 
@@ -84,7 +91,7 @@ _RIGHT: dict[Out, Callable[..., Array]] = {
 """Transposes in the second argument, given the cotangent and the first argument."""
 
 
-_conv_p.def_impl(jax.jit(_map, static_argnames=("out", "image", "kernel", "stride")))
+_conv_p.def_impl(jax.jit(_map, static_argnames=("out", "image", "kernel", "stride", "centred")))
 _conv_p.def_abstract_eval(lambda a, b, **how: jax.make_jaxpr(partial(plain, **how))(a, b).out_avals[0])
 ad.defbilinear(
     _conv_p,

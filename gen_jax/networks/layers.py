@@ -1,6 +1,6 @@
-"""The layers of the networks here: convolution, norm, time embedding, residual block, attention, resampling."""
+"""The layers of the networks here: convolution, norms, time embedding, residual block, attention, resampling."""
 
-from typing import TypedDict
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -8,21 +8,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from gen_jax.networks.attention import Dtypes, attend
 from gen_jax.networks.conv import conv
-
-
-class Dtypes(TypedDict):
-    """The two types of a layer, as its keyword arguments."""
-
-    dtype: DTypeLike
-    """Type of the computation."""
-    param_dtype: DTypeLike
 
 
 class GroupDtypes(Dtypes):
     """The keyword arguments of a layer with group norms."""
 
     groups: int
+    exact_norm: bool
 
 
 class Conv(nn.Module):
@@ -34,6 +28,8 @@ class Conv(nn.Module):
     zero_init: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    centred: bool = False
+    """Where the zeros are with a stride, see `gen_jax.networks.conv.conv`."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -43,21 +39,31 @@ class Conv(nn.Module):
         weights = self.param("kernel", init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, weights, bias = (a.astype(self.dtype) for a in (x, weights, bias))
-        return conv(x, weights, self.stride) + bias[None, None, None]
+        return conv(x, weights, self.stride, centred=self.centred) + bias[None, None, None]
 
 
 class GroupNorm(nn.Module):
     """Zero mean and unit variance over space and the channels of a group (Wu & He 2018), statistics in float32.
 
-    The number of groups is the largest divisor of the channels up to `groups`. Each pixel becomes `a x + b`, with one
-    `a` and one `b` for each example and channel. The means of the groups come from a product with a block matrix of ones.
-    This is three times as fast as `flax.linen.GroupNorm` on a CPU, forward and backward, where XLA does not vectorise
-    the latter.
+        y = (x - mean) / sqrt(variance + eps) * scale + bias
+
+    Each pixel becomes `a x + b`, with one `a` and one `b` for each example and channel. The means of the groups come from
+    a product with a block matrix of ones. This is three times as fast as `flax.linen.GroupNorm` on a CPU, forward and
+    backward, where XLA does not vectorise the latter.
+
+    The variance is `E[x^2] - E[x]^2`, which loses `log10(mean^2 / variance)` digits. With `exact_norm`, `x` is first
+    shifted by the mean of the first eighth of its rows, whose distance from the mean is at most `sqrt(8 variance)`, so
+    that no more than 1 digit is lost, whatever the mean.
+
+    Raises ValueError with `exact_norm` if the groups do not divide the channels. Without, the number of groups is the
+    largest divisor of the channels up to `groups`.
     """
 
     groups: int = 32
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    eps: float = 1e-5
+    exact_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -68,31 +74,77 @@ class GroupNorm(nn.Module):
         """Normalise, then scale and shift each channel; with `film`, again by `1 + film[0]` and `film[1]`."""
         channels, space = x.shape[-1], tuple(range(1, x.ndim - 1))
         groups = next(g for g in range(min(self.groups, channels), 0, -1) if channels % g == 0)
+        if self.exact_norm and groups != self.groups:
+            raise ValueError(
+                f"{self.groups} groups do not divide {channels} channels; take such as divide all."
+            )
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         group = jnp.arange(channels) // (channels // groups)
         together = (group[:, None] == group[None]) * (groups / x[0].size)
         average = lambda v: jnp.dot(v.sum(space), together, precision="highest")
+        if self.exact_norm:
+            rows = -(-x.shape[1] // 8)
+            near = jax.lax.stop_gradient(average(x[:, :rows]) * (x.shape[1] / rows))
+            x = x - jnp.expand_dims(near, space)
         mean = average(x)
         variance = jnp.maximum(average(jnp.square(x)) - jnp.square(mean), 0)
-        a = jax.lax.rsqrt(variance + 1e-5) * scale[None]
+        a = jax.lax.rsqrt(variance + self.eps) * scale[None]
         b = bias[None] - mean * a
         if film is not None:
             a, b = a * (1 + film[0]), b * (1 + film[0]) + film[1]
         return (x * jnp.expand_dims(a, space) + jnp.expand_dims(b, space)).astype(self.dtype)
 
 
-def sinusoidal(t: Num[Array, " B"], features: int, max_period: float = 10_000.0) -> Float[Array, "B F"]:
-    """Sines and cosines of `t` at `features / 2` frequencies from 1 to `1 / max_period` (Vaswani et al. 2017, 3.5)."""
+class LayerNorm(nn.Module):
+    """Zero mean and unit variance over the channels (Ba et al. 2016): `(x - mean) / sqrt(variance + eps) * scale + bias`.
+
+    Statistics are those of `x - mean`, in float32.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        """Normalise, then scale and shift each channel."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        ones = (1,) * (x.ndim - 1)
+        return (x * scale.reshape(*ones, -1) + bias.reshape(*ones, -1)).astype(self.dtype)
+
+
+def sinusoidal(
+    t: Num[Array, " B"],
+    features: int,
+    max_period: float = 10_000.0,
+    *,
+    cosines_first: bool = False,
+    endpoint: bool = True,
+) -> Float[Array, "B F"]:
+    """Sines and cosines of `t` at `features / 2` frequencies from 1 to `1 / max_period` (Vaswani et al. 2017, 3.5).
+
+    The frequencies are `max_period^(-i / (n - 1))` for `i` in `0 ... n - 1`, `n = features / 2`; without the `endpoint`
+    `max_period^(-i / n)`, as in Vaswani et al. and in Stable Diffusion, which also has the cosines first.
+    """
     half = features // 2
-    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / max(half - 1, 1))
+    last = half - 1 if endpoint else half
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / max(last, 1))
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    parts = (jnp.cos, jnp.sin) if cosines_first else (jnp.sin, jnp.cos)
+    return jnp.concatenate([wave(angles) for wave in parts], axis=-1)
 
 
 class ResBlock(nn.Module):
-    """`x + conv(film(norm(conv(norm(x)))))`, where FiLM (Perez et al. 2018) scales and shifts by the embedding.
+    """`x + conv(act(norm(conv(act(norm(x))))))` with silu as `act`, conditioned on an embedding between the convolutions.
+
+    With `time="film"` the embedding scales and shifts the second norm (FiLM, Perez et al. 2018); with "add" an affine map
+    of it is added to the first convolution (Ho et al. 2020). Without an embedding there is neither.
 
     The last convolution starts at zero, so a new block is the identity (a linear map where the width changes).
     """
@@ -102,61 +154,59 @@ class ResBlock(nn.Module):
     groups: int = 32
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    time: Literal["film", "add"] = "film"
+    eps: float = 1e-5
+    """Of the norms."""
+    exact_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"]) -> Float[Array, "B H W D"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"] | None = None
+    ) -> Float[Array, "B H W D"]:
         """Map `x`, conditioned on `emb`; dropout is active if the call has `rngs={"dropout": key}`."""
         kind: Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        h = Conv(self.features, **kind)(nn.silu(GroupNorm(self.groups, **kind)(x)))
-        scale, shift = jnp.split(nn.Dense(2 * self.features, **kind)(nn.silu(emb)), 2, axis=-1)
-        h = nn.silu(GroupNorm(self.groups, **kind)(h, (scale, shift)))
+        norm = lambda: GroupNorm(self.groups, eps=self.eps, exact_norm=self.exact_norm, **kind)
+        h = Conv(self.features, **kind)(nn.silu(norm()(x)))
+        film = None
+        if emb is not None and self.time == "film":
+            scale, shift = jnp.split(nn.Dense(2 * self.features, **kind)(nn.silu(emb)), 2, axis=-1)
+            film = scale, shift
+        elif emb is not None:
+            h = h + nn.Dense(self.features, **kind)(nn.silu(emb))[:, None, None]
+        h = nn.silu(norm()(h, film))
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
         h = Conv(self.features, zero_init=True, **kind)(h)
         if x.shape[-1] != self.features:
             # as a 1 x 1 convolution, whose gradients are faster on a CPU
             as_conv = lambda x, matrix, *_, **__: conv(x, matrix[None, None])
-            x = nn.Dense(self.features, dot_general=as_conv, **kind)(x)
+            x = nn.Dense(self.features, dot_general=as_conv, name="Dense_1", **kind)(x)
         return x + h
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions, then cross-attention to a `context` if given: `x + attend(norm(x))`.
+    """Self-attention over all positions: `x + attend(norm(x))`.
 
-    Each output projection starts at zero, so a new layer is the identity. Source: Vaswani et al. 2017, Eq. 1.
+    The output projection starts at zero, so a new layer is the identity. Source: Vaswani et al. 2017, Eq. 1.
     """
 
     head_features: int = 64
     groups: int = 32
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    eps: float = 1e-5
+    """Of the norm."""
+    exact_norm: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B H W C"], context: Float[Array, "B L K"] | None = None
-    ) -> Float[Array, "B H W C"]:
-        """Attend over the positions, then over the context if there is one."""
-        h = x.reshape(x.shape[0], -1, x.shape[-1])
-        h = h + self._attend(h, None, "self")
-        if context is not None:
-            h = h + self._attend(h, context, "cross")
-        return h.reshape(x.shape)
-
-    def _attend(
-        self, x: Float[Array, "B N C"], context: Float[Array, "B L K"] | None, name: str
-    ) -> Float[Array, "B N C"]:
-        channels = x.shape[-1]
-        heads = max(channels // self.head_features, 1)
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Attend over the positions."""
         kind: Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = GroupNorm(self.groups, name=f"{name}_norm", **kind)(x)
-        context = x if context is None else context.astype(self.dtype)
-        project = lambda name: nn.DenseGeneral((heads, channels // heads), name=name, **kind)
-        query, key, value = (
-            project(f"{name}_{part}")(a) for part, a in (("query", x), ("key", context), ("value", context))
-        )
-        out = jax.nn.dot_product_attention(query, key, value)
-        zeros = nn.initializers.zeros
-        return nn.DenseGeneral(channels, axis=(-2, -1), kernel_init=zeros, name=f"{name}_out", **kind)(out)
+        h = x.reshape(x.shape[0], -1, x.shape[-1])
+        norm = GroupNorm(self.groups, eps=self.eps, exact_norm=self.exact_norm, name="self_norm", **kind)
+        heads = max(x.shape[-1] // self.head_features, 1)
+        h = h + attend(self, norm(h), name="self", heads=heads, zero_init=True, **kind)
+        return h.reshape(x.shape)
 
 
 def pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:

@@ -1,6 +1,7 @@
 """The convolution against `lax`'s own, in value and in every kind of derivative, and the trap it avoids."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,17 @@ from jax import lax
 
 from gen_jax.networks.conv import conv
 
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
 
 def reference(x, w, stride):
-    return lax.conv_general_dilated(
-        x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=LAYOUT)
+
+
+def reference_centred(x, w, stride):
+    """As PyTorch's `padding=k // 2` for odd kernels."""
+    pads = [((side - 1) // 2, side // 2) for side in w.shape[:2]]
+    return lax.conv_general_dilated(x, w, (stride, stride), pads, dimension_numbers=LAYOUT)
 
 
 def scalar(c, x, w, stride):
@@ -53,17 +60,22 @@ SHAPES = {  # image, kernel, channels in and out, stride, batch
     "oblong kernel": ((8, 9), (3, 1), (3, 2), 1, 2),
     "stride 2": ((10, 10), 3, (2, 3), 2, 4),
     "stride 2, odd": ((9, 7), 3, (2, 3), 2, 3),
+    "stride 3, even kernel": ((9, 8), 4, (2, 3), 3, 3),
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_conv_equals_lax_in_every_derivative(shape):
+@pytest.mark.parametrize(
+    ("shape", "centred"),
+    [*((s, False) for s in SHAPES), *((s, True) for s in SHAPES if "stride" in s), ("3x3", True)],
+)
+def test_conv_equals_lax_in_every_derivative(shape, centred):
     size, kernel, (channels, features), stride, batch = SHAPES[shape]
     x = jax.random.normal(jax.random.key(0), (batch, *size, channels))
     sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     w = jax.random.normal(jax.random.key(1), (*sides, channels, features)) / sides[0]
     every = lambda c: {name: derivative(c, x, w, stride) for name, derivative in DERIVATIVES.items()}
-    ours, theirs = jax.jit(lambda: every(conv))(), jax.jit(lambda: every(reference))()
+    like = reference_centred if centred else reference
+    ours, theirs = jax.jit(lambda: every(partial(conv, centred=centred)))(), jax.jit(lambda: every(like))()
     for name in DERIVATIVES:
         scale = float(jnp.abs(theirs[name]).max())
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5 * scale, err_msg=name)

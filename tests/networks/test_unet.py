@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,19 @@ import numpy as np
 import optax
 import pytest
 from jax import export
+from jax.test_util import check_grads
 
 from gen_jax import training
 from gen_jax.diffusion import loss, process
-from gen_jax.networks import unet
+from gen_jax.networks import transformer, unet
 from tests.networks.drawn import parameters
+from tests.networks.stable_diffusion import flat
 
 KEY = jax.random.key(0)
 TINY = unet.UNetConfig(channels=(8, 12), embedding=16, groups=4)
+TEXT = dataclasses.replace(
+    TINY, depth=(0, 1), middle_attention=True, heads=2, context_features=5, time="add", exact_norm=True
+)
 
 
 def apply(net):
@@ -38,12 +44,29 @@ def test_preset_has_the_size_it_says(name, shape, millions):
     assert abs(count / millions - 1) < 0.02, f"{count:.2f} M"
 
 
+PRESETS = {
+    "mnist_best": (dataclasses.replace(unet.mnist_best, num_classes=10), (28, 28, 1)),
+    "mnist": (unet.mnist, (28, 28, 1)),
+    "cifar10": (dataclasses.replace(unet.cifar10, channels=(4, 8, 8, 8)), (32, 32, 3)),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_keeps_names_and_shapes_of_its_parameters(name):
+    """Those of gen_jax 0.2, as committed then: runs on disk are read by them."""
+    kept = json.loads(Path(__file__).with_name("unet_presets.json").read_text())[name]
+    config, shape = PRESETS[name]
+    params = jax.eval_shape(unet.UNet(config).init, KEY, jnp.zeros((1, *shape)), jnp.zeros(1))
+    assert {path: list(leaf.shape) for path, leaf in flat(params).items()} == kept
+
+
 CONFIGS = {
     "plain": TINY,
     "patch": dataclasses.replace(TINY, patch=2),
     "three levels": dataclasses.replace(TINY, channels=(4, 8, 12), blocks=2),
     "light": dataclasses.replace(TINY, patch=2, dense_skips=False, resample_conv=False),
     "attention": dataclasses.replace(TINY, attention=(1,), middle_attention=True, head_features=4),
+    "text": TEXT,
 }
 
 
@@ -53,6 +76,8 @@ CONFIGS = {
         *(getattr(unet, name) for name in ("mnist_small", "mnist_best", "mnist", "cifar10")),
         dataclasses.replace(TINY, dtype=jnp.bfloat16, attention=(0, 1), num_classes=10, remat=True),
         dataclasses.replace(TINY, dtype="bfloat16", cond_features=3, dropout=0.1),
+        dataclasses.replace(TEXT, heads=(1, 3), depth=(2, 1), cond_features=3, cond_layers=2),
+        *(unet.sd15, unet.sd21, unet.sdxl),
     ],
 )
 def test_config_is_hashable_and_survives_json(config):
@@ -130,22 +155,82 @@ def test_unet_null_label_is_no_label():
     assert not np.allclose(one[1], two[1])
 
 
-def test_unet_takes_a_vector_or_none():
-    net, x, t = unet.UNet(dataclasses.replace(TINY, cond_features=5)), images(), jnp.ones(2)
-    params = parameters(net, x, t, jnp.ones((2, 5)))
-    params = {"params": parameters(net, x, t)["params"] | params["params"]}
-    with_vector, without = apply(net)(params, x, t, jnp.ones((2, 5))), apply(net)(params, x, t)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_unet_takes_a_vector_or_none(layers):
+    net = unet.UNet(dataclasses.replace(TINY, cond_features=5, cond_layers=layers))
+    x, t, vector = images(), jnp.ones(2), jnp.ones((2, 5))
+    params = parameters(net, x, t)
+    assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(net.init, KEY, x, t, vector))
+    with_vector, without = apply(net)(params, x, t, vector), apply(net)(params, x, t)
     assert not np.allclose(with_vector, without)
+    null = np.allclose(apply(net)(params, x, t, 0 * vector), without, atol=1e-6)
+    assert null == (layers == 2)
+
+
+def test_unet_embeds_a_vector_by_two_layers():
+    """As if its embedding were that of time: the last layer of time is a map with a bias, which takes all."""
+    config = dataclasses.replace(TINY, cond_features=5, cond_layers=2)
+    net, x, t = unet.UNet(config), images(), jnp.ones(2)
+    vector = jax.random.normal(KEY, (1, 5))
+    params = parameters(net, x, t)["params"]
+    first, second = params["cond_0"], params["cond_1"]
+    h = vector[0] @ first["kernel"] + first["bias"]
+    added = jax.nn.silu(h) @ second["kernel"] + second["bias"]
+    moved = params | {"time_1": params["time_1"] | {"bias": params["time_1"]["bias"] + added}}
+    plain = apply(unet.UNet(TINY))({"params": {k: v for k, v in moved.items() if "cond" not in k}}, x, t)
+    both = apply(net)({"params": params}, x, t, jnp.repeat(vector, 2, axis=0))
+    np.testing.assert_allclose(both, plain, atol=1e-4)
+
+
+CONTEXT = jax.random.normal(KEY, (2, 6, 5))
 
 
 def test_unet_attends_to_context_without_regard_to_its_order():
-    net, x, t = unet.UNet(CONFIGS["attention"]), images(), jnp.ones(2)
-    context = jax.random.normal(KEY, (2, 6, 7))
-    params = parameters(net, x, t, None, context, scale=0.3)
+    net, x, t = unet.UNet(TEXT), images(), jnp.ones(2)
+    params = parameters(net, x, t, None, CONTEXT, scale=0.3)
     run = lambda context: apply(net)(params, x, t, None, context)
-    y = run(context)
-    np.testing.assert_allclose(y, run(context[:, ::-1]), atol=1e-4)
-    assert not np.allclose(y, run(2 * context), atol=1e-3)
+    y = run(CONTEXT)
+    np.testing.assert_allclose(y, run(CONTEXT[:, ::-1]), atol=1e-4)
+    assert not np.allclose(y, run(2 * CONTEXT), atol=1e-3)
+
+
+def test_unet_has_the_same_parameters_whatever_init_is_given():
+    net, x, t = unet.UNet(TEXT), images(), jnp.ones(2)
+    shapes = [jax.eval_shape(net.init, KEY, x, t, *given) for given in ((), (None, CONTEXT))]
+    assert shapes[0] == shapes[1]
+    assert "cross_key" in shapes[0]["params"]["middle_transformer"]["block_0"]
+
+
+def test_unet_without_tokens_is_one_without_cross_attention():
+    net, x, t = unet.UNet(TEXT), images(), jnp.ones(2)
+    params = parameters(net, x, t, scale=0.3)
+    plain = apply(unet.UNet(dataclasses.replace(TEXT, context_features=None)))(params, x, t)
+    nothing = jnp.zeros((2, 6), bool)
+    for given in ((), (None,), (CONTEXT[:, :0],), (CONTEXT, nothing)):
+        context = (None, *given) if given else ()
+        np.testing.assert_allclose(apply(net)(params, x, t, *context), plain, rtol=1e-6, atol=1e-6)
+    assert not np.allclose(apply(net)(params, x, t, None, CONTEXT, ~nothing), plain, atol=1e-3)
+
+
+def test_unet_middle_is_as_deep_as_the_last_level_with_a_transformer():
+    depths = lambda **fields: unet.UNetConfig(
+        channels=(8, 8, 8), groups=4, heads=1, middle_attention=True, **fields
+    ).transformer(-1)[0]
+    assert [depths(depth=d) for d in ((0, 2, 10), (1, 4, 0), (3, 0, 0), (0, 0, 0), ())] == [10, 4, 3, 0, 0]
+
+
+def test_unet_gives_the_attention_of_each_transformer():
+    net, x, t = unet.UNet(TEXT), images(), jnp.ones(2)
+    params = parameters(net, x, t, scale=0.3)
+    mask = jnp.arange(6)[None] < jnp.array([[4], [6]])
+    _, found = jax.jit(lambda: net.apply(params, x, t, None, CONTEXT, mask, mutable=["intermediates"]))()
+    assert set(found["intermediates"]) == {
+        f"{name}_transformer" for name in ("down_1_0", "middle", "up_1_0", "up_1_1")
+    }
+    maps = transformer.attention_maps(found["intermediates"], (8, 8))
+    assert maps.shape == (2, 8, 8, 6)
+    np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-5)
+    assert not np.any(maps[0, ..., 4:])
 
 
 def test_unet_dropout_is_on_only_with_a_key():
@@ -158,28 +243,43 @@ def test_unet_dropout_is_on_only_with_a_key():
     assert not np.allclose(run(jax.random.key(6)), run(jax.random.key(5)))
 
 
-def test_unet_computes_in_bfloat16_with_float32_parameters():
-    half = unet.UNet(dataclasses.replace(CONFIGS["attention"], dtype=jnp.bfloat16))
-    x, t = images(), jnp.ones(2)
+@pytest.mark.parametrize("name", ["attention", "text"])
+def test_unet_computes_in_bfloat16_with_float32_parameters(name):
+    half = unet.UNet(dataclasses.replace(CONFIGS[name], dtype=jnp.bfloat16))
+    x, t, context = images(), jnp.ones(2), CONTEXT if name == "text" else None
     params = parameters(half, x, t)
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    y16, y32 = apply(half)(params, x, t), apply(unet.UNet(CONFIGS["attention"]))(params, x, t)
+    run = lambda net: apply(net)(params, x, t, None, context)
+    y16, y32 = run(half), run(unet.UNet(CONFIGS[name]))
     assert y16.dtype == jnp.float32
     assert 0 < float(jnp.abs(y16 - y32).max()) < 0.05 * float(jnp.abs(y32).max())
 
 
-def test_unet_remat_changes_memory_not_gradients():
+@pytest.mark.parametrize("config", [TINY, TEXT])
+def test_unet_remat_changes_memory_not_gradients(config):
     x, t = images((8, 8), batch=8), jnp.ones(8)
-    nets = [unet.UNet(dataclasses.replace(TINY, remat=remat)) for remat in (False, True)]
+    nets = [unet.UNet(dataclasses.replace(config, remat=remat)) for remat in (False, True)]
     params = parameters(nets[0], x, t)
+    context = None if config.context_features is None else jnp.repeat(CONTEXT, 4, axis=0)
     programs = [
-        jax.jit(jax.grad(lambda p, net=net: jnp.sum(net.apply(p, x, t) ** 2))).lower(params) for net in nets
+        jax.jit(jax.grad(lambda p, net=net: jnp.sum(net.apply(p, x, t, None, context) ** 2))).lower(params)
+        for net in nets
     ]
     plain, remat = (program.compile() for program in programs)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), plain(params), remat(params)
     )
-    assert "checkpoint" in programs[1].as_text() or "optimization_barrier" in programs[1].as_text()
+    barriers = programs[1].as_text().count("optimization_barrier")
+    assert barriers >= 5 + 4 * (config is TEXT)  # one for each residual block and transformer
+
+
+def test_unet_of_text_has_gradients_that_are_derivatives():
+    """In images and context, by finite differences in float32, with a drawn head."""
+    config = dataclasses.replace(TEXT, channels=(4,), depth=(1,), heads=1, blocks=1, dense_skips=False)
+    net, x, t = unet.UNet(config), images((2, 3)), jnp.ones(2)
+    params, mask = parameters(net, x, t, scale=0.3), jnp.arange(6)[None] < jnp.array([[4], [6]])
+    value = lambda x, context: jnp.mean(jnp.sin(net.apply(params, x, t, None, context, mask)))
+    check_grads(jax.jit(value), (x, CONTEXT), order=1, modes=["rev"], atol=1e-2, rtol=1e-2, eps=2e-3)
 
 
 @pytest.mark.slow  # minutes of compilation; in CI: the gradients of convolutions and losses
@@ -207,6 +307,13 @@ def test_unet_gradient_is_the_derivative():
         (TINY, (jnp.ones(2), jnp.array([0, 1])), "takes no condition"),
         (dataclasses.replace(TINY, num_classes=3), (jnp.ones(2), jnp.ones(2)), "integer labels"),
         (dataclasses.replace(TINY, cond_features=3), (jnp.ones(2), jnp.ones((2, 4))), r"\(2, 3\)"),
+        (TINY, (jnp.ones(2), None, CONTEXT), "takes no context"),
+        (TEXT, (jnp.ones(2), None, CONTEXT[:1]), r"context of shape \(2, L, 5\)"),
+        (TEXT, (jnp.ones(2), None, CONTEXT[..., :3]), r"context of shape \(2, L, 5\)"),
+        (TEXT, (jnp.ones(2), None, None, jnp.ones((2, 6), bool)), "a mask alone"),
+        (TEXT, (jnp.ones(2), None, CONTEXT, jnp.ones((2, 6))), "mask of bool"),
+        (TEXT, (jnp.ones(2), None, CONTEXT, jnp.ones((2, 5), bool)), r"shape \(2, 6\)"),
+        (dataclasses.replace(TEXT, groups=5), (jnp.ones(2),), "5 groups do not divide 8 channels"),
     ],
 )
 def test_unet_says_what_does_not_fit(config, args, message):
@@ -220,6 +327,14 @@ def test_unet_says_what_does_not_fit(config, args, message):
         ({"channels": ()}, "level"),
         ({"attention": (2,)}, "0 to 1"),
         ({"num_classes": 3, "cond_features": 4}, "not both"),
+        ({"cond_layers": 2}, "cond_features"),
+        ({"depth": (1,)}, "one number for each level"),
+        ({"depth": (1, -1), "heads": 2}, "one number for each level"),
+        ({"depth": (1, 1), "heads": (1, 2, 3)}, "one number for each level"),
+        ({"depth": (1, 0), "heads": 3}, "divide its channels; got 8"),
+        ({"depth": (0, 1)}, "head_features=64"),
+        ({"depth": (0, 1), "attention": (1,), "heads": 2}, "not both"),
+        ({"context_features": 3}, "with a depth"),
     ],
 )
 def test_unet_config_says_what_does_not_fit(fields, message):

@@ -1,0 +1,90 @@
+"""Attention with several heads, over a sequence itself or over a context with a mask."""
+
+from typing import TypedDict
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+__all__ = ["Dtypes", "attend", "by_rows"]
+
+
+class Dtypes(TypedDict):
+    """The two types of a layer, as its keyword arguments."""
+
+    dtype: DTypeLike
+    """Type of the computation."""
+    param_dtype: DTypeLike
+
+
+def by_rows(layer: nn.Module, x: Float[Array, "B N *C"]) -> Float[Array, "B N *D"]:
+    """`layer(x)` of `[B N, ...]`: the gradients of products of two axes are faster on a CPU than of three."""
+    y = layer(x.reshape(-1, *x.shape[2:]))
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def attend(
+    module: nn.Module,
+    x: Float[Array, "B N C"],
+    context: Float[Array, "B L K"] | None = None,
+    mask: Bool[Array, "B L"] | None = None,
+    *,
+    name: str,
+    heads: int,
+    bias: bool = True,
+    causal: bool = False,
+    zero_init: bool = False,
+    rows: bool = False,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "B N C"]:
+    """`softmax(q k^T / sqrt(d)) v W + b` with `q` of `x`, and `k` and `v` of the context (Vaswani et al. 2017, 3.2).
+
+    Its layers are named `{name}_query`, `{name}_key`, `{name}_value` and `{name}_out`, in the `module` whose compact
+    method calls it. The softmax is in float32. `apply(..., mutable=["intermediates"])` returns what it is for a context,
+    too, as `{name}_weights`, float32 `[B, heads, N, L]`; otherwise this costs nothing.
+
+    Args:
+        module: the module that calls.
+        x: what attends.
+        context: what is attended to; None is `x` itself.
+        mask: True for what may be attended to; None is all. An example for which nothing is True gets zeros, without
+            the bias of the output.
+        name: prefix of the names of the layers.
+        heads: number of heads, a divisor of the channels.
+        bias: whether query, key and value have one; the output has.
+        causal: position `i` attends to positions up to `i` alone.
+        zero_init: the output starts at zero.
+        rows: see `by_rows`; a matter of speed alone.
+        dtype: of the products.
+        param_dtype: of the parameters.
+    """
+    kind: Dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+    size = x.shape[-1] // heads
+    apply = by_rows if rows else lambda layer, a: layer(a)
+    project = lambda part, a: apply(
+        nn.DenseGeneral((heads, size), use_bias=bias, name=f"{name}_{part}", **kind), a
+    )
+    source = x if context is None else context.astype(dtype)
+    query, key, value = project("query", x), project("key", source), project("value", source)
+    allowed = None if mask is None else mask[:, None, None]
+    out = jax.nn.dot_product_attention(query, key, value, mask=allowed, is_causal=causal)
+    if context is not None and module.is_mutable_collection("intermediates"):
+        module.sow("intermediates", f"{name}_weights", _weights(query, key, allowed))
+    start = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
+    dense = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), kernel_init=start, name=f"{name}_out", **kind)
+    out = apply(dense, out)
+    return out if mask is None else jnp.where(mask.any(1)[:, None, None], out, 0)
+
+
+def _weights(
+    query: Float[Array, "B N H d"], key: Float[Array, "B L H d"], mask: Bool[Array, "B 1 1 L"] | None
+) -> Float[Array, "B H N L"]:
+    """The softmax of attention; zero where nothing may be attended to."""
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    logits = jnp.einsum("bnhd,blhd->bhnl", query, key) / jnp.sqrt(query.shape[-1])
+    if mask is None:
+        return nn.softmax(logits)
+    return jnp.where(mask, nn.softmax(jnp.where(mask, logits, -1e30)), 0)

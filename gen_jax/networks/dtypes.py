@@ -1,0 +1,15 @@
+"""Types of numbers as configurations keep them: by their names, so that they are hashable and have a JSON form."""
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+def float_name(field: str, dtype: DTypeLike) -> str:
+    """The name of a floating-point type, such as "bfloat16". ValueError, which names the `field`, for anything else."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f'{field} must be a floating-point type such as "bfloat16", got {dtype!r}.')
+    return found.name
