@@ -1,5 +1,7 @@
 """How far samples are from data: the Fréchet distance between normal distributions fitted to their features.
 
+And how far reconstructions are from their images, one by one: the peak signal-to-noise ratio.
+
     axes = metrics.principal(images, 32)                             # features: coordinates in the data's leading axes
     real, drawn = (metrics.moments(metrics.project(axes, x)) for x in (images, samples))
     metrics.frechet_distance(real, drawn)
@@ -101,6 +103,32 @@ def project(axes: Axes, x: Num[np.ndarray, "N *x"]) -> Float[np.ndarray, "N k"]:
         raise ValueError(f"Expected examples of {len(axes.mean)} numbers, got the shape {x.shape}.")
     coordinates: np.ndarray = (rows - axes.mean) @ axes.directions
     return coordinates
+
+
+def psnr(
+    images: Num[np.ndarray, "N *x"], others: Num[np.ndarray, "..."], *, peak: float = 255.0
+) -> Float[np.ndarray, "N"]:
+    """Peak signal-to-noise ratio in decibels of each pair of images, `10 log10(peak^2 / mean (a - b)^2)`.
+
+    Infinite for two equal images. The mean over images is what papers report; it is at least the ratio of the mean
+    squared error of all images.
+
+    Args:
+        images, others: of equal shape.
+        peak: difference between white and black, 255 for 8-bit images, 2 for images in [-1, 1].
+
+    Raises:
+        ValueError: the shapes differ, or `peak` is not positive.
+    """
+    if np.shape(images) != np.shape(others) or not peak > 0:
+        raise ValueError(
+            f"expected pairs of images of one shape and a positive peak, got the shapes {np.shape(images)} and "
+            f"{np.shape(others)}, and peak={peak}."
+        )
+    error = np.square(_rows(images) - _rows(others)).mean(1)
+    with np.errstate(divide="ignore"):
+        ratio: np.ndarray = 10 * np.log10(peak**2 / error)
+    return ratio
 
 
 def _factor(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:

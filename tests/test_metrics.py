@@ -126,3 +126,28 @@ def test_principal_and_project_name_sizes_that_do_not_fit():
         metrics.principal(x, 6)
     with pytest.raises(ValueError, match="examples of 6 numbers"):
         metrics.project(metrics.principal(x, 2), np.ones((4, 5)))
+
+
+def test_psnr_is_that_of_its_formula():
+    """Of constant errors: an error of 1/10 of the peak is 20 dB, half as much 6.02 dB more."""
+    images = np.random.default_rng(0).integers(0, 200, (3, 4, 5, 1)).astype(np.uint8)
+    others = images + np.array([51, 25, 1], np.uint8)[:, None, None, None]
+    found = metrics.psnr(images, others)
+    np.testing.assert_allclose(found, 20 * np.log10(255 / np.array([51, 25, 1])), rtol=1e-12)
+    np.testing.assert_allclose(
+        metrics.psnr(images / 127.5 - 1, others / 127.5 - 1, peak=2.0), found, rtol=1e-9
+    )
+    np.testing.assert_array_equal(metrics.psnr(images[:1], images[:1]), [np.inf])
+
+
+def test_psnr_is_that_of_scikit_image():
+    skimage = pytest.importorskip("skimage.metrics")
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3)).astype(np.uint8)
+    expected = [skimage.peak_signal_noise_ratio(x, y) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(metrics.psnr(a, b), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "peak"), [((3, 4), 255.0), ((2, 4), 0.0)])
+def test_psnr_says_what_does_not_fit(shape, peak):
+    with pytest.raises(ValueError, match="one shape and a positive peak"):
+        metrics.psnr(np.zeros((2, 4)), np.zeros(shape), peak=peak)

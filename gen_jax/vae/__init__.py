@@ -12,9 +12,12 @@ an encoder `q(z | x) = N(mean(x), diag(std(x)^2))` approximates it, and encoder 
     model.log_prob(params, key, x)                # [B] nats, 5000 samples, as papers report it
     step = training.make_step(vae.loss(model), optimizer)
 
+`vae.latent` trains the autoencoder of latent diffusion (step 10) by the same bound.
+
 The noise of example `i` comes from `fold_in(key, i)`, so no result depends on the batch, the chunks or the devices.
 """
 
+from gen_jax.vae import latent
 from gen_jax.vae.loss import (
     Prepare,
     free_bits_kl,
@@ -34,6 +37,7 @@ __all__ = [
     "free_bits_kl",
     "iwae_loss",
     "kl_to_prior",
+    "latent",
     "loss",
     "systematic_resampling",
     "weight_at",
