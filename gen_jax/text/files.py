@@ -1,0 +1,87 @@
+"""The files of a tokenizer in a model folder, as `transformers` writes them."""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple, TypedDict, cast
+
+from gen_jax.text.words import END, START
+
+CLIP_LENGTH = 77
+_UNLIMITED = 10**6
+"""Where a file states no length, `transformers` writes 10^30."""
+
+
+class Files(NamedTuple):
+    """What the files say."""
+
+    vocabulary: dict[str, int]
+    merges: tuple[str, ...]
+    length: int
+    pad: str | None
+
+
+class _Token(TypedDict):
+    id: int
+    content: str
+
+
+class _BPE(TypedDict):
+    vocab: dict[str, int]
+    merges: list[str | list[str]]
+
+
+class _Whole(TypedDict):
+    """Of `tokenizer.json`."""
+
+    added_tokens: list[_Token]
+    model: _BPE
+
+
+def read(folder: str | os.PathLike[str]) -> Files:
+    """The tokenizer in a folder: `vocab.json` and `merges.txt`, or else `tokenizer.json`. ValueError if neither."""
+    folder = Path(folder)
+    try:
+        vocabulary, merges, added = _vocabulary(folder)
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected the files of a tokenizer in {folder}: {error!r}.") from error
+    config = _json(folder / "tokenizer_config.json") | _json(folder / "special_tokens_map.json")
+    length, pad = config.get("model_max_length"), config.get("pad_token")
+    known = isinstance(length, int | float) and length < _UNLIMITED
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    others = [token for token in added if token not in (START, END)]
+    return Files(
+        vocabulary,
+        merges,
+        int(cast(float, length)) if known else CLIP_LENGTH,
+        str(pad) if pad else next(iter(others), None),
+    )
+
+
+def _vocabulary(folder: Path) -> tuple[dict[str, int], tuple[str, ...], list[str]]:
+    """Ids, merges and special tokens."""
+    whole = cast(_Whole, _json(folder / "tokenizer.json"))
+    added = {token["content"]: token["id"] for token in whole["added_tokens"]} if whole else {}
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [line for i, line in enumerate(lines) if line and (i or "#version" not in line)]
+        return cast(dict[str, int], _json(folder / "vocab.json")), tuple(merges), list(added)
+    if not whole:
+        raise ValueError(
+            f"there is no tokenizer in {folder}: expected vocab.json and merges.txt, or tokenizer.json."
+        )
+    merges = [m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]]
+    return whole["model"]["vocab"] | added, tuple(merges), list(added)
+
+
+def _json(path: Path) -> dict[str, object]:
+    """A file as a dictionary, empty if it is not there. ValueError if it is none."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON in UTF-8: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"expected {path} to hold a JSON object, got a {type(found).__name__}.")
+    return found
