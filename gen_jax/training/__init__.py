@@ -14,8 +14,9 @@ from gen_jax.training.compile import Compiled, compile_step
 from gen_jax.training.distributed import default_parallel, initialize_distributed, split_cpu_devices
 from gen_jax.training.layout import Layout
 from gen_jax.training.loading import Loaded, load
-from gen_jax.training.loop import InMemory, Options, Stream, fit
+from gen_jax.training.loop import InMemory, Stream, fit
 from gen_jax.training.optimizer import adam, muon, scheduled
+from gen_jax.training.options import Options
 from gen_jax.training.run import Preempted, TrainingDiverged
 from gen_jax.training.skip import SkipState, skip_exploding
 from gen_jax.training.state import Aux, Loss, Metrics, Step, TrainState, make_step

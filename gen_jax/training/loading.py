@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from gen_jax import checks
 from gen_jax.training import ema as averages
 from gen_jax.training.checkpoint import AVERAGE, DIRECTORY, CheckpointError, Checkpoints, first_line
 from gen_jax.training.fingerprint import check_arrays, describe
@@ -42,13 +43,12 @@ def load(
         dtype: to cast floating-point arrays to. Averages are float32 or better, whatever the parameters were.
         first_from: read the first checkpoint at or after this step instead of the newest.
 
-    Raises CheckpointError where there is no checkpoint; ValueError where its arrays do not fit `like`, or it has several
-    averages or none of that name.
+    Raises CheckpointError where there is no such directory, or no checkpoint in it; ValueError where its arrays do not
+    fit `like`, or it has several averages or none of that name.
     """
     directory = Path(workdir) / DIRECTORY
-    missing = CheckpointError(
-        f"no checkpoint in {directory}: train first, or give the workdir of a run that has been trained"
-    )
+    _check_there(Path(workdir))
+    missing = CheckpointError(f"no checkpoint in {directory}: {_WHAT_TO_DO}")
     if not directory.is_dir():
         raise missing
 
@@ -76,6 +76,19 @@ def load(
         cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
         params = jax.tree.map(cast, params)
     return Loaded(params, meta.get("config", {}), meta["step"])
+
+
+_WHAT_TO_DO = "train first, or give the workdir of a run that has been trained"
+
+
+def _check_there(workdir: Path) -> None:
+    """CheckpointError where there is no such directory, with those beside it that have a similar name."""
+    if workdir.is_dir():
+        return
+    why = "is a file, not the directory of a run" if workdir.exists() else "does not exist"
+    beside = workdir.absolute().parent
+    names = [path.name for path in beside.iterdir() if path.is_dir()] if beside.is_dir() else []
+    raise CheckpointError(f"{workdir} {why}: {_WHAT_TO_DO}.{checks.nearest(workdir.name, names)}")
 
 
 def _chosen(meta: Json, ema: bool | str) -> str:

@@ -4,9 +4,8 @@ import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,33 +21,10 @@ from gen_jax.training.compile import Compiled, compile_step, lower_once
 from gen_jax.training.distributed import StopRequest, agreement, default_parallel
 from gen_jax.training.layout import Layout
 from gen_jax.training.logs import Reporter
+from gen_jax.training.options import Options
 from gen_jax.training.run import Run, crossed
 from gen_jax.training.state import Step, TrainState
 from gen_jax.training.workdir import Json
-
-
-@dataclass(frozen=True)
-class Options:
-    """How `fit` runs; nothing here changes what is learned."""
-
-    parallel: Literal["jit", "pmap"] | None = None
-    """One program over all devices, or one on each (`compile_step`); None: what is faster here (`default_parallel`)."""
-    fsdp: bool = False
-    """Split parameters, averages and optimizer state over the devices."""
-    steps_per_call: int = 10
-    """Steps in one call of the compiled program; lowered to a divisor of the number of steps."""
-    log_every: int = 100
-    """Steps between two lines of figures."""
-    checkpoint_every: int = 1000
-    """Steps between two checkpoints; there is always one at the end."""
-    sample_every: int | None = None
-    """Steps between two calls of the callbacks' `on_sample`; None: never."""
-    keep: int = 3
-    """How many of the newest checkpoints stay."""
-    keep_from: tuple[int, ...] = ()
-    """For each of these steps a checkpoint is written at the end of its call, and the first at or after it stays."""
-    progress: bool = True
-    """Show progress on the terminal."""
 
 
 @runtime_checkable
@@ -192,6 +168,9 @@ def fit(
         data = next(feed)
         if first is None:
             first = _begin(make, layout.state_sharding(shapes), lambda: compiled.lower(like, data, frozen))
+        else:
+            compiled.lower(first, data, frozen).compile()
+        run.begin(start)
         state = first
         for end in range(start + size, num_steps + 1, size):
             state, metrics = compiled(state, data, frozen)

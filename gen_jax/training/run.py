@@ -54,13 +54,17 @@ class Run:
         self.pending: tuple[int, Metrics] | None = None
         self.lost = 0
 
+    def begin(self, step: int) -> None:
+        """Start the clock of the rates: all is compiled, and the first call comes next."""
+        self.meter.reset(step, time.perf_counter())
+
     def collect(self, end: int, metrics: Metrics) -> None:
         """Remember the metrics of the call that ends at `end`, and read those of the call before."""
-        self.drain()
+        self.drain(idle=False)
         self.pending = end, metrics
 
-    def drain(self) -> None:
-        """Wait for the remembered metrics, check and log them."""
+    def drain(self, *, idle: bool = True) -> None:
+        """Wait for the remembered metrics, check and log them; `idle`: the devices have nothing to do meanwhile."""
         if self.pending is None:
             return
         (end, on_devices), self.pending = self.pending, None
@@ -77,16 +81,16 @@ class Run:
                 )
         logs = crossed(end, size, self.log_every) or end == self.num_steps
         if not self.compiled and not logs:
-            # the first call compiled: rates count from its end where there is a second one
+            # the first call is slower: rates count from its end where there is a second one
             self.meter.reset(end, time.perf_counter())
         self.compiled = True
         self.meter.add({name: v if name == "skipped" else v[finite] for name, v in metrics.items()})
         self.reporter.advance(end)
         if logs:
-            self.log(end)
+            self.log(end, idle)
 
-    def log(self, end: int) -> None:
-        """One log point."""
+    def log(self, end: int, idle: bool) -> None:
+        """One log point. What the callbacks take is left out of the next rate, if the devices wait for them."""
         now = time.perf_counter()
         rate = self.meter.steps_per_second(end, now)
         values = self.meter.mean()
@@ -95,10 +99,11 @@ class Run:
         values |= {"steps_per_second": rate, "images_per_second": rate * self.batch_size}
         values["seconds"] = now - self.began
         self.meter.reset(end, now)
-        if jax.process_index() == 0:
-            for callback in self.callbacks:
-                callback.on_log(end, values)
-        self.reporter.log(end, values)
+        with self.pause() if idle else contextlib.nullcontext():
+            if jax.process_index() == 0:
+                for callback in self.callbacks:
+                    callback.on_log(end, values)
+            self.reporter.log(end, values)
 
     def save(self, end: int, state: TrainState) -> None:
         """Write a checkpoint, unless something in it is not finite."""
