@@ -20,8 +20,9 @@
         generate      samples of a model
         pretrained    a model and its weights from disk
         training      a pure step, compiled for many devices, and the loop around it
-        data          MNIST and tables, TFDS, folders of images; batches on the device or streamed
+        data          MNIST, scenes and tables, TFDS, folders of images; batches on the device or streamed
         launch        options, start and end of an experiment
+        evaluation    a judge of captioned scenes
         metrics       the Fréchet distance between samples and data
         plots         pictures of what came out
 

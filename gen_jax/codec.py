@@ -4,17 +4,18 @@ A codec knows the shape of `x_0`, the range that it has, and everything that lie
 those of a network. It is a part of `gen_jax.model.Model`, so that training and sampling can not differ in it.
 
     Pixels     8-bit images               x_0 = x / 127.5 - 1, in [-1, 1]
-    Latents    floating-point arrays      x_0 = (z - shift) scale, of any range
+    Latents    floating-point arrays      x_0 = (z - shift) scale, of any range; also z of images, by an autoencoder
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, Key, PyTree, Shaped, UInt8
 
+from gen_jax import keys
 from gen_jax.data.transforms import to_uint8, to_unit
 from gen_jax.diffusion.prediction import Denoiser, clipped
 
@@ -23,24 +24,66 @@ Batch: TypeAlias = Mapping[str, Shaped[Array | np.ndarray, "..."]]
 
 
 @runtime_checkable
+class Module(Protocol):
+    """A network without its parameters."""
+
+    @property
+    def init(self) -> Callable[..., PyTree]:
+        """`init(key, x) -> params`."""
+        ...
+
+    @property
+    def apply(self) -> Callable[..., PyTree]:
+        """`apply(params, x, method=name)`."""
+        ...
+
+
+@runtime_checkable
 class Codec(Protocol):
-    """Between data and `x_0`."""
+    """Between data and `x_0`. `weights` are the parameters of its autoencoder, where it has one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example of `x_0`, without the batch axis."""
         ...
 
-    def encode(self, batch: Batch) -> Float[Array, "B ..."]:
-        """`x_0` of a batch of a data set, float32 `[B, *shape]`. May be called inside `jit`."""
+    def encode(
+        self, batch: Batch, weights: PyTree = None, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B ..."]:
+        """`x_0` of a batch of a data set, float32 `[B, *shape]`. May be called inside `jit`.
+
+        With a `key` a codec that is random draws from it; without one it gives the mean.
+        """
         ...
 
-    def decode(self, x_0: Float[Array, "B ..."]) -> Shaped[Array, "B ..."]:
-        """Data of samples: the inverse of `encode`, up to rounding. May be called inside `jit`."""
+    def decode(self, x_0: Float[Array, "B ..."], weights: PyTree = None) -> Shaped[Array, "B ..."]:
+        """Data of samples: the inverse of `encode`, up to what is lost. May be called inside `jit`."""
         ...
 
     def bound(self, denoise: Denoiser) -> Denoiser:
         """The denoiser with `x0_hat` kept in the range that `x_0` has, where it has one."""
+        ...
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """A frozen dataclass of everything that shapes an autoencoder of images in [-1, 1], such as `AutoencoderKLConfig`.
+
+    The module that it builds has two methods: `encode`, images to the mean and the log variance of `z`, and `decode`.
+    """
+
+    @property
+    def in_channels(self) -> int:
+        """Of the images."""
+        ...
+
+    @property
+    def factor(self) -> int:
+        """Pixels of an image along the side of one latent."""
+        ...
+
+    def build(self) -> Module:
+        """The module."""
         ...
 
 
@@ -63,17 +106,13 @@ class Pixels:
                 f"shape must be (height, width, channels), three positive integers, got {self.shape}."
             )
 
-    def encode(self, batch: Batch) -> Float[Array, "B H W C"]:
+    def encode(
+        self, batch: Batch, weights: PyTree = None, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B H W C"]:
         """`x_0` of `batch["image"]`, uint8 `[B, H, W, C]`. ValueError for another type or shape."""
-        image = batch["image"]
-        if image.dtype != jnp.uint8 or image.shape[1:] != self.shape:
-            raise ValueError(
-                f"expected images of type uint8 and shape {self.shape}, got {image.dtype} of shape {image.shape[1:]}. "
-                "Scale other types to 0..255 and convert them to uint8 first."
-            )
-        return to_unit(image)
+        return to_unit(_checked(batch["image"], self.shape))
 
-    def decode(self, x_0: Float[Array, "*b H W C"]) -> UInt8[Array, "*b H W C"]:
+    def decode(self, x_0: Float[Array, "*b H W C"], weights: PyTree = None) -> UInt8[Array, "*b H W C"]:
         """Images: `round(127.5 (x_0 + 1))`, clipped to 0..255; with any leading axes."""
         return to_uint8(x_0)
 
@@ -89,10 +128,16 @@ class Latents:
     For data that are latents of an autoencoder, or any numbers: with `shift` their mean and `scale` one over their
     standard deviation, `x_0` has mean 0 and deviation 1, which is what schedules are made for.
 
+    With an `autoencoder` the data are images: `z` is drawn from its normal distribution, `z = mean + deviation eps`, and
+    samples are decoded to bytes (latent diffusion; Rombach et al. 2022, Section 3). A batch of latents that were encoded
+    once (`gen_jax.latent.encode_all`) holds the two as `name` and `name_deviation`, a batch of images is encoded as it
+    comes.
+
     Args:
-        shape: of one example.
+        shape: of one example; of latents (height, width, channels).
         scale, shift: see the formula.
         name: of the array in a batch.
+        autoencoder: its configuration. Its parameters are an argument of `encode` and `decode`.
 
     Raises:
         ValueError: `shape` is empty or not positive, or `scale` is 0 or not finite.
@@ -102,6 +147,7 @@ class Latents:
     scale: float = 1.0
     shift: float = 0.0
     name: str = "latent"
+    autoencoder: Autoencoder | None = None
 
     def __post_init__(self) -> None:
         if not self.shape or min(self.shape) < 1:
@@ -110,20 +156,74 @@ class Latents:
             raise ValueError(
                 f"scale must be finite and not 0, and shift finite, got {self.scale} and {self.shift}."
             )
+        if self.autoencoder is not None and len(self.shape) != 3:
+            raise ValueError(f"shape must be (height, width, channels) of latents, got {self.shape}.")
 
-    def encode(self, batch: Batch) -> Float[Array, "B ..."]:
-        """`x_0` of `batch[name]`, `[B, *shape]`. ValueError for integers or another shape."""
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images of the autoencoder; ValueError where there is none."""
+        if self.autoencoder is None:
+            raise ValueError("these latents have no autoencoder, so there are no images of them.")
+        height, width = (side * self.autoencoder.factor for side in self.shape[:2])
+        return height, width, self.autoencoder.in_channels
+
+    def encode(
+        self, batch: Batch, weights: PyTree = None, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B ..."]:
+        """`x_0` of `batch[name]`, `[B, *shape]`, or of `batch["image"]`; drawn with a `key`, else its mean.
+
+        ValueError for integers or another shape, and for images without the weights of an autoencoder.
+        """
+        z, deviation = self.moments(batch, weights)
+        z = jnp.asarray(z, jnp.float32)
+        if key is not None and deviation is not None:
+            z = z + jnp.asarray(deviation, jnp.float32) * keys.normal(key, z.shape)
+        return (z - self.shift) * self.scale
+
+    def decode(self, x_0: Float[Array, "*b"], weights: PyTree = None) -> Shaped[Array, "..."]:
+        """Latents `x_0 / scale + shift`, or with an autoencoder the images of these; with any leading axes."""
+        z = x_0 / self.scale + self.shift
+        if self.autoencoder is None:
+            return z
+        self._check(weights)
+        flat = z.reshape(-1, *self.shape)
+        images = to_uint8(self.autoencoder.build().apply(weights, flat, method="decode"))
+        return images.reshape(*z.shape[:-3], *images.shape[1:])
+
+    def bound(self, denoise: Denoiser) -> Denoiser:
+        """The denoiser as it is: latents have no bounds."""
+        return denoise
+
+    def moments(
+        self, batch: Batch, weights: PyTree = None
+    ) -> tuple[Shaped[Array | np.ndarray, "..."], Shaped[Array | np.ndarray, "..."] | None]:
+        """Mean and deviation of `z`, before scale and shift; None for the deviation where `z` is known."""
+        if self.autoencoder is not None and self.name not in batch:
+            self._check(weights)
+            images = to_unit(_checked(batch["image"], self.image_shape))
+            mean, log_variance = self.autoencoder.build().apply(weights, images, method="encode")
+            return mean, jnp.exp(log_variance / 2)
         z = batch[self.name]
         if not jnp.issubdtype(z.dtype, jnp.floating) or z.shape[1:] != self.shape:
             raise ValueError(
                 f"expected floating-point arrays of shape {self.shape}, got {z.dtype} of shape {z.shape[1:]}."
             )
-        return (jnp.asarray(z, jnp.float32) - self.shift) * self.scale
+        return z, batch.get(f"{self.name}_deviation")
 
-    def decode(self, x_0: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-        """Latents: `x_0 / scale + shift`."""
-        return x_0 / self.scale + self.shift
+    def _check(self, weights: PyTree) -> None:
+        if weights is None:
+            raise ValueError(
+                'expected the parameters of the autoencoder, got None: they are weights["autoencoder"] of '
+                "pretrained.load."
+            )
 
-    def bound(self, denoise: Denoiser) -> Denoiser:
-        """The denoiser as it is: latents have no bounds."""
-        return denoise
+
+def _checked(
+    image: Shaped[Array | np.ndarray, "..."], shape: tuple[int, ...]
+) -> Shaped[Array | np.ndarray, "..."]:
+    if image.dtype != jnp.uint8 or image.shape[1:] != shape:
+        raise ValueError(
+            f"expected images of type uint8 and shape {shape}, got {image.dtype} of shape {image.shape[1:]}. "
+            "Scale other types to 0..255 and convert them to uint8 first."
+        )
+    return image

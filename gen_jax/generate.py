@@ -4,12 +4,11 @@
     images, labels = generate.sample(m, weights, jax.random.key(0), 16, label=8)
 
 What is not asked for is as the model says (`model.Sampling`). Weights are a dict of trees: "network", the parameters to
-sample with, and for an unconditional model "guide", those of a weaker model, where there is one. They are arguments of
-the compiled program, never constants in it.
+sample with; "text" and "autoencoder" where the model has these; and for an unconditional model "guide", those of a weaker
+one, where there is one. They are arguments of the compiled program, never constants in it.
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
@@ -20,14 +19,15 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Shaped
 
+from gen_jax import checks, keys, parameters, samplers
 from gen_jax import guidance as guide
-from gen_jax import keys, samplers
+from gen_jax.conditioning import Label, Prompt, Text
 from gen_jax.diffusion import prediction
 from gen_jax.model import Model
 from gen_jax.training.layout import Layout
 
 Weights: TypeAlias = Mapping[str, PyTree]
-"""Trees of parameters by name: "network", and "guide" where there is a weaker model."""
+"""Trees of parameters by name: "network", and where there are such, "text", "autoencoder", "guide" (a weaker model)."""
 
 Interval: TypeAlias = tuple[float, float]
 """The times between which samples are guided."""
@@ -42,6 +42,7 @@ def denoiser(
     cond: PyTree = None,
     weight: guide.Weight | None = None,
     *,
+    null: PyTree = None,
     guide_model: Model | None = None,
     rescale: ArrayLike = 0.0,
 ) -> prediction.Denoiser:
@@ -53,9 +54,10 @@ def denoiser(
 
     Args:
         model: what the weights are of.
-        weights: "network", and "guide" for a weaker model.
+        weights: "network", and what else the model needs.
         cond: conditions, `[B, ...]`; None is no condition.
         weight: of guidance; None is none.
+        null: what guidance leads away from, like `cond`: a negative prompt. None is no condition.
         guide_model: the weaker model, by default the same with other parameters.
         rescale: as of `guidance.classifier_free`.
 
@@ -66,19 +68,22 @@ def denoiser(
     def ask(by: Model, params: PyTree) -> Callable[..., PyTree]:
         network = by.network.build()
 
-        def denoise(x_t: PyTree, t: Float[Array, ""], cond: PyTree = None) -> PyTree:
-            told = () if cond is None else (cond,)
+        def denoise(x_t: PyTree, t: Float[Array, ""], told: tuple[PyTree, ...] = ()) -> PyTree:
             apply = lambda x_t, t: network.apply(params, x_t, t, *told)
             return prediction.as_denoiser(apply, by.process, predicts=by.predicts)(x_t, t)
 
         return denoise
 
-    denoise = ask(model, weights["network"])
+    weights = parameters.named(weights)
+    tell = functools.partial(model.condition.tell, weights.get("text"))
+    denoise, told = ask(model, weights["network"]), () if cond is None else tell(cond)
     if weight is None:
-        return model.codec.bound(lambda x_t, t: denoise(x_t, t, cond))
+        return model.codec.bound(lambda x_t, t: denoise(x_t, t, told))
     if cond is not None and model.condition.guides:
-        null = model.condition.null(len(jax.tree.leaves(cond)[0]))
-        return model.codec.bound(guide.classifier_free_batched(denoise, cond, null, weight, rescale=rescale))
+        null = model.condition.null(len(jax.tree.leaves(cond)[0]), like=cond) if null is None else null
+        return model.codec.bound(
+            guide.classifier_free_batched(denoise, told, tell(null), weight, rescale=rescale)
+        )
     if cond is None and "guide" in weights:
         weaker = ask(guide_model or model, weights["guide"])
         return model.codec.bound(guide.classifier_free(denoise, weaker, weight, rescale=rescale))
@@ -106,6 +111,7 @@ class Sampler:
             plan: samplers.Plan,
             index: Int[Array, "n"],
             cond: PyTree,
+            null: PyTree,
             weight: guide.Weight | None,
             x_T: PyTree,
         ) -> Shaped[Array, "n ..."]:
@@ -114,8 +120,11 @@ class Sampler:
                 x_T = model.process.prior(key_prior, (len(index), *model.codec.shape), index=index)
             if weight is not None and interval is not None:
                 weight = guide.interval(weight, model.process, *interval)
-            denoise = denoiser(model, weights, cond, weight, guide_model=guide_model, rescale=rescale)
-            return model.codec.decode(samplers.sample(key_noise, denoise, plan, x_T, index=index))
+            denoise = denoiser(
+                model, weights, cond, weight, null=null, guide_model=guide_model, rescale=rescale
+            )
+            x_0 = samplers.sample(key_noise, denoise, plan, x_T, index=index)
+            return model.codec.decode(x_0, weights.get("autoencoder"))
 
         def program(
             weights: Weights,
@@ -123,15 +132,18 @@ class Sampler:
             plan: samplers.Plan,
             index: Int[Array, "n"],
             cond: PyTree,
+            null: PyTree,
             weight: Float[Array, ""] | None,
             x_T: PyTree,
         ) -> Shaped[Array, "n ..."]:
+            checks.one_key(key)
+            parameters.check(model, weights, guide_model)
             whole, split = PartitionSpec(), PartitionSpec(keys.AXIS)
-            specs = (whole, whole, whole, split, split, whole, split)
+            specs = (whole, whole, whole, split, split, split, whole, split)
             run = jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
             pad = lambda v: jnp.pad(v, [(0, -len(v) % mesh.size)] + [(0, 0)] * (v.ndim - 1), mode="edge")
-            num, (index, cond, x_T) = len(index), jax.tree.map(pad, (index, cond, x_T))
-            out = run(weights, key, plan, index, cond, weight, x_T)
+            num, (index, cond, null, x_T) = len(index), jax.tree.map(pad, (index, cond, null, x_T))
+            out = run(weights, key, plan, index, cond, null, weight, x_T)
             constrained: Shaped[Array, "n ..."] = jax.lax.with_sharding_constraint(out[:num], everywhere)
             return constrained
 
@@ -146,10 +158,11 @@ class Sampler:
         cond: PyTree = None,
         weight: ArrayLike | None = None,
         x_T: PyTree = None,
+        null: PyTree = None,
     ) -> Shaped[Array, "n ..."]:
         """Data of the samples `index`; arguments that are not on the devices yet are copied there."""
         out: Shaped[Array, "n ..."] = self._program(
-            *self.place((weights, key, plan, index, cond, weight, x_T))
+            *self.place((weights, key, plan, index, cond, null, weight, x_T))
         )
         return out
 
@@ -198,17 +211,21 @@ def local_mesh(num: int | None = None) -> Mesh:
 
 
 def choose(
-    model: Model, key: Key[Array, ""], index: Int[Array | np.ndarray, "n"], *, label: int | None = None
+    model: Model,
+    key: Key[Array, ""],
+    index: Int[Array | np.ndarray, "n"],
+    *,
+    label: Label | None = None,
+    prompt: Prompt | None = None,
 ) -> PyTree:
-    """The conditions with which `sample` draws the samples `index` for the same key."""
-    return model.condition.choose(jax.random.split(key, 3)[2], index, label)
+    """The conditions with which `sample` draws the samples `index` for the same key, see `Condition.choose`."""
+    checks.one_key(key)
+    return model.condition.choose(jax.random.split(key, 3)[2], index, label, prompt)
 
 
 def plan(model: Model, solver: str | None = None, nfe: int | None = None) -> samplers.Plan:
     """The steps with which `sample` draws: of a solver by name, for a number of evaluations; else as the model says."""
-    nfe = model.sampling.nfe if nfe is None else nfe
-    if nfe < 1:
-        raise ValueError(f"nfe must be at least 1 evaluation, got {nfe}.")
+    nfe = model.sampling.nfe if nfe is None else checks.whole("nfe", nfe, "evaluation")
     return samplers.named.plan(model.process, model.sampling.solver if solver is None else solver, nfe)
 
 
@@ -219,8 +236,7 @@ def weight(model: Model, weights: Weights, guidance: float | None = None) -> np.
     for and can not be done is a ValueError.
     """
     able = model.condition.guides or "guide" in weights
-    if guidance is not None and not math.isfinite(guidance):
-        raise ValueError(f"guidance must be a finite number, got {guidance}; 1 is none.")
+    guidance = None if guidance is None else checks.finite("guidance", guidance, "; 1 is none")
     if guidance is not None and guidance != 1 and not able:
         raise ValueError(f"guidance {guidance:g}: {_NOTHING_TO_GUIDE_BY}")
     value = model.sampling.guidance if guidance is None else guidance
@@ -233,21 +249,25 @@ def sample(
     key: Key[Array, ""],
     num: int,
     *,
-    label: int | None = None,
+    label: Label | None = None,
+    prompt: Prompt | None = None,
+    negative_prompt: Prompt | None = None,
     solver: str | None = None,
     nfe: int | None = None,
     guidance: float | None = None,
     x_T: Float[Array | np.ndarray, "num ..."] | None = None,
     guide_model: Model | None = None,
     chunk: int = CHUNK,
-) -> tuple[Shaped[np.ndarray, "num ..."], Shaped[np.ndarray, "num"] | None]:
-    """Samples of a model, and the conditions that they were drawn for (None of an unconditional one).
+) -> tuple[Shaped[np.ndarray, "num ..."], PyTree]:
+    """Samples of a model, and the conditions that they were drawn for: labels, tokens, None of an unconditional one.
 
     Args:
         model, weights: from `pretrained.load`, or of one's own.
         key: sample `i` depends on it and on `i` alone, not on `num`, `chunk` or the devices.
         num: how many.
-        label: of all of them; by default each its own, at random.
+        label: of all of them, or `[num]`, one of each; by default each its own, at random.
+        prompt: what is to be seen: a text for all, or a list of one for each (`gen_jax.text.prompts`).
+        negative_prompt: what guidance leads away from, by default the empty text.
         solver: a name of `samplers.named`; default: as the model says.
         nfe: evaluations of the denoiser a sample, or the few less that whole steps leave; default: as the model says.
         guidance: weight of guidance; 1 is none, which costs half. Default: as the model says.
@@ -259,21 +279,46 @@ def sample(
         Data as the codec decodes them: uint8 `[num, H, W, C]` for `codec.Pixels`.
 
     Raises:
-        ValueError: a label that is out of range, or any of an unconditional model; an unknown solver; fewer than 1
-            sample or evaluation; guidance by nothing; `x_T` of another shape.
+        ValueError: a label that is out of range; a label or a prompt that the model does not know what to do with; an
+            unknown solver; fewer than 1 sample or evaluation; guidance by nothing; `x_T` of another shape;
+            weights of another network; a seed in place of a key.
     """
-    if num < 1:
-        raise ValueError(f"num must be at least 1 sample, got {num}.")
-    if x_T is not None and x_T.shape != (num, *model.codec.shape):
-        raise ValueError(f"x_T must have the shape {(num, *model.codec.shape)}, got {x_T.shape}.")
+    checks.one_key(key)
+    num, chunk = checks.whole("num", num, "sample"), checks.whole("chunk", chunk, "sample")
+    parameters.check(model, weights, guide_model)
+    if x_T is not None:
+        checks.of_shape("x_T", x_T, (num, *model.codec.shape))
     draw = sampler(model, local_mesh(num), guide_model=guide_model)
     table, w = plan(model, solver, nfe), weight(model, weights, guidance)
+    cond, null = conditions(model, key, num, label=label, prompt=prompt, negative_prompt=negative_prompt)
     weights, parts = draw.place(dict(weights)), []
     size = min(chunk, num)
     for start in range(0, num, size):
         index = np.arange(start, start + size)
-        cond = choose(model, key, index, label=label)
-        noise = None if x_T is None else x_T[np.minimum(index, num - 1)]
-        parts.append(jax.device_get((draw(weights, key, table, index, cond, w, noise), cond)))
-    samples, conditions = jax.tree.map(lambda *part: np.concatenate(part)[:num], *parts)
-    return samples, conditions
+        rows = np.minimum(index, num - 1)
+        told, noise, away = jax.tree.map(lambda a, rows=rows: a[rows], (cond, x_T, null))
+        parts.append(jax.device_get(draw(weights, key, table, index, told, w, noise, away)))
+    return np.concatenate(parts)[:num], jax.device_get(cond)
+
+
+def conditions(
+    model: Model,
+    key: Key[Array, ""],
+    num: int,
+    *,
+    label: Label | None = None,
+    prompt: Prompt | None = None,
+    negative_prompt: Prompt | None = None,
+) -> tuple[PyTree, PyTree]:
+    """The conditions of `num` samples, and what guidance leads them away from; None for no condition.
+
+    ValueError where the model does not know what is asked for, or the prompts are not `num`.
+    """
+    index = np.arange(num)
+    cond = choose(model, key, index, label=label, prompt=prompt)
+    if negative_prompt is None:
+        return cond, None
+    if not model.condition.guides:
+        raise ValueError(f"negative_prompt {negative_prompt!r}: {_NOTHING_TO_GUIDE_BY}")
+    null = choose(model, key, index, prompt=negative_prompt)
+    return model.condition.alike(cond, null) if isinstance(model.condition, Text) else (cond, null)

@@ -19,16 +19,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from gen_jax import samplers
+from gen_jax import checks, samplers
 from gen_jax.codec import Codec, Latents, Pixels
-from gen_jax.conditioning import Condition, Labels, Nothing
+from gen_jax.conditioning import Condition, Labels, Nothing, Text
 from gen_jax.diffusion import process
 from gen_jax.diffusion.prediction import check_predicts
 from gen_jax.diffusion.process import Process
+from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
+from gen_jax.networks.text import CLIPTextConfig
 from gen_jax.networks.unet import UNetConfig
+from gen_jax.text import Tokenizer
 from gen_jax.types import Predicts
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
@@ -85,10 +89,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.solver is not None:
             samplers.named.find(self.solver)
-        if self.nfe < 1 or not math.isfinite(self.guidance):
-            raise ValueError(
-                f"expected nfe of at least 1 and a finite guidance, got {self.nfe} and {self.guidance}."
-            )
+        checks.whole("nfe", self.nfe, "evaluation")
+        checks.finite("guidance", self.guidance)
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,24 @@ class Model:
         check_predicts(self.predicts)
 
     def init(self, key: Key[Array, ""]) -> PyTree:
-        """New parameters of the network, for one example."""
+        """New parameters of all that is learned, see `parts`."""
         x, t = jnp.zeros((1, *self.codec.shape)), jnp.zeros(1)
-        return self.network.build().init(key, x, t)
+        network = self.network.build().init(key, x, t)
+        text = self.condition.init(jax.random.fold_in(key, 1))
+        return network if text is None else {"network": network, "text": text}
+
+    def parts(self, params: PyTree) -> dict[str, PyTree]:
+        """The trees of weights in what is learned: `{"network": ...}`, and "text" where the condition is learned too.
+
+        `params` are those of `init`: the tree of the network alone, or a dict of the two.
+        """
+        learned = jax.eval_shape(self.condition.init, jax.random.key(0)) is not None
+        return dict(params) if learned else {"network": params}
 
 
 TYPES: tuple[type, ...] = (
-    *(Model, Sampling, Nothing, Labels, Pixels, Latents, UNetConfig),
+    *(Model, Sampling, Nothing, Labels, Text, Pixels, Latents),
+    *(UNetConfig, AutoencoderKLConfig, CLIPTextConfig, Tokenizer),
     *(process.DDPM, process.VP, process.SubVP, process.VE, process.EDM, process.FlowMatching),
 )
 """What a description may be made of."""
@@ -215,11 +228,13 @@ def _read_dataclass(
     if made is None:
         raise ValueError(
             f"{where}: unknown type {name!r}; expected one of {_names(known.values())}. Give types=(...) for a class of "
-            "your own."
+            f"your own.{checks.nearest(name, known)}"
         )
     hints, fields = typing.get_type_hints(made), {f.name for f in dataclasses.fields(made)}
     if unknown := sorted(set(found) - {"type"} - fields):
-        raise ValueError(f"{where}: {name} has no field {', '.join(map(repr, unknown))}.")
+        missing = fields - set(found)
+        said = ", ".join(f"{field!r}.{checks.nearest(field, missing)}" for field in unknown)
+        raise ValueError(f"{where}: {name} has no field {said}")
     values = {k: _read(x, hints[k], f"{where}.{k}", known) for k, x in found.items() if k != "type"}
     try:
         value = typing.cast(Callable[..., object], made)(**values)

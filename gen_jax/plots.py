@@ -28,13 +28,27 @@ def tile(images: UInt8[np.ndarray, "N H W C"], columns: int | None = None, gap: 
     return canvas
 
 
+WIDTH, LONGEST = 600, 2000
+"""Pixels that a grid has across at least, where that makes it no longer than this on either side."""
+
+
+def enlargement(height: int, width: int) -> int:
+    """How many times a grid of so many pixels is enlarged to be seen: a whole number, so that pixels stay squares."""
+    return max(1, min(-(-WIDTH // width), LONGEST // max(height, width)))
+
+
 def save_grid(
-    path: str | Path, images: UInt8[np.ndarray, "N H W C"], columns: int | None = None, scale: int = 2
+    path: str | Path,
+    images: UInt8[np.ndarray, "N H W C"],
+    columns: int | None = None,
+    scale: int | None = None,
 ) -> None:
-    """Write `tile(images, columns)`, enlarged `scale` times."""
+    """Write `tile(images, columns)`, each pixel as a square of `scale` (default: `enlargement`)."""
     from PIL import Image
 
-    canvas = tile(images, columns).repeat(scale, 0).repeat(scale, 1)
+    canvas = tile(images, columns)
+    scale = enlargement(*canvas.shape[:2]) if scale is None else scale
+    canvas = canvas.repeat(scale, 0).repeat(scale, 1)
     if jax.process_index() == 0:
         Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(path)
 
@@ -54,7 +68,11 @@ def save_strips(
     axes: Any = figure.subplots(count, length, squeeze=False)
     for i, j in np.ndindex(count, length):
         axes[i, j].imshow(
-            strips[i, j].squeeze(-1) if strips.shape[-1] == 1 else strips[i, j], cmap="gray", vmin=0, vmax=255
+            strips[i, j].squeeze(-1) if strips.shape[-1] == 1 else strips[i, j],
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            interpolation="nearest",
         )
         axes[i, j].set(xticks=[], yticks=[])
     for axis, label in zip(axes[0], labels, strict=True):
@@ -64,6 +82,47 @@ def save_strips(
     figure.suptitle(textwrap.fill(title, max(int(13 * figure.get_figwidth()), 20)), fontsize=10)
     if jax.process_index() == 0:
         figure.savefig(path, dpi=150)
+
+
+def save_captioned(
+    path: str | Path, images: UInt8[np.ndarray, "N H W C"], texts: Sequence[str], columns: int = 6
+) -> None:
+    """Write images with a text above each."""
+    rows = -(-len(images) // columns)
+    with figure(
+        path, width=1.9 * columns, height=2.4 * rows, nrows=rows, ncols=columns, squeeze=False
+    ) as axes:
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, image, text in zip(axes.flat, images, texts, strict=False):
+            _show(axis, image)
+            axis.set_title(textwrap.fill(text, 24), fontsize=8)
+
+
+def save_maps(
+    path: str | Path,
+    image: UInt8[np.ndarray, "H W C"],
+    maps: np.ndarray,
+    words: Sequence[str],
+    title: str,
+    columns: int = 7,
+) -> None:
+    """Write an image, and for each word its map `[h, w, word]`, from its least value to its largest."""
+    rows = -(-(len(words) + 1) // columns)
+    with figure(
+        path, width=1.4 * columns, height=1.6 * rows + 0.4, nrows=rows, ncols=columns, squeeze=False
+    ) as axes:
+        for axis in axes.flat:
+            axis.axis("off")
+        _show(axes.flat[0], image)
+        for axis, word, each in zip(axes.flat[1:], words, np.moveaxis(maps, -1, 0), strict=False):
+            axis.imshow(each, cmap="magma")
+            axis.set_title(word, fontsize=9)
+        axes.flat[0].figure.suptitle(title, fontsize=10)
+
+
+def _show(axis: Any, image: UInt8[np.ndarray, "H W C"]) -> None:
+    axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
 
 
 @contextmanager
@@ -87,10 +146,19 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
 
 def save_loss(path: str | Path, metrics: str | Path, *, name: str = "loss", label: str = "loss") -> None:
-    """Plot one metric of a `metrics.jsonl` against the step."""
+    """Plot one metric of a `metrics.jsonl` against the step; on a logarithmic axis where it spans a decade.
+
+    Points are marked where there are few, so that a short run shows something.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     lines = read_metrics(metrics)
+    values = [line[name] for line in lines]
+    finite = [value for value in values if math.isfinite(value)] or [1.0]
+    spans = 0 < 10 * min(finite) <= max(finite)
     with figure(path) as axes:
-        marker = "." if len(lines) < 50 else ""
-        axes.plot([line["step"] for line in lines], [line[name] for line in lines], marker=marker)
-        axes.set(xlabel="step", ylabel=label, yscale="log")
+        axes.plot([line["step"] for line in lines], values, marker="o" if len(lines) < 50 else "", ms=4)
+        axes.set(xlabel="step", ylabel=label, yscale="log" if spans else "linear")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3, which="both")

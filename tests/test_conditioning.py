@@ -53,6 +53,17 @@ def test_choose_draws_for_the_sample_or_takes_what_was_asked_for():
     assert Nothing().choose(KEY, jnp.arange(3)) is None
 
 
+def test_a_class_is_asked_for_by_name_or_number():
+    animals = Labels(3, names=("cat", "dog", "emu"))
+    choose = lambda label, n=2: np.asarray(animals.choose(KEY, jnp.arange(n), label)).tolist()
+    assert choose("dog") == choose(1) == [1, 1]
+    assert choose(["emu", "cat"]) == choose(np.array([2, 0])) == [2, 0]
+    assert [animals.name(i) for i in (0, 2)] == ["cat", "emu"]
+    assert Labels(3).name(2) == "2"
+    digits = Labels(2, names=("1", "0"))  # a number is the number of a class, a string is a name
+    assert (digits.numbers(1), digits.numbers("1")) == (1, 0)
+
+
 def test_only_a_network_that_saw_no_label_can_guide():
     assert [c.guides for c in (Nothing(), Labels(3), Labels(3, dropout=0.0))] == [False, True, False]
 

@@ -49,6 +49,24 @@ def test_samples_belong_to_key_index_label_and_weight(conditional):
     assert not np.array_equal(threes, draw(2, label=3, guidance=1.0)[0])
 
 
+@pytest.mark.parametrize("kind", [list, np.array, jnp.array])
+def test_labels_of_each_sample_are_those_of_one_by_one(conditional, kind):
+    """Over chunks that the samples do not fill."""
+    draw = lambda label, num: generate.sample(*conditional, KEY, num, label=label, chunk=2)
+    images, labels = draw(kind([3, 4, 3]), 3)
+    np.testing.assert_array_equal(labels, [3, 4, 3])
+    for i, label in enumerate([3, 4, 3]):
+        assert np.abs(images[i].astype(int) - draw(label, i + 1)[0][i]).max() <= 1
+
+
+def test_labels_are_named_as_well(conditional):
+    m, weights = conditional
+    named = dataclasses.replace(m, condition=Labels(10, names=tuple("abcdefghij")))
+    images, labels = generate.sample(named, weights, KEY, 2, label=["d", "e"])
+    np.testing.assert_array_equal(labels, [3, 4])
+    np.testing.assert_array_equal(images, generate.sample(m, weights, KEY, 2, label=[3, 4])[0])
+
+
 def test_what_is_not_asked_for_is_as_the_model_says(conditional):
     m, weights = conditional
     says = dataclasses.replace(m, sampling=Sampling("ddim", 5, 3.0))

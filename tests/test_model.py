@@ -56,7 +56,8 @@ MODELS = st.builds(
     process=PROCESSES,
     predicts=st.sampled_from(prediction.PREDICTIONS),
     condition=st.just(conditioning.Nothing())
-    | st.builds(conditioning.Labels, st.integers(1, 1000), st.floats(0, 0.5)),
+    | st.builds(conditioning.Labels, st.integers(1, 1000), st.floats(0, 0.5))
+    | st.builds(conditioning.Labels, st.just(2), st.just(0.1), st.just(("cats", "dogs"))),
     codec=st.builds(codec.Pixels, st.tuples(*[st.integers(1, 64)] * 3))
     | st.builds(
         codec.Latents,
@@ -115,7 +116,7 @@ def changed(path, value):
         (("model", "network", "type"), "os.system", r"model\.network: unknown type 'os\.system'"),
         (("model", "network", "type"), "DDPM", r"model\.network"),
         (("model", "network", "type"), ["UNetConfig"], "unknown type"),
-        (("model", "network", "colour"), 1, "no field 'colour'"),
+        (("model", "network", "colour"), 1, r"no field 'colour'\.$"),
         (("model", "network", "channels"), "abc", r"model\.network\.channels"),
         (("model", "network", "channels"), [8, "a"], r"model\.network\.channels\[1\]: expected int, got 'a'"),
         (("model", "network", "blocks"), 1.5, r"blocks: expected int, got 1\.5"),
@@ -138,9 +139,31 @@ def test_what_a_file_may_not_say(path, value, said):
         model.from_json(changed(path, value))
 
 
+@pytest.mark.parametrize(
+    ("part", "right", "wrong"),
+    [("network", "channels", "chanels"), ("process", "num_steps", "numsteps"), ("sampling", "nfe", "nfes")],
+)
+def test_a_misspelt_field_is_answered_by_the_nearest(part, right, wrong):
+    found = json.loads(model.to_json(SMALL))
+    found["model"][part][wrong] = found["model"][part].pop(right)
+    with pytest.raises(ValueError, match=rf"{part}: \w+ has no field '{wrong}'\. Did you mean {right}\?$"):
+        model.from_json(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("part", "right", "wrong"),
+    [("network", "UNetConfig", "UnetConfig"), ("process", "DDPM", "DDMP"), ("condition", "Labels", "Label")],
+)
+def test_a_misspelt_type_is_answered_by_the_nearest(part, right, wrong):
+    with pytest.raises(ValueError, match=rf"unknown type '{wrong}'.* Did you mean {right}( or \w+)?\?$"):
+        model.from_json(changed(("model", part, "type"), wrong))
+
+
 def test_a_field_that_is_newer_than_the_file_takes_its_default():
     assert model.from_json(changed(("model", "network", "remat"), ...)) == SMALL
     assert model.from_json(changed(("model", "sampling"), ...)) == SMALL
+    old = {"type": "Labels", "num_classes": 2, "dropout": 0.1}
+    assert model.from_json(changed(("model", "condition"), old)).condition == conditioning.Labels(2)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", "{", '{"model": {}}', "null"])

@@ -13,11 +13,22 @@ launch.start(config.training.batch_size)
 launch.finish(config.workdir, {"loss": 0.1})
 """
 
-from gen_jax.launch.options import ROOT, Data, Sampling, Training, flat, may_change, record
+from gen_jax.launch.options import (
+    ROOT,
+    Autoencoding,
+    Data,
+    Sampling,
+    Training,
+    flat,
+    may_change,
+    read_prompts,
+    record,
+)
 from gen_jax.launch.start import finish, parse, run, start
 
 __all__ = [
     "ROOT",
+    "Autoencoding",
     "Data",
     "Sampling",
     "Training",
@@ -25,6 +36,7 @@ __all__ = [
     "flat",
     "may_change",
     "parse",
+    "read_prompts",
     "record",
     "run",
     "start",

@@ -5,13 +5,14 @@ An experiment's `Config` has them as fields and tyro nests them without prefixes
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import optax
 
-from gen_jax import data, training
+from gen_jax import checks, data, training
 from gen_jax.model import FORMAT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ class Data:
     """What to learn from."""
 
     dataset: str = "mnist"
-    """mnist (embedded), the name of any TFDS image set, a folder of images, or a .npz file."""
+    """mnist or scenes (embedded), the name of any TFDS image set, a folder of images, or a .npz file."""
     data_dir: Path | None = None
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
     image_size: int | None = None
@@ -50,7 +51,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Training:
-    """How to learn."""
+    """How to learn. ValueError for a number of steps, images or parts below 1."""
 
     steps: int = 1600
     """Updates in the whole run."""
@@ -67,6 +68,15 @@ class Training:
     microbatches: int = 1
     """Parts in which a step takes its batch, one after the other: less memory, and faster where a part fits a cache."""
 
+    def __post_init__(self) -> None:
+        for name, of in (
+            ("steps", "step"),
+            ("batch_size", "image"),
+            ("accumulate", "step"),
+            ("microbatches", "part"),
+        ):
+            checks.whole(name, getattr(self, name), of)
+
     def make_optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The optimizer and its learning rate at each step."""
         return {"adam": training.adam, "muon": training.muon}[self.optimizer](
@@ -77,9 +87,13 @@ class Training:
             b2=0.99,
         )
 
-    def make_step(self, loss: training.Loss, optimizer: optax.GradientTransformation) -> training.Step:
+    def make_step(
+        self, loss: training.Loss, optimizer: optax.GradientTransformation, *, aux: bool = False
+    ) -> training.Step:
         """One step of training."""
-        return training.make_step(loss, optimizer, ema_decay=self.ema_decay, microbatches=self.microbatches)
+        return training.make_step(
+            loss, optimizer, ema_decay=self.ema_decay, aux=aux, microbatches=self.microbatches
+        )
 
 
 @dataclass(frozen=True)
@@ -97,11 +111,55 @@ class Sampling:
     guidance: float | None = None
     """Weight of guidance: 1 is none, larger is clearer and less varied. A model with labels is guided by them,
     one without by its own parameters of a fifth of the training (autoguidance)."""
-    label: int | None = None
-    """The label of all samples, where labels were learned (default: each its own, at random)."""
+    label: int | str | None = None
+    """The label of all samples, where labels were learned: the number of a class, or its name, where the data have names
+    (default: each its own, at random)."""
+    prompt: str | None = None
+    """What all samples show, where the model reads texts (default: captions of the data set)."""
+    prompts: Path | None = None
+    """A file with a prompt a line, or a list in JSON: a sample for each, in place of --num."""
+    negative_prompt: str | None = None
+    """What guidance leads away from (default: the empty text)."""
+
+    def texts(self) -> list[str] | None:
+        """The prompt of each sample; None where none is asked for. ValueError for a file that has none."""
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("--prompt or --prompts, not both.")
+        if self.prompts is None:
+            return None if self.prompt is None else [self.prompt] * self.num
+        return read_prompts(self.prompts)
 
 
-GROUPS = (Data, Training, Sampling, training.Options)
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a file: a line each, or a list of strings in JSON. ValueError where there are none."""
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts {path}: expected a text file in UTF-8: {error}.") from None
+    found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    if not isinstance(found, list) or not found or not all(isinstance(x, str) for x in found):
+        raise ValueError(f"--prompts {path}: expected a prompt a line, or a list of strings in JSON.")
+    return found
+
+
+@dataclass(frozen=True)
+class Autoencoding:
+    """The autoencoder, in whose latents the diffusion is. It is trained first and then frozen."""
+
+    autoencoder: Path | None = None
+    """The directory of one that is trained (default: WORKDIR/autoencoder, where it is trained if it is not there)."""
+    autoencoder_steps: int = 500
+    """Updates in its training."""
+    autoencoder_batch_size: int = 64
+    autoencoder_learning_rate: float = 4e-3
+    reconstruction_std: float = 0.15
+    """Of a pixel about its reconstruction, for pixels in [-1, 1]: smaller keeps more, in latents that are harder to
+    learn."""
+    kl_weight: float = 1.0
+    """Weight of the divergence of the latents from N(0, 1), against the log-likelihood of an image in nats."""
+
+
+GROUPS = (Data, Training, Sampling, Autoencoding, training.Options)
 
 
 def flat(config: object) -> dict[str, object]:
@@ -127,7 +185,10 @@ def record(experiment: str, config: object, **parts: object) -> dict[str, object
 
 
 def may_change(*names: str) -> tuple[str, ...]:
-    """What a resumed run may set otherwise: how it is done, how it draws, and the options `names`."""
+    """What a resumed run may set otherwise: how it is done, how it draws, and the options `names`.
+
+    Names of classes are among it: a run that is older than they are does not have them.
+    """
     sampling = (f.name for f in dataclasses.fields(Sampling))
     options = (*RUN, *sampling, "steps", "workdir", "data_dir", *names)
-    return (*(f"options.{name}" for name in options), "model.sampling")
+    return (*(f"options.{name}" for name in options), "model.sampling", "model.condition.names")

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 import jax
 import tyro
 
-from gen_jax import training
+from gen_jax import checks, training
 from gen_jax.launch.options import record
 from gen_jax.training import workdir as run_directory
 
@@ -53,7 +53,8 @@ def _preset(presets: Mapping[str, C], args: Sequence[str] | None) -> C:
 
     choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
     if choice.preset not in presets:
-        sys.exit(f"--preset must be one of {', '.join(presets)}; got {choice.preset}.")
+        near = checks.nearest(choice.preset, presets)
+        sys.exit(f"--preset must be one of {', '.join(presets)}; got {choice.preset}.{near}")
     return presets[choice.preset]
 
 

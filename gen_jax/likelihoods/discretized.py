@@ -1,5 +1,6 @@
 """Bytes, or other evenly spaced values: continuous distributions integrated over bins."""
 
+import abc
 from dataclasses import dataclass
 
 import jax
@@ -20,8 +21,8 @@ from gen_jax.likelihoods.base import (
 
 
 @dataclass(frozen=True)
-class DiscretizedGaussian:
-    """Normal distributions integrated over bins (`discretized_log_prob`); the outputs are means and log scales."""
+class _Discretized(abc.ABC):
+    """A mean and a log scale for each channel, on [-1, 1], and the bins of `bins` evenly spaced values."""
 
     bins: int = 256
 
@@ -35,10 +36,10 @@ class DiscretizedGaussian:
     def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
         """The log-probability of the bins of `x`."""
         x, mean, log_scale = flat_parts(out, x, 2)
-        return discretized_log_prob(2 * x - 1, mean, jnp.exp(log_scale), self.bins).sum(1)
+        return self._bin_log_prob(2 * x - 1, mean, log_scale).sum(1)
 
     def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
-        """The mean of the normal, clipped to [0, 1]: the mean except for tails outside."""
+        """The mean of the distribution, clipped to [0, 1]: the mean except for tails outside."""
         return to_unit_interval(jnp.split(as_float(out), 2, axis=-1)[0])
 
     def sample(
@@ -46,12 +47,31 @@ class DiscretizedGaussian:
     ) -> Float[Array, "B *s C"]:
         """Multiples of `1 / (bins - 1)`."""
         mean, log_scale = jnp.split(as_float(out), 2, axis=-1)
-        noise = per_example(lambda k, m: jax.random.normal(k, m.shape, m.dtype), key, mean, index)
+        noise = per_example(lambda k, m: self._noise(k, m.shape, m.dtype), key, mean, index)
         return to_bin(mean + jnp.exp(log_scale) * noise, self.bins)
+
+    @abc.abstractmethod
+    def _bin_log_prob(self, y: Array, mean: Array, log_scale: Array) -> Array:
+        """Of the bin around each `y` on [-1, 1]."""
+
+    @abc.abstractmethod
+    def _noise(self, key: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        """Draws with mean 0 and scale 1."""
 
 
 @dataclass(frozen=True)
-class DiscretizedLogistic:
+class DiscretizedGaussian(_Discretized):
+    """Normal distributions integrated over bins (`discretized_log_prob`); the outputs are means and log scales."""
+
+    def _bin_log_prob(self, y: Array, mean: Array, log_scale: Array) -> Array:
+        return discretized_log_prob(y, mean, jnp.exp(log_scale), self.bins)
+
+    def _noise(self, key: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        return jax.random.normal(key, shape, dtype)
+
+
+@dataclass(frozen=True)
+class DiscretizedLogistic(_Discretized):
     """Logistic distributions integrated over the bins of `bins` evenly spaced values (Salimans et al. 2017, Eq. 2).
 
         log p = log(sigmoid((x - mean + h) / s) - sigmoid((x - mean - h) / s)),     h = 1 / (bins - 1)
@@ -59,31 +79,11 @@ class DiscretizedLogistic:
     on [-1, 1]; the first bin begins at minus infinity, the last ends at infinity.
     """
 
-    bins: int = 256
+    def _bin_log_prob(self, y: Array, mean: Array, log_scale: Array) -> Array:
+        return discretized_logistic_log_prob(y, mean, log_scale, self.bins)
 
-    def __post_init__(self) -> None:
-        check_bins(self.bins)
-
-    def outputs(self, channels: int) -> int:
-        """One mean and one log scale per channel."""
-        return 2 * channels
-
-    def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
-        """The log-probability of the bins of `x`."""
-        x, mean, log_scale = flat_parts(out, x, 2)
-        return discretized_logistic_log_prob(2 * x - 1, mean, log_scale, self.bins).sum(1)
-
-    def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
-        """The mean of the logistic, clipped to [0, 1]: the mean except for tails outside."""
-        return to_unit_interval(jnp.split(as_float(out), 2, axis=-1)[0])
-
-    def sample(
-        self, key: Key[Array, ""], out: Float[Array, "B *s O"], index: Int[Array, "B"] | None = None
-    ) -> Float[Array, "B *s C"]:
-        """Multiples of `1 / (bins - 1)`."""
-        mean, log_scale = jnp.split(as_float(out), 2, axis=-1)
-        noise = per_example(lambda k, m: jax.random.logistic(k, m.shape, m.dtype), key, mean, index)
-        return to_bin(mean + jnp.exp(log_scale) * noise, self.bins)
+    def _noise(self, key: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        return jax.random.logistic(key, shape, dtype)
 
 
 def discretized_log_prob(

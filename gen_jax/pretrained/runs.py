@@ -9,10 +9,14 @@ import jax
 from jaxtyping import DTypeLike, PyTree
 
 from gen_jax import model as models
-from gen_jax import training
+from gen_jax import parameters, training
+from gen_jax.codec import Autoencoder, Latents
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import migration
+
+AUTOENCODER = "autoencoder"
+"""The directory of the autoencoder in that of a run of latent diffusion."""
 
 
 class Run(NamedTuple):
@@ -37,8 +41,9 @@ def load(
         types: configurations of one's own networks that `config.json` names (`gen_jax.model.TYPES` are known).
 
     Returns:
-        The description, and trees of parameters: "network", averaged where the run kept an average; and "guide", those
-        of an earlier step, where the model is guided by itself and the run has them (`model.Sampling.guide_step`).
+        The description, and trees of parameters: "network", averaged where the run kept an average; "text" where an
+        encoder was trained with it; "autoencoder" where the model is one of latents; and "guide", those of an earlier
+        step, where the model is guided by itself and the run has them (`model.Sampling.guide_step`).
 
     Raises:
         training.CheckpointError: a ValueError; there is no checkpoint, or none that can be read.
@@ -67,13 +72,30 @@ def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
         options = cast("Mapping[str, object]", config.get("options", {}))
     else:
         model, options = migration.from_format_1(config, str(path)), config
-    _check_shapes(path, model, params)
-    weights, early = {"network": params}, model.sampling.guide_step
+    hint = "Its config.json and its checkpoints are of two runs: give each a directory of its own."
+    parameters.check_tree(model, params, f"{path}: the weights", hint)
+    weights, early = model.parts(params), model.sampling.guide_step
     if early is not None and early < step:
         first = training.load(path, first_from=early)
         if first.step < step:
-            weights["guide"] = first.params
+            weights["guide"] = model.parts(first.params)["network"]
+    if isinstance(model.codec, Latents) and model.codec.autoencoder is not None:
+        weights["autoencoder"] = load_autoencoder(path / AUTOENCODER, model.codec.autoencoder)
     return Run(model, weights, options, step)
+
+
+def load_autoencoder(path: str | Path, config: Autoencoder) -> PyTree:
+    """The parameters of an autoencoder that was trained as `vae.latent` does, from the directory of its run.
+
+    ValueError where there is no checkpoint, or it is of another autoencoder.
+    """
+    image = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.in_channels), "float32")
+    shapes = jax.eval_shape(config.build().init, jax.random.key(0), image)
+    params = training.load(path).params["autoencoder"]
+    have, want = (jax.tree.map(lambda x: x.shape, tree) for tree in (params, shapes))
+    if have != want:
+        raise ValueError(f"{path}: the weights are not those of the autoencoder {config}.")
+    return params
 
 
 def _read(file: Path) -> dict[str, object]:
@@ -86,18 +108,3 @@ def _read(file: Path) -> dict[str, object]:
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected an object, got {type(found).__name__}.")
     return found
-
-
-def _check_shapes(path: Path, model: Model, params: PyTree) -> None:
-    """ValueError, which names an array, unless the network of the description has parameters like these."""
-    wanted = jax.eval_shape(model.init, jax.random.key(0))
-    have, want = (
-        {jax.tree_util.keystr(k): x.shape for k, x in jax.tree.leaves_with_path(tree)}
-        for tree in (params, wanted)
-    )
-    if have != want:
-        name = next(name for name in {**want, **have} if have.get(name) != want.get(name))
-        raise ValueError(
-            f"{path}: the weights are not those of the network that its config.json describes. {name}: expected "
-            f"{want.get(name, 'nothing')}, got {have.get(name, 'nothing')}."
-        )

@@ -8,7 +8,6 @@ class and a row here: the tests then measure the order that the row claims, and 
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from gen_jax import checks
 from gen_jax.diffusion.process import DDPM as DDPMProcess
 from gen_jax.diffusion.process import VP, Process, at_log_snr
 from gen_jax.samplers import times
@@ -31,22 +31,39 @@ Grid = Callable[..., Float[np.ndarray, "nodes"]]
 
 
 class Named(NamedTuple):
-    """A solver, the grid that suits it, and what is claimed of it, which the tests measure."""
+    """A solver, the grid that suits it, and what is claimed of it, which the tests measure.
+
+    `Named(Euler(), times.karras, order=1)` asks once a step. `Named(Heun(), times.karras, order=2, stages=2, extra=-1)`
+    asks twice, but once in the last step, to the data. `Named(DDIM(1.0), times.uniform, enough=1600)` draws noise, so it
+    has no order.
+    """
 
     solver: Solver
+    """With all its options: another order or variant is a row of its own."""
     grid: Grid = times.log_snr
+    """On which `plan` puts it; the user chooses the number of evaluations alone."""
     order: int | None = None
-    """Order of convergence to the probability-flow ODE; None of a stochastic solver."""
+    """Order of convergence to the probability-flow ODE: `n` times as many steps make the error `n^order` times smaller.
+    None of a stochastic solver, whose samples do not follow the ODE."""
     even_order: int | None = None
-    """The order on grids that are even in `sigma / alpha`, where it is another."""
+    """The order on grids that are even in `sigma / alpha`, where it is higher than on others. So it is with
+    coefficients that were derived for steps of equal length, as those of PNDM. None: the order is the same on all."""
     stages: int = 1
-    """Evaluations a step,"""
+    """How often a step asks the denoiser: 2 of Heun's method, 3 of `DPMSolverPPSingle(3)`. A step of a multistep solver,
+    which remembers answers, asks once whatever its order."""
     extra: int = 0
-    """and so many more in the whole, when the last step goes to the data."""
+    """Evaluations of the whole besides `stages` of each step, on a grid that ends at the data:
+
+        evaluations = stages * steps + extra
+
+    -1 where the last step, to the data, asks once in place of twice (Heun); 1 where the first step asks once more (PNDM).
+    """
     to_data: bool = True
-    """Whether a step to the data returns `x0_hat`; False where `eps_hat` is extrapolated there, too."""
+    """Whether the last step, to `t = 0`, returns `x0_hat` itself, as is exact there. False where the solver extrapolates
+    `eps_hat` in this step as in the others."""
     enough: int | None = None
-    """Steps of a stochastic solver whose bias 100,000 samples do not show; None where they are too many to take."""
+    """Of a stochastic solver: so many steps that 100,000 samples do not show the rest of its bias; the tests take as
+    many. None: it would need more than a test can take, or it is deterministic."""
 
     @property
     def stochastic(self) -> bool:
@@ -113,32 +130,43 @@ def names() -> tuple[str, ...]:
 
 def find(name: str) -> Named:
     """The row of that name; a ValueError that lists similar names where there is none."""
+    if not isinstance(name, str):
+        raise ValueError(
+            f"solver must be a name, such as 'ddim'; got {checks.came(name)}. A solver itself makes a plan, "
+            "solver.plan(process, times), which samplers.sample and generate.sampler follow."
+        )
     if name in SOLVERS:
         return SOLVERS[name]
-    near = difflib.get_close_matches(name, SOLVERS, n=3, cutoff=0.4)
-    raise ValueError(
-        f"solver must be one of {', '.join(SOLVERS)}; got {name!r}."
-        + (f" Did you mean {' or '.join(near)}?" if near else "")
-    )
+    near = checks.nearest(name, SOLVERS, cutoff=0.4)
+    raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}.{near}")
 
 
-def plan(process: Process, name: str | None, nfe: int) -> Plan:
+def plan(process: Process, name: str | None, nfe: int, *, t_start: float | None = None) -> Plan:
     """The plan of a solver by its name, of `nfe` evaluations or the few less that whole steps leave.
 
     Args:
         process: the process.
         name: one of `names()`, on its own grid; None is `recommended`.
         nfe: number of evaluations of the denoiser.
+        t_start: where the grid begins, by default in noise. A plan that begins later is for data with noise of that time
+            (`editing.sdedit`); without a name it is that of "dpmpp", as what is best was measured from noise.
 
     Raises:
         ValueError: an unknown name, or too few evaluations for the solver.
     """
-    if name is None:
+    nfe = checks.whole("nfe", nfe, "evaluation")
+    if name is None and t_start is None:
         solver, grid = recommended(process, nfe)
         return solver.plan(process, grid)
-    row = find(name)
+    row = find(name or "dpmpp")
+    if row.steps(nfe) < 1:
+        raise ValueError(
+            f"a step of {name} takes {row.stages + row.extra} evaluations, got nfe={nfe}: take more."
+        )
     options: dict[str, object] = {"final": "denoise"} if isinstance(process, VP) else {}
-    if row.grid is not times.uniform:
+    if t_start is not None:
+        options["t_start"] = t_start
+    elif row.grid is not times.uniform:
         options["t_start"] = first_time(process)
     return row.solver.plan(process, row.grid(process, row.steps(nfe), **options))
 
@@ -201,8 +229,7 @@ def recommended(process: Process, nfe: int) -> tuple[Solver, Float[np.ndarray, "
     Raises:
         ValueError: `nfe < 1`.
     """
-    if nfe < 1:
-        raise ValueError(f"nfe must be at least 1, got {nfe}.")
+    checks.whole("nfe", nfe, "evaluation")
     row = next((row for row in MEASURED if nfe <= row.most), None)
     if row is None:
         return UniPC(3), times.log_snr(process, nfe, t_start=first_time(process))
