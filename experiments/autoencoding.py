@@ -57,10 +57,12 @@ class Training(launch.Training):
             accumulate=self.accumulate,
         )
 
-    def make_step(self, loss: training.Loss, optimizer: optax.GradientTransformation) -> training.Step:
+    def make_step(
+        self, loss: training.Loss, optimizer: optax.GradientTransformation, *, aux: bool = True
+    ) -> training.Step:
         """One step of training; the loss takes `aux`, for the KL warm-up."""
         ema, parts = self.ema_decay, self.microbatches
-        return training.make_step(loss, optimizer, ema_decay=ema, aux=True, microbatches=parts)
+        return training.make_step(loss, optimizer, ema_decay=ema, aux=aux, microbatches=parts)
 
 
 @dataclass(frozen=True)

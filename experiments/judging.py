@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from gen_jax import data, launch, training
+from gen_jax import data, launch, metrics, training
+from gen_jax.data.protocol import read, stack
 from gen_jax.networks.classifier import Classifier
 
 
@@ -78,6 +79,26 @@ def train(
     probabilities, features = read(held_out["image"])
     accuracy = float((probabilities.argmax(1) == held_out["label"]).mean())
     return Judge(read, accuracy, diversity(features, held_out["label"], num_classes))
+
+
+def distance(
+    options: launch.Data, *, steps: int = 1000, workdir: Path | None = None
+) -> Callable[[np.ndarray], float] | None:
+    """`distance(images)`: Fréchet's, to at most 10,000 test images, in the features of the judge.
+
+    None where there is no judge: images without labels, or resized ones. It is larger for fewer images, so compare
+    only distances of equal numbers.
+    """
+    if options.image_size is not None or options.source().info().num_classes is None:
+        return None
+    judge = train(options.dataset, options.data_dir, steps=steps, workdir=workdir)
+    moments = lambda images: metrics.moments(judge.read(images)[1])
+    try:
+        test = options.source("test")
+    except data.NoSplit:
+        test = options.source()
+    real = moments(stack(read(test, range(min(len(test), 10_000))))["image"])
+    return lambda images: metrics.frechet_distance(real, moments(images))
 
 
 def split(dataset: str, data_dir: Path | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:

@@ -73,7 +73,7 @@ class Config:
     """Training images that samples are compared with."""
     guidance: float = 1.0
     """Weight of guidance, by the labels or by a weaker model; 1 is none, others cost two evaluations in one."""
-    label: int | None = None
+    label: int | str | None = None
     """The label of all samples and images, where labels were learned (default: each sample its own, at random)."""
     data_dir: Path | None = None
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import pictures
 import tyro
+from recipes import Recipe
 
 from gen_jax import data, launch, training
 from gen_jax.codec import Pixels
@@ -114,7 +115,9 @@ def make_model(config: Config, info: data.Info) -> Model:
         ),
         process=proc,
         predicts=config.predicts,
-        condition=Nothing() if classes is None else Labels(classes, config.label_dropout),
+        condition=Nothing()
+        if classes is None
+        else Labels(classes, config.label_dropout, info.class_names or ()),
         codec=Pixels(info.image_shape),
         sampling=dataclasses.replace(
             config.defaults,
@@ -136,42 +139,78 @@ def make_loss(model: Model, config: Config) -> training.state.Loss:
         loss.denoising, predicts=model.predicts, weighting=weighting, time_sampling=times
     )
 
-    def loss_fn(params, key, batch):
+    def loss_fn(params, key, batch, aux=None):
         key_flip, key_dropout, key_cond, key_loss = jax.random.split(key, 4)
-        x_0 = model.codec.encode(batch)
+        weights = model.parts(params) | (aux.frozen if aux else {})
+        x_0 = model.codec.encode(batch, weights.get("autoencoder"), jax.random.fold_in(key, 4))
         x_0 = data.flip(key_flip, x_0) if config.flip else x_0
-        cond = model.condition.of_batch(key_cond, batch)
-        predict = lambda x_t, t: network.apply(params, x_t, t, cond, rngs={"dropout": key_dropout})
+        told = model.condition.tell(weights.get("text"), model.condition.of_batch(key_cond, batch))
+        predict = lambda x_t, t: network.apply(
+            weights["network"], x_t, t, *told, rngs={"dropout": key_dropout}
+        )
         return objective(key_loss, predict, model.process, x_0)
 
     return loss_fn
 
 
-def train(config: Config, experiment: str = "step09_diffusion") -> dict[str, object]:
-    """Train to the end, or to the end of what is left; returns the figures."""
-    source, t = config.data.source(), config.training
-    model = make_model(config, source.info())
-    pictures.check(model, config.seed, config.sampling)
+def recipe(config: Config, model: Model, source: data.Source, *, aux: bool = False) -> Recipe:
+    """What `training.fit` does to a model; with `aux` its step takes weights that are not trained."""
+    t = config.training
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     optimizer, schedule = t.make_optimizer()
-    early = model.sampling.guide_step
-    state = training.fit(
-        t.make_step(make_loss(model, config), optimizer),
+    return Recipe(
+        t.make_step(make_loss(model, config), optimizer, aux=aux),
         lambda: training.TrainState.create(
             model.init(key_params), optimizer, key_steps, ema=t.ema_decay is not None
         ),
-        pictures.feed(source, t.batch_size, key_data, labels=config.labels),
+        pictures.feed(source, t.batch_size, key_data, model.condition),
+        schedule,
+    )
+
+
+def train(config: Config, experiment: str = "step09_diffusion") -> dict[str, object]:
+    """Train to the end, or to the end of what is left; returns the figures."""
+    source = config.data.source()
+    return learn(config, make_model(config, source.info()), source, experiment)
+
+
+def learn(
+    config: Config,
+    model: Model,
+    source: data.Source,
+    experiment: str,
+    frozen: Mapping[str, object] | None = None,
+    texts: Sequence[str] | None = None,
+    may_change: Sequence[str] = (),
+) -> dict[str, object]:
+    """Train a model on a source.
+
+    `frozen` are weights that it has beside those that are learned, `texts` are shown, and the options `may_change` may
+    be other ones when the run resumes.
+    """
+    t = config.training
+    pictures.check(model, config.seed, config.sampling)
+    early = model.sampling.guide_step
+    grids = pictures.SampleGrids(
+        config.workdir, model, config.seed, config.sampling, frozen=frozen, texts=texts
+    )
+    made = recipe(config, model, source, aux=frozen is not None)
+    state = training.fit(
+        made.step,
+        made.state,
+        made.batches,
         num_steps=t.steps,
         workdir=config.workdir,
         config=launch.record(experiment, config, model=to_dict(model)),
-        may_change=launch.may_change(),
-        schedule=schedule,
+        may_change=launch.may_change(*may_change),
+        schedule=made.schedule,
         options=dataclasses.replace(
             config.run,
             sample_every=config.run.sample_every or max(t.steps // 5, 1),
             keep_from=(*config.run.keep_from, *([] if early is None else [early])),
         ),
-        callbacks=[pictures.SampleGrids(config.workdir, model, config.seed, config.sampling.label)],
+        callbacks=[grids],
+        frozen=frozen,
     )
     return {
         "steps": int(state.step),

@@ -27,6 +27,7 @@ import pictures
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from gen_jax import conditioning, data, generate, guidance, launch, plots, pretrained, samplers, training
+from gen_jax.conditioning import Labels
 from gen_jax.diffusion import process
 from gen_jax.model import to_dict
 from gen_jax.networks.classifier import Classifier
@@ -57,7 +58,7 @@ class Config:
 def train(config: Config, run: Run) -> None:
     """Train the classifier to the end, or to the end of what is left."""
     source = data.source(str(run.options["dataset"]), data_dir=config.data_dir)
-    num_classes = source.info().num_classes
+    num_classes, class_names = source.info().num_classes, source.info().class_names
     if num_classes is None:
         raise ValueError(f"{run.options['dataset']} has no labels, so there is no class to lead to.")
     net = Classifier(num_classes, tuple(config.channels), time_scale=1000 / run.model.process.t_max)
@@ -71,13 +72,17 @@ def train(config: Config, run: Run) -> None:
     training.fit(
         config.training.make_step(loss, optimizer),
         lambda: training.TrainState.create(net.init(key_params, *example), optimizer, key_steps),
-        pictures.feed(source, config.training.batch_size, key_data, labels=True),
+        pictures.feed(source, config.training.batch_size, key_data, Labels(num_classes)),
         num_steps=config.training.steps,
         workdir=config.workdir,
         config=launch.record(
-            "step10_classifier_guidance", config, num_classes=num_classes, leads=to_dict(run.model)
+            "step10_classifier_guidance",
+            config,
+            num_classes=num_classes,
+            class_names=class_names,
+            leads=to_dict(run.model),
         ),
-        may_change=launch.may_change("weights", "checkpoint"),
+        may_change=(*launch.may_change("weights", "checkpoint"), "class_names"),
         schedule=schedule,
         options=config.run,
     )
@@ -89,7 +94,8 @@ class Led(NamedTuple):
     run: Run
     classifier: Classifier
     params: PyTree
-    num_classes: int
+    labels: conditioning.Labels
+    """What the classifier tells apart."""
 
     def draw(
         self, config: Config
@@ -130,7 +136,8 @@ def load(config: Config, run: Run) -> Led:
     params, saved, _ = training.load(config.workdir)
     channels, classes = tuple(saved["options"]["channels"]), saved["num_classes"]
     net = Classifier(classes, channels, time_scale=1000 / run.model.process.t_max)
-    return Led(run, net, params, classes)
+    names = tuple(saved.get("class_names") or ())
+    return Led(run, net, params, conditioning.Labels(classes, names=names))
 
 
 def save_accuracy(config: Config, led: Led) -> dict[str, float]:
@@ -159,11 +166,10 @@ def save_accuracy(config: Config, led: Led) -> dict[str, float]:
 
 def draw_samples(config: Config, led: Led, chunk: int = 100) -> dict[str, float]:
     """samples.npy, labels.npy, classes.png and weights.png; what the classifier itself reads in the samples."""
-    draw, num, classes = led.draw(config), config.sampling.num, led.num_classes
+    draw, num, classes = led.draw(config), config.sampling.num, led.labels.num_classes
     label = np.arange(num) % classes
     if config.sampling.label is not None:
-        conditioning.check_labels(np.asarray(config.sampling.label), classes)
-        label = np.full(num, config.sampling.label)
+        label = np.full(num, led.labels.numbers(config.sampling.label))
     weight = 1.0 if config.sampling.guidance is None else config.sampling.guidance
     rows = [np.minimum(np.arange(i, i + min(chunk, num)), num - 1) for i in range(0, num, chunk)]
     images = np.concatenate([draw(label[r], weight, r) for r in rows])[:num]

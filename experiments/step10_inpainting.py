@@ -48,7 +48,7 @@ class Config:
     """How many times fewer pixels it has each way."""
     dps_step: float = 30.0
     """Step size of DPS, in the score: about the 1 of Chung et al. in a step of DDPM with `beta = 0.03`."""
-    label: int | None = None
+    label: int | str | None = None
     """What to see in the parts, of a conditional checkpoint."""
     guidance: float = 2.0
     """Its weight, with a label."""

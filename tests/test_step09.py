@@ -15,7 +15,7 @@ import step09_diffusion as step09
 from jax.sharding import Mesh
 from PIL import Image
 
-from gen_jax import data, generate, keys, model, pretrained, training
+from gen_jax import data, generate, keys, launch, model, pretrained, training
 from tests import described
 from tests.programs import judged, start
 
@@ -126,6 +126,13 @@ def test_sampling_without_a_checkpoint_says_so(tmp_path):
     [
         (["--batchsize", "3"], "batchsize"),
         (["--preset", "huge"], "--preset must be one of mnist_small"),
+        (["--preset", "cifar01"], "got cifar01. Did you mean cifar10?"),
+        (["--steps", "0"], "steps must be at least 1 step, got 0"),
+        (["--batch-size", "0"], "batch_size must be at least 1 image, got 0"),
+        (["--microbatches", "0"], "microbatches must be at least 1 part, got 0"),
+        (["--log-every", "0"], "log_every must be at least 1 step, got 0"),
+        (["--sample-every", "0"], "sample_every must be at least 1 step, got 0"),
+        (["--keep", "-1"], "keep must be at least 1 checkpoint, got -1"),
         (["--process", "none"], "process"),
     ],
 )
@@ -133,6 +140,13 @@ def test_wrong_flags_are_refused(flags, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         step09.parse(flags)
     assert said in capsys.readouterr().err + str(stopped.value)
+
+
+def test_a_run_that_is_older_than_the_names_of_its_classes_goes_on():
+    describe = lambda **names: {"model": {"condition": {"type": "Labels", "num_classes": 2} | names}}
+    training.workdir.check_config(describe(), describe(names=["cats", "dogs"]), launch.may_change())
+    with pytest.raises(ValueError, match=r"condition\.num_classes"):
+        training.workdir.check_config({"model": {"condition": {}}}, describe(), launch.may_change())
 
 
 def test_a_label_needs_labels(run, tmp_path):
@@ -143,6 +157,16 @@ def test_a_label_needs_labels(run, tmp_path):
     flags = ["--labels", "--dataset", str(tmp_path / "no_labels.npz")]
     with pytest.raises(ValueError, match="has no labels"):
         step09.main(step09.parse(arguments(tmp_path / "run", *flags)))
+
+
+def test_a_model_keeps_the_names_of_its_classes(tmp_path):
+    """Those of the subfolders, in their order; MNIST's are numbers."""
+    flags = ["--labels", "--dataset", str(folder(tmp_path / "pictures", num=4)), "--image-size", "12"]
+    config = step09.parse(flags)
+    described_ = step09.make_model(config, config.data.source().info())
+    assert described_.condition.names == ("cats", "dogs")
+    config = step09.parse(["--labels"])
+    assert step09.make_model(config, config.data.source().info()).condition.names == ()
 
 
 def test_presets_are_complete_descriptions():
@@ -193,6 +217,9 @@ def test_it_trains_on_a_folder_of_images(tmp_path, labels):
     assert np.isfinite(summary["loss"])
     assert np.load(tmp_path / "run" / "samples.npy").shape == (3, 12, 12, 3)
     assert (tmp_path / "run" / "labels.npy").exists() == labels
+    if labels:
+        draw(tmp_path / "run", "--label", "dogs", "--num", "2", "--nfe", "3")
+        np.testing.assert_array_equal(np.load(tmp_path / "run" / "labels.npy"), [1, 1])
 
 
 @pytest.mark.slow  # in CI: the toy of tests/training/test_compile.py

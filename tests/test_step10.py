@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from gen_jax import cli, launch, model, pretrained, training
+from gen_jax.conditioning import Labels
 from tests import described
 
 
@@ -145,12 +146,31 @@ def test_the_command_samples_and_says_what_is_wrong(conditional, unconditional, 
         ((unconditional, "--label", "3"), "this model is unconditional"),
         ((unconditional, "--guidance", "3"), "nothing to be guided by"),
         ((conditional, "--label", "12"), "from 0 to 9, got 12"),
-        ((tmp_path / "none",), "no checkpoint"),
+        ((tmp_path / "none",), "does not exist: train first"),
+        ((tmp_path / "depe",), r"depe does not exist: .* Did you mean deep\?"),
+        ((tmp_path / "all.png",), "is a file, not the directory of a run"),
+        ((tmp_path / "deep",), "no checkpoint in"),
+        ((conditional, "--label", "eight"), "its classes have no names. Got 'eight'"),
         ((conditional, "--solver", "rk4"), "rk4"),
         ((conditional, "--out", "x.jpg"), "must end in .png or .npy"),
     ):
         with pytest.raises(SystemExit, match=said):
             draw(*arguments)
+
+
+def test_the_command_knows_the_names_of_classes(tmp_path, capsys):
+    m = described.model(2, condition=Labels(2, names=("cats", "dogs")))
+    run, out = described.run(tmp_path / "run", m), tmp_path / "out.npy"
+    draw = lambda *flags: cli.main(["sample", str(run), "--num", "2", "--out", str(out), *flags])
+    draw("--label", "dogs")
+    named = np.load(out)
+    assert "2 images of the labels dogs" in capsys.readouterr().out
+    draw("--label", "1")
+    np.testing.assert_array_equal(np.load(out), named)
+    with pytest.raises(
+        SystemExit, match=r"cats, dogs, or a number from 0 to 1\. Got 'dog'\. Did you mean dogs"
+    ):
+        draw("--label", "dog")
 
 
 def test_the_command_draws_as_the_run_says(conditional, tmp_path):

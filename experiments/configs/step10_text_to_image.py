@@ -1,0 +1,32 @@
+"""The presets of text to image by name; the first is the default.
+
+    python experiments/step10_text_to_image.py
+
+Captioned scenes of 48 x 48 pixels in latents of 12 x 12 x 4: 3.3 M parameters, 2,500 steps. On two cores of an AMD EPYC,
+which had other work besides, it took 35 minutes in all. Of images for 1,000 captions `evaluation.scenes` reads 99.8% of
+the objects right (digit, colour and size), 100% of the scenes with one object and 99.4% of those with two, and 100% of
+the objects in combinations that no training scene has; of real scenes it reads 99.0%, 99.4%, 97.6% and 97.0%.
+"""
+
+from step10_text_to_image import Config
+
+from gen_jax import launch
+from gen_jax.networks.unet import UNetConfig
+
+SCENES = Config(
+    network=UNetConfig(
+        channels=(64, 128),
+        depth=(0, 1),
+        middle_attention=True,
+        head_features=32,
+        dense_skips=False,
+        resample_conv=False,
+        embedding=128,
+        groups=8,
+    ),
+    training=launch.Training(
+        steps=2500, batch_size=64, optimizer="muon", learning_rate=4e-3, ema_decay=0.995
+    ),
+)
+
+PRESETS = {"scenes": SCENES}
