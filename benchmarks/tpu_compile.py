@@ -33,12 +33,16 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, DTypeLike, Key, PyTree
 from pages import commit, markdown, row, table_of, versions
 
-from gen_jax import data, gmm, guidance, hvae, keys, likelihoods, samplers, training, vae
+from gen_jax import data, generate, gmm, guidance, hvae, keys, likelihoods, samplers, text, training, vae
+from gen_jax.codec import Latents
+from gen_jax.conditioning import Text
 from gen_jax.diffusion import loss, prediction, process
 from gen_jax.em import steps as em
-from gen_jax.networks import autoencoder, ladder, unet
+from gen_jax.model import Model
+from gen_jax.networks import autoencoder, autoencoder_kl, ladder, unet
 from gen_jax.networks.classifier import Classifier
 from gen_jax.networks.mlp import MLP
+from gen_jax.networks.text import CLIPTextConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -157,6 +161,45 @@ def noised_classifier(case: Case) -> tuple[training.Loss, PyTree, Example]:
     return found, params, {"image": IMAGE, "label": LABEL}
 
 
+def text_model(case: Case) -> Model:
+    """The default of step10_text_to_image.py, but for the words that its tokenizer knows."""
+    tokenizer = text.train(["a large red seven above a small blue three"], num_merges=67, length=16)
+    encoder = CLIPTextConfig(tokenizer.vocab_size, 128, 2, 4, 512, 16, dtype=case.dtype)
+    network = unet.UNetConfig(
+        channels=(64, 128),
+        depth=(0, 1),
+        middle_attention=True,
+        head_features=32,
+        context_features=128,
+        dense_skips=False,
+        resample_conv=False,
+        embedding=128,
+        groups=8,
+        dtype=case.dtype,
+        remat=case.remat,
+    )
+    coding = dataclasses.replace(autoencoder_kl.scenes, dtype=case.dtype)
+    condition, codec = Text(tokenizer, encoder), Latents((12, 12, 4), autoencoder=coding)
+    return Model(network, process.DDPM(schedule="cosine"), "v", condition, codec)
+
+
+def text_to_image(case: Case) -> tuple[training.Loss, PyTree, Example]:
+    """A U-Net of latents and the text encoder that it attends to."""
+    model = text_model(case)
+    net = model.network.build()
+
+    def found(params: PyTree, key: Key[Array, ""], batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        key_latent, key_cond, key_loss = jax.random.split(key, 3)
+        told = model.condition.tell(params["text"], model.condition.of_batch(key_cond, batch))
+        predict = lambda x_t, t: net.apply(params["network"], x_t, t, *told)
+        x_0 = model.codec.encode(batch, None, key_latent)
+        return loss.denoising(key_loss, predict, model.process, x_0, predicts="v")
+
+    latents = ((12, 12, 4), np.float32)
+    example = {"latent": latents, "latent_deviation": latents, "token": ((16,), np.int32)}
+    return found, shapes(model.init), example
+
+
 FAMILIES: dict[str, Family] = {
     "mlp": mlp,
     "vae": flat_vae,
@@ -166,6 +209,7 @@ FAMILIES: dict[str, Family] = {
     "mnist_small, labels": diffusion("mnist_small", 10),
     "mnist": diffusion("mnist"),
     "cifar10": diffusion("cifar10"),
+    "text to image": text_to_image,
 }
 
 
@@ -228,7 +272,31 @@ def sampler_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
     return program.lower(params, key, state)
 
 
-PROGRAMS = {"em": em_step, "sampler": sampler_step}
+def text_sampler_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
+    """A guided step of UniPC for the text model, from the tokens of its prompts to decoded images."""
+    model, layout = text_model(case), training.Layout(mesh=mesh)
+    plan = samplers.UniPC(3).plan(model.process, samplers.times.log_snr(model.process, 10))
+    params, n = shapes(model.init), case.per_chip * mesh.size
+    coding = shapes(model.codec.autoencoder.build().init, jnp.zeros((1, 48, 48, 3)))
+    x_T = jax.ShapeDtypeStruct((n, *model.codec.shape), np.float32)
+    state = jax.eval_shape(lambda x: samplers.init(plan, x), x_T)
+    cond = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, model.condition.null(n)))
+
+    def step(weights: PyTree, key: Key[Array, ""], cond: PyTree, state: samplers.State) -> Array:
+        denoise = generate.denoiser(model, weights, cond, jnp.float32(3))
+        state = samplers.step(key, denoise, plan, state)[0]
+        return model.codec.decode(state.x, weights["autoencoder"])
+
+    rows = state._replace(
+        x=layout.batch_sharding(False), past=layout.batch_sharding(True), step=layout.sharding()
+    )
+    shardings = (layout.sharding(), layout.sharding(), layout.batch_sharding(False), rows)
+    program = jax.jit(step, in_shardings=shardings, out_shardings=layout.batch_sharding(False))
+    weights = {**params, "autoencoder": coding}
+    return program.lower(weights, jax.eval_shape(lambda: jax.random.key(0)), cond, state)
+
+
+PROGRAMS = {"em": em_step, "sampler": sampler_step, "text sampler": text_sampler_step}
 
 
 # --- what the compiler made of them ---
@@ -271,6 +339,9 @@ CASES = [
     *SMALL,
     Case("sampler", 128),
     *(Case("mnist", 128, topology=topology) for topology in ("v5e:2x2", "v5e:8x8")),
+    Case("text to image", 256, topology="v5e:2x2"),
+    Case("text to image", 256, topology="v5e:2x2", fsdp=True),
+    Case("text sampler", 128, topology="v5e:2x2"),
     Case("cifar10", 512),
     *(case._replace(topology=V5P) for case in SMALL),
     Case("cifar10", 1024, remat=True),

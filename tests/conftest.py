@@ -8,6 +8,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,6 +28,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
 
+MOST_MAPS = 20_000
 LONGEST = ("test_experiments.py", "test_processes.py", "test_solvers.py", "test_em.py", "test_oracle.py")
 """Files that begin first, so that no worker is left with one of them in the end."""
 
@@ -44,9 +46,22 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forget compiled programs where there are many: each has memory maps, and a process may have 65,530 of them."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def optimized():
-    """Compile as users do: for equality to the last bit, a matter of machine code as well, and for what runs long."""
+    """Compile as users do: for equality to the last bit, a matter of machine code as well, and for what runs long.
+
+    A program that was compiled before stays as it was: the setting is no part of what JAX finds it by. So what has to be
+    equal is put into `jax.jit` of a function of the test's own, functions of `jax.random` as well.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -110,7 +110,7 @@ def test_it_draws_what_the_library_draws(checkpoint, guidance):
 
 
 def test_without_a_checkpoint_it_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"no checkpoint in .*train first"):
+    with pytest.raises(ValueError, match=r"does not exist: train first"):
         compare.main(compare.Config(tmp_path / "none", tmp_path))
 
 
