@@ -165,19 +165,7 @@ def text_model(case: Case) -> Model:
     """The default of step10_text_to_image.py, but for the words that its tokenizer knows."""
     tokenizer = text.train(["a large red seven above a small blue three"], num_merges=67, length=16)
     encoder = CLIPTextConfig(tokenizer.vocab_size, 128, 2, 4, 512, 16, dtype=case.dtype)
-    network = unet.UNetConfig(
-        channels=(64, 128),
-        depth=(0, 1),
-        middle_attention=True,
-        head_features=32,
-        context_features=128,
-        dense_skips=False,
-        resample_conv=False,
-        embedding=128,
-        groups=8,
-        dtype=case.dtype,
-        remat=case.remat,
-    )
+    network = dataclasses.replace(unet.scenes, context_features=128, dtype=case.dtype, remat=case.remat)
     coding = dataclasses.replace(autoencoder_kl.scenes, dtype=case.dtype)
     condition, codec = Text(tokenizer, encoder), Latents((12, 12, 4), autoencoder=coding)
     return Model(network, process.DDPM(schedule="cosine"), "v", condition, codec)

@@ -93,10 +93,7 @@ def distance(
         return None
     judge = train(options.dataset, options.data_dir, steps=steps, workdir=workdir)
     moments = lambda images: metrics.moments(judge.read(images)[1])
-    try:
-        test = options.source("test")
-    except data.NoSplit:
-        test = options.source()
+    test = options.test_source()
     real = moments(stack(read(test, range(min(len(test), 10_000))))["image"])
     return lambda images: metrics.frechet_distance(real, moments(images))
 

@@ -211,7 +211,4 @@ def images(source: data.Source, num: int) -> UInt8[np.ndarray, "N H W C"]:
 
 def test_images(options: launch.Data, num: int) -> UInt8[np.ndarray, "N H W C"]:
     """The first images of the test set, or of the training set where there is no other."""
-    try:
-        return images(options.source("test"), num)
-    except data.NoSplit:
-        return images(options.source(), num)
+    return images(options.test_source(), num)

@@ -161,7 +161,8 @@ class SampleGrids(training.Callback):
         self.workdir, self.model, self.frozen = workdir, model, frozen or {}
         self.draw = generate.sampler(model, training.Layout().mesh)
         self.plan = generate.plan(model, nfe=min(model.sampling.nfe, 25))
-        asked = sampling.texts() if sampling.texts() is not None else texts
+        given = sampling.texts()
+        asked = texts if given is None else given
         num = num if asked is None else min(num, len(asked))
         self.key, self.index = jax.random.key(seed), np.arange(num)
         prompt = None if asked is None else list(asked[:num])

@@ -21,16 +21,12 @@ WEIGHTS = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0)
 
 def save_all(directory: Path, run: Run, texts: Sequence[str], seed: int) -> None:
     """All of them, for these prompts."""
-    assert isinstance(run.model.condition, Text)
-    if jax.process_index() == 0:
-        save_captions(directory / "captions.png", run, texts[:24], seed)
-        save_guidance(directory / "guidance.png", run, texts[0], seed)
-        longest = max(texts[:16], key=len)  # the most to look at
-        save_attention(directory / "attention.png", run, longest, seed)
-        save_interpolation(
-            directory / "interpolation.png", run, (texts[0], texts[min(1, len(texts) - 1)]), seed
-        )
-        save_negative(directory / "negative.png", run, texts[:4], seed)
+    save_captions(directory / "captions.png", run, texts[:24], seed)
+    save_guidance(directory / "guidance.png", run, texts[0], seed)
+    longest = max(texts[:16], key=len)  # the most to look at
+    save_attention(directory / "attention.png", run, longest, seed)
+    save_interpolation(directory / "interpolation.png", run, (texts[0], texts[min(1, len(texts) - 1)]), seed)
+    save_negative(directory / "negative.png", run, texts[:4], seed)
 
 
 def save_captions(path: Path, run: Run, texts: Sequence[str], seed: int) -> None:
@@ -90,7 +86,7 @@ def save_attention(path: Path, run: Run, prompt: str, seed: int, time: float = 0
         return transformer.attention_maps(found["intermediates"], x_t.shape[1:3])
 
     maps = np.asarray(look(run.weights, x_t, cond))[0]
-    ids = [i for i in np.asarray(cond.tokens)[0, 0].tolist()]
+    ids = np.asarray(cond.tokens)[0, 0].tolist()
     words = ["start", *(condition.tokenizer.decode([i]) or "end" for i in ids[1:])]
     shown = words.index("end") + 1 if "end" in words else len(words)
     plots.save_maps(path, images[0], maps[..., :shown], words[:shown], prompt)

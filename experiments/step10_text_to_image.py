@@ -82,10 +82,7 @@ def captions(source: data.Source, num: int) -> list[str]:
 
 def test_captions(config: Config, num: int) -> list[str]:
     """Captions that are drawn unless others are asked for: of test images, where there are such."""
-    try:
-        return captions(config.data.source("test"), num)
-    except data.NoSplit:
-        return captions(config.data.source(), num)
+    return captions(config.data.test_source(), num)
 
 
 def make_model(config: Config, source: data.Source) -> Model:

@@ -10,7 +10,6 @@ one, where there is one. They are arguments of the compiled program, never const
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TypeAlias
 
 import jax
@@ -111,9 +110,9 @@ class Sampler:
             plan: samplers.Plan,
             index: Int[Array, "n"],
             cond: PyTree,
-            null: PyTree,
             weight: guide.Weight | None,
             x_T: PyTree,
+            null: PyTree,
         ) -> Shaped[Array, "n ..."]:
             key_prior, key_noise, _ = jax.random.split(key, 3)
             if x_T is None:
@@ -132,18 +131,18 @@ class Sampler:
             plan: samplers.Plan,
             index: Int[Array, "n"],
             cond: PyTree,
-            null: PyTree,
             weight: Float[Array, ""] | None,
             x_T: PyTree,
+            null: PyTree = None,
         ) -> Shaped[Array, "n ..."]:
             checks.one_key(key)
             parameters.check(model, weights, guide_model)
             whole, split = PartitionSpec(), PartitionSpec(keys.AXIS)
-            specs = (whole, whole, whole, split, split, split, whole, split)
+            specs = (whole, whole, whole, split, split, whole, split, split)
             run = jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
             pad = lambda v: jnp.pad(v, [(0, -len(v) % mesh.size)] + [(0, 0)] * (v.ndim - 1), mode="edge")
             num, (index, cond, null, x_T) = len(index), jax.tree.map(pad, (index, cond, null, x_T))
-            out = run(weights, key, plan, index, cond, null, weight, x_T)
+            out = run(weights, key, plan, index, cond, weight, x_T, null)
             constrained: Shaped[Array, "n ..."] = jax.lax.with_sharding_constraint(out[:num], everywhere)
             return constrained
 
@@ -162,7 +161,7 @@ class Sampler:
     ) -> Shaped[Array, "n ..."]:
         """Data of the samples `index`; arguments that are not on the devices yet are copied there."""
         out: Shaped[Array, "n ..."] = self._program(
-            *self.place((weights, key, plan, index, cond, null, weight, x_T))
+            *self.place((weights, key, plan, index, cond, weight, x_T, null))
         )
         return out
 
@@ -198,8 +197,7 @@ def sampler(
     all plans of a shape, all conditions, weights and keys; the same model gets the same sampler again.
     """
     mesh = local_mesh() if mesh is None else mesh
-    described = replace(model, sampling=type(model.sampling)())  # by which a program does not differ
-    return _sampler(described, mesh, interval, rescale, guide_model)
+    return _sampler(model.undrawn(), mesh, interval, rescale, guide_model)
 
 
 _sampler = functools.lru_cache(maxsize=16)(Sampler)

@@ -11,11 +11,12 @@ it is newer than the file, takes its default, which therefore has to mean what w
 """
 
 import dataclasses
+import functools
 import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -131,8 +132,17 @@ class Model:
 
         `params` are those of `init`: the tree of the network alone, or a dict of the two.
         """
-        learned = jax.eval_shape(self.condition.init, jax.random.key(0)) is not None
-        return dict(params) if learned else {"network": params}
+        return dict(params) if _is_learned(typing.cast(Hashable, self.condition)) else {"network": params}
+
+    def undrawn(self) -> "Model":
+        """The same with the default sampling: programs and parameters do not depend on how a model is drawn from."""
+        return dataclasses.replace(self, sampling=Sampling())
+
+
+@functools.lru_cache(maxsize=16)
+def _is_learned(condition: Condition) -> bool:
+    """Whether it has parameters."""
+    return jax.eval_shape(condition.init, jax.random.key(0)) is not None
 
 
 TYPES: tuple[type, ...] = (

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -32,7 +31,7 @@ def check(model: Model, weights: object, guide_model: Model | None = None) -> No
 
 def _learned(model: Model, trees: Mapping[str, PyTree]) -> PyTree:
     """The tree that was trained, as `model.init` makes it."""
-    parts = jax.eval_shape(lambda: model.parts({"network": None, "text": None}))
+    parts = model.parts({"network": None, "text": None})
     if missing := sorted(set(parts) - set(trees)):
         raise ValueError(
             f"weights have no {' and no '.join(map(repr, missing))}, which this model needs; got {checks.came(trees)}."
@@ -56,14 +55,23 @@ def check_tree(model: Model, params: PyTree, what: str, hint: str) -> None:
 
     A network without `init` has nothing to be compared with. `what` begins the message, and `hint` ends it.
     """
-    wanted = _wanted(replace(model, sampling=type(model.sampling)()))  # parameters do not depend on it
+    wanted = _wanted(model.undrawn())
+    if wanted is not None:
+        _compare(wanted, params, f"{what} are not those of the network that the model describes", hint)
+
+
+def check_like(like: PyTree, params: PyTree, said: str, hint: str) -> None:
+    """ValueError, which names an array, unless `params` are shaped as the tree `like`; `said` begins the message."""
+    _compare(_shapes(like), params, said, hint)
+
+
+def _compare(wanted: Shapes, params: PyTree, said: str, hint: str) -> None:
     have = _shapes(params)
-    if wanted is None or have == wanted:
+    if have == wanted:
         return
     name = next(name for name in {**wanted, **have} if have.get(name) != wanted.get(name))
     raise ValueError(
-        f"{what} are not those of the network that the model describes. {name or 'the tree'}: expected "
-        f"{wanted.get(name, 'nothing')}, got {have.get(name, 'nothing')}. {hint}"
+        f"{said}. {name or 'the tree'}: expected {wanted.get(name, 'nothing')}, got {have.get(name, 'nothing')}. {hint}"
     )
 
 

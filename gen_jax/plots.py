@@ -67,13 +67,7 @@ def save_strips(
     figure = Figure(figsize=(length * 0.9 + (0.7 if rows else 0), count * 0.9 + 0.7), layout="constrained")
     axes: Any = figure.subplots(count, length, squeeze=False)
     for i, j in np.ndindex(count, length):
-        axes[i, j].imshow(
-            strips[i, j].squeeze(-1) if strips.shape[-1] == 1 else strips[i, j],
-            cmap="gray",
-            vmin=0,
-            vmax=255,
-            interpolation="nearest",
-        )
+        _show(axes[i, j], strips[i, j])
         axes[i, j].set(xticks=[], yticks=[])
     for axis, label in zip(axes[0], labels, strict=True):
         axis.set_title(label, fontsize=9)
@@ -122,7 +116,8 @@ def save_maps(
 
 
 def _show(axis: Any, image: UInt8[np.ndarray, "H W C"]) -> None:
-    axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+    grey = image.squeeze(-1) if image.shape[-1] == 1 else image
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 @contextmanager

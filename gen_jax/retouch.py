@@ -10,19 +10,18 @@ Both work for models of pixels and of latents, with labels, texts or nothing. Th
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped, UInt8
+from jaxtyping import Array, Bool, Key, PyTree, Shaped, UInt8
 
 from gen_jax import editing, generate, guidance, inverse, samplers
 from gen_jax.codec import Latents
-from gen_jax.conditioning import Prompt
+from gen_jax.conditioning import Label, Prompt
 from gen_jax.generate import Weights
-from gen_jax.model import Model, Sampling
+from gen_jax.model import Model
 
 Images: TypeAlias = Shaped[np.ndarray, "..."]
 """uint8 `[N, H, W, C]`."""
@@ -35,7 +34,7 @@ def vary(
     images: Images,
     *,
     strength: float = 0.6,
-    label: int | None = None,
+    label: Label | None = None,
     prompt: Prompt | None = None,
     negative_prompt: Prompt | None = None,
     solver: str | None = None,
@@ -69,7 +68,7 @@ def vary(
         model, key, len(images), label=label, prompt=prompt, negative_prompt=negative_prompt
     )
     weight = generate.weight(model, weights, guidance)
-    out = _vary(_described(model))(dict(weights), key, plan, images, cond, null, weight)
+    out = _vary(model.undrawn())(dict(weights), key, plan, images, cond, null, weight)
     return np.asarray(out)
 
 
@@ -81,7 +80,7 @@ def inpaint(
     mask: Shaped[np.ndarray, "..."],
     *,
     resample: int = 5,
-    label: int | None = None,
+    label: Label | None = None,
     prompt: Prompt | None = None,
     negative_prompt: Prompt | None = None,
     nfe: int | None = None,
@@ -115,7 +114,7 @@ def inpaint(
         model, key, len(images), label=label, prompt=prompt, negative_prompt=negative_prompt
     )
     weight = generate.weight(model, weights, guidance)
-    run = _inpaint(_described(model), resample)
+    run = _inpaint(model.undrawn(), resample)
     return np.asarray(run(dict(weights), key, plan, images, mask, cond, null, weight))
 
 
@@ -159,7 +158,7 @@ def _inpaint(model: Model, resample: int) -> Callable[..., UInt8[Array, "N H W C
         weight: guidance.Weight | None,
     ) -> UInt8[Array, "N H W C"]:
         key_prior, key_noise = jax.random.split(key)
-        x_0: Float[Array, ...] = model.codec.encode({"image": images}, weights.get("autoencoder"))
+        x_0 = model.codec.encode({"image": images}, weights.get("autoencoder"))
         known = known_latents(mask, _factor(model))
         denoise = generate.denoiser(model, weights, cond, weight, null=null)
         x_T = model.process.prior(key_prior, x_0.shape)
@@ -172,11 +171,6 @@ def _inpaint(model: Model, resample: int) -> Callable[..., UInt8[Array, "N H W C
 def _factor(model: Model) -> int:
     autoencoder = model.codec.autoencoder if isinstance(model.codec, Latents) else None
     return 1 if autoencoder is None else autoencoder.factor
-
-
-def _described(model: Model) -> Model:
-    """The model without what a program does not depend on."""
-    return replace(model, sampling=Sampling())
 
 
 def _check(model: Model, images: Images) -> None:

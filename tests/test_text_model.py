@@ -118,7 +118,7 @@ def test_embeddings_are_taken_for_a_prompt(weights):
 def test_weights_are_arguments_and_nothing_compiles_twice(weights):
     sampler, plan = generate.sampler(MODEL), generate.plan(MODEL)
     of = lambda words: generate.conditions(MODEL, KEY, 2, prompt=words)[0]
-    lowered = sampler.lower(weights, KEY, plan, np.arange(2), of(WORDS[0]), None, np.float32(2), None)
+    lowered = sampler.lower(weights, KEY, plan, np.arange(2), of(WORDS[0]), np.float32(2), None)
     assert len(lowered.as_text()) < 2e6
     sampler(weights, KEY, plan, np.arange(2), of(WORDS[0]), np.float32(2))
     other = jax.tree.map(lambda x: 1.1 * x, weights)

@@ -11,19 +11,10 @@ the objects in combinations that no training scene has; of real scenes it reads 
 from step10_text_to_image import Config
 
 from gen_jax import launch
-from gen_jax.networks.unet import UNetConfig
+from gen_jax.networks import unet
 
 SCENES = Config(
-    network=UNetConfig(
-        channels=(64, 128),
-        depth=(0, 1),
-        middle_attention=True,
-        head_features=32,
-        dense_skips=False,
-        resample_conv=False,
-        embedding=128,
-        groups=8,
-    ),
+    network=unet.scenes,
     training=launch.Training(
         steps=2500, batch_size=64, optimizer="muon", learning_rate=4e-3, ema_decay=0.995
     ),

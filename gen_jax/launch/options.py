@@ -48,6 +48,13 @@ class Data:
             unreadable=self.unreadable,
         )
 
+    def test_source(self) -> data.Source:
+        """The test set, or the training set where there is no other."""
+        try:
+            return self.source("test")
+        except data.NoSplit:
+            return self.source()
+
 
 @dataclass(frozen=True)
 class Training:

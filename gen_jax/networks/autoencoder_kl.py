@@ -76,8 +76,7 @@ class AutoencoderKLConfig:
     """Recompute each residual block in the backward pass instead of storing its activations."""
 
     def __post_init__(self) -> None:
-        for name in ("dtype", "param_dtype"):
-            object.__setattr__(self, name, dtypes.float_name(name, getattr(self, name)))
+        dtypes.keep_names(self)
         numbers = (
             self.in_channels,
             self.out_channels,

@@ -13,3 +13,9 @@ def float_name(field: str, dtype: DTypeLike) -> str:
     if found is None or not jnp.issubdtype(found, jnp.floating):
         raise ValueError(f'{field} must be a floating-point type such as "bfloat16", got {dtype!r}.')
     return found.name
+
+
+def keep_names(config: object) -> None:
+    """Replace the `dtype` and the `param_dtype` of a frozen dataclass, which calls this in `__post_init__`, by names."""
+    for field in ("dtype", "param_dtype"):
+        object.__setattr__(config, field, float_name(field, getattr(config, field)))

@@ -56,8 +56,7 @@ class CLIPTextConfig:
     """Recompute each layer in the backward pass instead of storing its activations."""
 
     def __post_init__(self) -> None:
-        for name in ("dtype", "param_dtype"):
-            object.__setattr__(self, name, dtypes.float_name(name, getattr(self, name)))
+        dtypes.keep_names(self)
         sizes = (self.vocab_size, self.width, self.layers, self.heads, self.hidden, self.length)
         if min(*sizes, 1 if self.projection is None else self.projection) < 1 or self.width % self.heads:
             raise ValueError(

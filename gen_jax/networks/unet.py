@@ -17,9 +17,30 @@ from jaxtyping import Array, Float, Num, Shaped
 
 from gen_jax.networks import layers
 from gen_jax.networks.transformer import Transformer
-from gen_jax.networks.unet_config import UNetConfig, cifar10, mnist, mnist_best, mnist_small, sd15, sd21, sdxl
+from gen_jax.networks.unet_config import (
+    UNetConfig,
+    cifar10,
+    mnist,
+    mnist_best,
+    mnist_small,
+    scenes,
+    sd15,
+    sd21,
+    sdxl,
+)
 
-__all__ = ["UNet", "UNetConfig", "cifar10", "mnist", "mnist_best", "mnist_small", "sd15", "sd21", "sdxl"]
+__all__ = [
+    "UNet",
+    "UNetConfig",
+    "cifar10",
+    "mnist",
+    "mnist_best",
+    "mnist_small",
+    "scenes",
+    "sd15",
+    "sd21",
+    "sdxl",
+]
 
 
 class UNet(nn.Module):

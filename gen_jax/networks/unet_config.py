@@ -75,8 +75,7 @@ class UNetConfig:
     """Recompute each residual block and transformer in the backward pass instead of storing its activations."""
 
     def __post_init__(self) -> None:
-        for name in ("dtype", "param_dtype"):
-            object.__setattr__(self, name, dtypes.float_name(name, getattr(self, name)))
+        dtypes.keep_names(self)
         if not self.channels or min(self.channels) < 1 or self.blocks < 1 or self.patch < 1:
             raise ValueError(
                 "UNetConfig expects at least one level and positive channels, blocks and patch; "
@@ -152,6 +151,18 @@ cifar10 = UNetConfig(
     dropout=0.1,
 )
 """The network of Ho et al. 2020 for CIFAR-10, 35.7 M parameters."""
+
+scenes = UNetConfig(
+    channels=(64, 128),
+    depth=(0, 1),
+    middle_attention=True,
+    head_features=32,
+    dense_skips=False,
+    resample_conv=False,
+    embedding=128,
+    groups=8,
+)
+"""For latents of captioned scenes on a CPU, 12 x 12 x 4; it reads a text once `context_features` are given."""
 
 sd15 = UNetConfig(
     channels=(320, 640, 1280, 1280),

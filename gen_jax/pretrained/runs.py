@@ -92,9 +92,10 @@ def load_autoencoder(path: str | Path, config: Autoencoder) -> PyTree:
     image = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.in_channels), "float32")
     shapes = jax.eval_shape(config.build().init, jax.random.key(0), image)
     params = training.load(path).params["autoencoder"]
-    have, want = (jax.tree.map(lambda x: x.shape, tree) for tree in (params, shapes))
-    if have != want:
-        raise ValueError(f"{path}: the weights are not those of the autoencoder {config}.")
+    hint = "Give the directory of an autoencoder of this kind."
+    parameters.check_like(
+        shapes, params, f"{path}: the weights are not those of the autoencoder {config}", hint
+    )
     return params
 
 
