@@ -3,6 +3,7 @@
 Importing this package imports neither tensorflow_datasets nor grain nor Pillow: they wait until something needs them.
 """
 
+from gen_jax.data import sources
 from gen_jax.data.feed import InMemory, batches
 from gen_jax.data.loading import info, load, source
 from gen_jax.data.protocol import Arrays, Info, Random, Source
@@ -35,6 +36,7 @@ __all__ = [
     "info",
     "load",
     "source",
+    "sources",
     "table",
     "to_uint8",
     "to_unit",

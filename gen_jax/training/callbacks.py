@@ -66,18 +66,22 @@ class TensorBoard(Callback):
     """The same figures for TensorBoard; `fit` adds one that writes to `tensorboard/`."""
 
     def __init__(self, directory: str | Path):
-        self._directory, self._purge = str(directory), 0
+        self._directory, self._step = str(directory), 0
 
     def on_start(self, step: int) -> None:
         """Let TensorBoard forget what was logged beyond `step`."""
-        self._purge = step + 1 if step else 0
+        self._step = step
 
     @cached_property
     def _writer(self):
-        """Opened at the first write, while the devices work: the import is slow where torch is there."""
+        """Opened at the first write, while the devices work: the import is slow where torch is there.
+
+        Files are named, and read in order, by the second in which they begin: the step tells apart two of one second.
+        """
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter(self._directory, purge_step=self._purge or None)
+        purge = self._step + 1 if self._step else None
+        return SummaryWriter(self._directory, purge_step=purge, filename_suffix=f".{self._step:012d}")
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
         """Write each value."""

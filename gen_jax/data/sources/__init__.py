@@ -7,5 +7,7 @@ such a module and name it in `FINDERS`. A source without a name needs neither: a
 
 from gen_jax.data.sources import embedded, files, folder, scenes, tfds
 
+__all__ = ["FINDERS", "scenes"]
+
 FINDERS = (embedded.find, scenes.find, files.find, folder.find, tfds.find)
 """Tried in this order. The last one takes every name that is left."""

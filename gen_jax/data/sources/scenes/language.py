@@ -12,6 +12,7 @@ from gen_jax.types import Colour, DigitSize, Relation
 _T = TypeVar("_T")
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+"""Words for the digits 0 to 9."""
 COLOURS: dict[Colour, tuple[int, int, int]] = {
     "red": (230, 40, 40),
     "green": (40, 190, 60),
@@ -24,6 +25,7 @@ COLOURS: dict[Colour, tuple[int, int, int]] = {
 SIZES: dict[DigitSize, int] = {"small": 16, "large": 24}
 """Side of a digit in pixels, its margin included."""
 RELATIONS: tuple[Relation, ...] = ("above", "below", "left of", "right of")
+"""Where the first object of two stands."""
 HELD_OUT: tuple[tuple[int, Colour], ...] = ((7, "purple"), (2, "green"), (9, "yellow"))
 """Digit and colour of the objects that no training scene has."""
 HELD_OUT_PAIR: tuple[Colour, Colour] = ("blue", "red")
