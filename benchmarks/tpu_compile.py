@@ -35,7 +35,7 @@ from pages import commit, markdown, row, table_of, versions
 
 from gen_jax import data, generate, gmm, guidance, hvae, keys, likelihoods, samplers, text, training, vae
 from gen_jax.codec import Latents
-from gen_jax.conditioning import Text
+from gen_jax.conditioning import Reader, Text
 from gen_jax.diffusion import loss, prediction, process
 from gen_jax.em import steps as em
 from gen_jax.model import Model
@@ -167,7 +167,7 @@ def text_model(case: Case) -> Model:
     encoder = CLIPTextConfig(tokenizer.vocab_size, 128, 2, 4, 512, 16, dtype=case.dtype)
     network = dataclasses.replace(unet.scenes, context_features=128, dtype=case.dtype, remat=case.remat)
     coding = dataclasses.replace(autoencoder_kl.scenes, dtype=case.dtype)
-    condition, codec = Text(tokenizer, encoder), Latents((12, 12, 4), autoencoder=coding)
+    condition, codec = Text((Reader(tokenizer, encoder),)), Latents((12, 12, 4), autoencoder=coding)
     return Model(network, process.DDPM(schedule="cosine"), "v", condition, codec)
 
 

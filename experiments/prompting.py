@@ -13,7 +13,6 @@ from gen_jax import generate, plots
 from gen_jax.conditioning import Text
 from gen_jax.networks import transformer
 from gen_jax.pretrained import Run
-from gen_jax.text import prompts
 
 WEIGHTS = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0)
 """Of guidance.png."""
@@ -49,7 +48,7 @@ def save_interpolation(path: Path, run: Run, pair: tuple[str, str], seed: int, c
     """interpolation.png: from one prompt to another, the same noise along a row."""
     condition, rows = run.model.condition, 4
     assert isinstance(condition, Text)
-    read = prompts.read(condition.tokenizer, pair)
+    read = condition.choose(jax.random.key(0), np.arange(2), prompt=pair)
     _, context = jax.jit(condition.tell)(run.weights["text"], read)
     between = jnp.linspace(0, 1, columns)[:, None, None]
     mixed = (1 - between) * context[:1] + between * context[1:]
@@ -86,8 +85,8 @@ def save_attention(path: Path, run: Run, prompt: str, seed: int, time: float = 0
         return transformer.attention_maps(found["intermediates"], x_t.shape[1:3])
 
     maps = np.asarray(look(run.weights, x_t, cond))[0]
-    ids = np.asarray(cond.tokens)[0, 0].tolist()
-    words = ["start", *(condition.tokenizer.decode([i]) or "end" for i in ids[1:])]
+    tokenizer, ids = condition.readers[0].tokenizer, np.asarray(cond.prompts[0].tokens)[0, 0].tolist()
+    words = ["start", *(tokenizer.decode([i]) or "end" for i in ids[1:])]
     shown = words.index("end") + 1 if "end" in words else len(words)
     plots.save_maps(path, images[0], maps[..., :shown], words[:shown], prompt)
 

@@ -29,7 +29,7 @@ import step09_diffusion as step09
 import tyro
 
 from gen_jax import data, generate, launch, pretrained, text
-from gen_jax.conditioning import Text
+from gen_jax.conditioning import Reader, Text
 from gen_jax.data.protocol import read, stack
 from gen_jax.evaluation import scenes
 from gen_jax.model import Model, Sampling
@@ -100,7 +100,7 @@ def make_model(config: Config, source: data.Source) -> Model:
     model = step09.make_model(dataclasses.replace(config, network=reads), source.info())
     return dataclasses.replace(
         model,
-        condition=Text(tokenizer, encoder, config.text_dropout),
+        condition=Text((Reader(tokenizer, encoder),), config.text_dropout),
         codec=latents.describe(config, source),
         sampling=dataclasses.replace(model.sampling, guide_step=None),
     )

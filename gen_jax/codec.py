@@ -8,7 +8,7 @@ those of a network. It is a part of `gen_jax.model.Model`, so that training and 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
@@ -45,6 +45,10 @@ class Codec(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example of `x_0`, without the batch axis."""
+        ...
+
+    def at(self, height: int, width: int) -> "Codec":
+        """For images of so many pixels; ValueError where that can not be."""
         ...
 
     def encode(
@@ -106,6 +110,10 @@ class Pixels:
                 f"shape must be (height, width, channels), three positive integers, got {self.shape}."
             )
 
+    def at(self, height: int, width: int) -> "Pixels":
+        """For images of so many pixels."""
+        return Pixels((height, width, self.shape[2]))
+
     def encode(
         self, batch: Batch, weights: PyTree = None, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B H W C"]:
@@ -166,6 +174,15 @@ class Latents:
             raise ValueError("these latents have no autoencoder, so there are no images of them.")
         height, width = (side * self.autoencoder.factor for side in self.shape[:2])
         return height, width, self.autoencoder.in_channels
+
+    def at(self, height: int, width: int) -> "Latents":
+        """For images of so many pixels; ValueError without an autoencoder, or where it does not divide them."""
+        if self.autoencoder is None:
+            raise ValueError("these latents have no autoencoder, so there are no images of them.")
+        factor = self.autoencoder.factor
+        if height % factor or width % factor or min(height, width) < 1:
+            raise ValueError(f"{factor} must divide height and width of images, got {height} x {width}.")
+        return replace(self, shape=(height // factor, width // factor, self.shape[2]))
 
     def encode(
         self, batch: Batch, weights: PyTree = None, key: Key[Array, ""] | None = None

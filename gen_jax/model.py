@@ -26,7 +26,7 @@ from jaxtyping import Array, Key, PyTree
 
 from gen_jax import checks, samplers
 from gen_jax.codec import Codec, Latents, Pixels
-from gen_jax.conditioning import Condition, Labels, Nothing, Text
+from gen_jax.conditioning import Condition, Labels, Nothing, Reader, Text
 from gen_jax.diffusion import process
 from gen_jax.diffusion.prediction import check_predicts
 from gen_jax.diffusion.process import Process
@@ -105,6 +105,8 @@ class Model:
         condition: what it is told.
         codec: what lies between data and `x_0`.
         sampling: how to draw, unless told otherwise.
+        beside: channels that the network sees besides those of `x_t`, such as the mask and the rest of the picture of a
+            network for inpainting.
 
     Raises:
         ValueError: an unknown prediction.
@@ -116,13 +118,15 @@ class Model:
     condition: Condition
     codec: Codec
     sampling: Sampling = Sampling()
+    beside: int = 0
 
     def __post_init__(self) -> None:
         check_predicts(self.predicts)
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """New parameters of all that is learned, see `parts`."""
-        x, t = jnp.zeros((1, *self.codec.shape)), jnp.zeros(1)
+        *sides, channels = self.codec.shape
+        x, t = jnp.zeros((1, *sides, channels + self.beside)), jnp.zeros(1)
         network = self.network.build().init(key, x, t)
         text = self.condition.init(jax.random.fold_in(key, 1))
         return network if text is None else {"network": network, "text": text}
@@ -133,6 +137,15 @@ class Model:
         `params` are those of `init`: the tree of the network alone, or a dict of the two.
         """
         return dict(params) if _is_learned(typing.cast(Hashable, self.condition)) else {"network": params}
+
+    def at(self, height: int, width: int) -> "Model":
+        """The same for images of so many pixels, which a network of convolutions draws as well.
+
+        What the network is told of sizes is of this size then. ValueError where the autoencoder can not make it.
+        """
+        return dataclasses.replace(
+            self, codec=self.codec.at(height, width), condition=self.condition.at(height, width)
+        )
 
     def undrawn(self) -> "Model":
         """The same with the default sampling: programs and parameters do not depend on how a model is drawn from."""
@@ -146,7 +159,7 @@ def _is_learned(condition: Condition) -> bool:
 
 
 TYPES: tuple[type, ...] = (
-    *(Model, Sampling, Nothing, Labels, Text, Pixels, Latents),
+    *(Model, Sampling, Nothing, Labels, Text, Reader, Pixels, Latents),
     *(UNetConfig, AutoencoderKLConfig, CLIPTextConfig, Tokenizer),
     *(process.DDPM, process.VP, process.SubVP, process.VE, process.EDM, process.FlowMatching),
 )

@@ -10,7 +10,7 @@ import pytest
 
 from gen_jax import generate, model, text, training
 from gen_jax.codec import Latents
-from gen_jax.conditioning import Condition, Labels, Nothing, Text
+from gen_jax.conditioning import Condition, Labels, Nothing, Reader, Text
 from gen_jax.diffusion import process
 from gen_jax.model import Model, Sampling
 from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
@@ -26,7 +26,7 @@ TOKENIZER = text.train(WORDS, num_merges=60, length=12)
 ENCODER = CLIPTextConfig(TOKENIZER.vocab_size, width=16, layers=1, heads=2, hidden=32, length=12)
 AUTOENCODER = AutoencoderKLConfig(1, 1, channels=(8, 8), blocks=1, latent_channels=2, groups=4)
 AUTOENCODER = dataclasses.replace(AUTOENCODER, middle_attention=False)
-CONDITION = Text(TOKENIZER, ENCODER, 0.2)
+CONDITION = Text((Reader(TOKENIZER, ENCODER),), 0.2)
 NETWORK = UNetConfig(
     channels=(8, 8), depth=(0, 1), heads=2, context_features=16, groups=4, embedding=16, time_scale=1000.0
 )
@@ -69,7 +69,7 @@ def test_condition_keeps_the_protocol():
 def test_of_batch_drops_whole_texts_at_the_rate_that_was_asked_for():
     n = 5000
     tokens = CONDITION.prepare({"text": np.array(WORDS[:1] * n, object)})["token"]
-    seen = np.asarray(CONDITION.of_batch(KEY, {"token": tokens}).tokens[:, 0])
+    seen = np.asarray(CONDITION.of_batch(KEY, {"token": tokens}).prompts[0].tokens[:, 0])
     empty = TOKENIZER.tokens([""])[0]
     dropped = (seen == empty).all(1)
     assert abs(dropped.mean() - 0.2) < 5 * (0.16 / n) ** 0.5
@@ -97,7 +97,7 @@ def test_guidance_leads_away_from_the_negative_prompt(weights):
 
 def test_long_and_weighted_prompts_are_read(weights):
     long = " ".join(WORDS * 2)
-    assert CONDITION.choose(KEY, np.arange(1), prompt=long).tokens.shape[1] > 1
+    assert CONDITION.choose(KEY, np.arange(1), prompt=long).prompts[0].tokens.shape[1] > 1
     a, b = draw(weights, prompt=long), draw(weights, prompt=long, negative_prompt=WORDS[0])
     assert not np.array_equal(a, b)
     plain = draw(weights, prompt="a large red seven")
@@ -107,7 +107,7 @@ def test_long_and_weighted_prompts_are_read(weights):
 
 def test_embeddings_are_taken_for_a_prompt(weights):
     cond = CONDITION.choose(KEY, np.arange(2), prompt=WORDS[0])
-    context = prompts.encode(ENCODER.build().apply, weights["text"], cond).context
+    context = prompts.encode(ENCODER.build().apply, weights["text"]["text_encoder"], cond.prompts[0]).context
     sampler, plan = generate.sampler(MODEL), generate.plan(MODEL)
     by_words, by_vectors = (
         sampler(weights, KEY, plan, np.arange(2), c, np.float32(2)) for c in (cond, context)
@@ -148,14 +148,14 @@ REFUSED = [
     ("a prompt for nothing", lambda w: Nothing().choose(KEY, np.arange(1), prompt="a"), "unconditional"),
     ("a prompt for labels", lambda w: Labels(3).choose(KEY, np.arange(1), prompt="a"), "labels"),
     ("no captions", lambda w: CONDITION.prepare({"image": np.zeros(1)}), "captions"),
-    ("vocabulary", lambda w: Text(Tokenizer(()), ENCODER), "vocabulary"),
-    ("dropout", lambda w: Text(TOKENIZER, ENCODER, 1.0), "dropout"),
+    ("vocabulary", lambda w: Reader(Tokenizer(()), ENCODER), "vocabulary"),
+    ("dropout", lambda w: Text((Reader(TOKENIZER, ENCODER),), 1.0), "dropout"),
     ("no guidance", lambda w: _undropped(w, negative_prompt="a"), "guided"),
 ]
 
 
 def _undropped(weights, **options):
-    m = dataclasses.replace(MODEL, condition=Text(TOKENIZER, ENCODER, 0.0))
+    m = dataclasses.replace(MODEL, condition=Text((Reader(TOKENIZER, ENCODER),), 0.0))
     return generate.sample(m, weights, KEY, 2, prompt="a", **options)
 
 

@@ -5,12 +5,24 @@ examples loses its condition in training, and how conditions of samples are chos
 
     Nothing                  net(params, x_t, t)
     Labels(num_classes)      net(params, x_t, t, label), label `num_classes` standing for "no label"
-    Text(tokenizer, encoder) net(params, x_t, t, None, context), the context of the empty text standing for "no text"
+    Text(readers)            net(params, x_t, t, vector, context), those of the empty text standing for "no text"
 """
 
 from gen_jax.conditioning.labels import Labels, check_labels, drop
 from gen_jax.conditioning.nothing import Nothing
 from gen_jax.conditioning.protocol import Condition, Index, Label, Prompt
-from gen_jax.conditioning.text import Text
+from gen_jax.conditioning.text import Asked, Reader, Text
 
-__all__ = ["Condition", "Index", "Label", "Labels", "Nothing", "Prompt", "Text", "check_labels", "drop"]
+__all__ = [
+    "Asked",
+    "Condition",
+    "Index",
+    "Label",
+    "Labels",
+    "Nothing",
+    "Prompt",
+    "Reader",
+    "Text",
+    "check_labels",
+    "drop",
+]

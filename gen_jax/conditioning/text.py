@@ -1,39 +1,43 @@
 """Texts: what is to be seen, in words."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from gen_jax import keys
 from gen_jax.codec import Batch
 from gen_jax.conditioning.protocol import Index, Label, Prompt
+from gen_jax.networks.layers import sinusoidal
 from gen_jax.networks.text import CLIPTextConfig, TextOutput
 from gen_jax.text import Tokenizer, prompts
+from gen_jax.types import Text as Words
+
+Read: TypeAlias = "prompts.Prompts | prompts.Encoded"
+"""A prompt as tokens, or as what an encoder said of it."""
 
 
 @dataclass(frozen=True)
-class Text:
-    """Texts, which an encoder reads; the network attends to what it says of each token. No text is the empty one.
+class Reader:
+    """A text encoder with its tokenizer.
 
     Args:
         tokenizer: cuts texts into tokens.
-        encoder: configuration of the network that reads them. Its parameters are trained together with those of the
-            network that attends to it, or come from elsewhere.
-        dropout: the probability with which an example loses its text in training, as of `Labels`.
+        encoder: configuration of the network that reads them.
+        hidden: which of its layers is taken, -2 for the last but one, without the final norm; None: the last one, after
+            the norm.
 
     Raises:
-        ValueError: the encoder has another vocabulary or reads fewer tokens than the tokenizer gives, or `dropout` is
-            outside [0, 1).
+        ValueError: the encoder has another vocabulary or reads fewer tokens than the tokenizer gives, or no such layer.
     """
 
     tokenizer: Tokenizer
     encoder: CLIPTextConfig
-    dropout: float = 0.1
+    hidden: int | None = None
 
     def __post_init__(self) -> None:
         have = self.tokenizer.vocab_size, self.tokenizer.length
@@ -43,50 +47,117 @@ class Text:
                 f"the encoder reads {want[1]} tokens of a vocabulary of {want[0]}, the tokenizer gives {have[1]} of "
                 f"{have[0]}."
             )
+        layers = self.encoder.layers + 1  # with the embeddings
+        if self.hidden is not None and not -layers <= self.hidden < layers:
+            raise ValueError(
+                f"hidden must be from {-layers} to {layers - 1} or None, got {self.hidden}: the encoder has "
+                f"{self.encoder.layers} layers, and the embeddings before them."
+            )
+
+    def read(self, params: PyTree, read: PyTree) -> prompts.Encoded:
+        """What the encoder says of prompts; what is encoded stays as it is. May be called inside `jit`."""
+        apply = cast("Callable[..., TextOutput]", self.encoder.build().apply)
+        return prompts.encode(apply, params, read, hidden=self.hidden)
+
+
+class Asked(NamedTuple):
+    """The condition of a batch of samples; a pytree of arrays with one row for each."""
+
+    prompts: tuple[Read, ...]
+    """For each reader."""
+    sizes: Float[Array | np.ndarray, "B S"] | None = None
+    """Numbers that the network is told besides, see `Text`."""
+    shown: Bool[Array | np.ndarray, "B"] | None = None
+    """False: zeros in place of what the encoders say. None: True for all."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Texts, which encoders read; the network attends to what they say of each token.
+
+        context = concat(context of each reader)                            [B, S, K]
+        vector = concat(pooled of the last reader, sinusoid(each size))     [B, P + n size_features], if there are sizes
+
+    No text is the empty one, or with `zero_null` zeros in place of context and pooled.
+
+    Args:
+        readers: encoders with their tokenizers. Their parameters are `{"text_encoder": ..., "text_encoder_2": ...}`,
+            trained together with those of the network that attends to them, or from elsewhere.
+        dropout: the probability with which an example loses its text in training, as of `Labels`.
+        sizes: numbers that the network is told of each image, as in Stable Diffusion XL: height and width of the original
+            picture, top and left of the crop, height and width to draw; () for none.
+        null_sizes: those that guidance leads away from; () for the same.
+        size_features: of the sinusoid of each size.
+        zero_null: see above; a text that is empty because somebody asks for it is read.
+
+    Raises:
+        ValueError: no reader, `dropout` outside [0, 1), or another number of `null_sizes`.
+
+    Source: Podell et al. 2023, Section 2.2, for the sizes.
+    """
+
+    readers: tuple[Reader, ...]
+    dropout: float = 0.1
+    sizes: tuple[float, ...] = ()
+    null_sizes: tuple[float, ...] = ()
+    size_features: int = 256
+    zero_null: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.readers:
+            raise ValueError("expected at least one reader of texts, got none.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"expected a dropout in [0, 1), got {self.dropout}.")
+        if self.null_sizes and len(self.null_sizes) != len(self.sizes):
+            raise ValueError(f"expected as many null_sizes as sizes, got {self.null_sizes} and {self.sizes}.")
 
     @property
     def guides(self) -> bool:
         """Whether some texts are dropped in training."""
         return self.dropout > 0
 
-    def init(self, key: Key[Array, ""]) -> PyTree:
-        """New parameters of the encoder."""
-        return self.encoder.build().init(key, jnp.zeros((1, self.tokenizer.length), jnp.int32))
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the readers, among the parameters: "text_encoder", "text_encoder_2", ..."""
+        return tuple("text_encoder" + (f"_{i}" if i > 1 else "") for i in range(1, len(self.readers) + 1))
+
+    def init(self, key: Key[Array, ""]) -> dict[str, PyTree]:
+        """New parameters of the encoders."""
+        each = zip(self.names, self.readers, jax.random.split(key, len(self.readers)), strict=True)
+        shape = lambda reader: jnp.zeros((1, reader.tokenizer.length), jnp.int32)
+        return {name: reader.encoder.build().init(k, shape(reader)) for name, reader, k in each}
 
     def prepare(self, batch: Batch) -> Batch:
-        """`{"token": int32 [B, L]}` of the captions `batch["text"]`."""
+        """`{"token": int32 [B, L]}` of the captions `batch["text"]`; "token_2" for a second reader, and so on."""
         if "text" not in batch:
             raise ValueError(
                 f'expected captions under "text", got {sorted(batch)}: this data set has none, so no model can learn to '
                 "read from it."
             )
-        return {"token": self.tokenizer.tokens(list(batch["text"]))}
+        texts = list(batch["text"])
+        return {
+            name.replace("text_encoder", "token"): reader.tokenizer.tokens(texts)
+            for name, reader in zip(self.names, self.readers, strict=True)
+        }
 
-    def of_batch(self, key: Key[Array, ""], batch: Batch) -> prompts.Prompts:
-        """The tokens of each example, or with probability `dropout` those of the empty text."""
-        tokens = jnp.asarray(batch["token"])
-        coin = jax.vmap(jax.random.uniform)(keys.per_example(key, len(tokens)))
-        empty = jnp.asarray(self.tokenizer.tokens([""]))
-        tokens = jnp.where(coin[:, None] < self.dropout, empty, tokens)[:, None]
-        return prompts.Prompts(tokens, jnp.ones(tokens.shape, jnp.float32))
+    def of_batch(self, key: Key[Array, ""], batch: Batch) -> Asked:
+        """The tokens of each example, or with probability `dropout` those of no text."""
+        tokens = [jnp.asarray(batch[name.replace("text_encoder", "token")]) for name in self.names]
+        dropped = jax.vmap(jax.random.uniform)(keys.per_example(key, len(tokens[0]))) < self.dropout
+        if not self.zero_null:
+            empty = [jnp.asarray(reader.tokenizer.tokens([""])) for reader in self.readers]
+            tokens = [jnp.where(dropped[:, None], e, t) for e, t in zip(empty, tokens, strict=True)]
+        read = [prompts.Prompts(t[:, None], jnp.ones(t[:, None].shape, jnp.float32)) for t in tokens]
+        asked = self._asked(len(dropped), tuple(read), self.sizes)
+        return asked._replace(shown=~dropped) if self.zero_null else asked
 
-    def null(self, n: int, like: PyTree = None) -> prompts.Prompts:
-        """`n` times the empty text, in as many chunks as `like`."""
-        chunks = like.tokens.shape[1] if isinstance(like, prompts.Prompts) else 1
-        return prompts.read(self.tokenizer, [""] * n, chunks=chunks)
-
-    def alike(self, a: prompts.Prompts, b: prompts.Prompts) -> tuple[prompts.Prompts, prompts.Prompts]:
-        """Two conditions with the same number of chunks: what one lacks are chunks of the empty text."""
-        most = max(a.tokens.shape[1], b.tokens.shape[1])
-
-        def filled(cond: prompts.Prompts) -> prompts.Prompts:
-            n, chunks, _ = cond.tokens.shape
-            empty = prompts.read(self.tokenizer, [""] * n, chunks=most - chunks) if most > chunks else None
-            return cond if empty is None else jax.tree.map(lambda *x: np.concatenate(x, axis=1), cond, empty)
-
-        return filled(a), filled(b)
+    def null(self, n: int, like: PyTree = None) -> Asked:
+        """`n` times no text, in as many chunks as `like`, and of its sizes where there are no others for it."""
+        chunks = _chunks(like.prompts[0]) if isinstance(like, Asked) else 1
+        asked = self._asked(n, self._read([""] * n, chunks), self.null_sizes or self.sizes)
+        if self.zero_null:
+            asked = asked._replace(shown=np.zeros(n, bool))
+        return asked._replace(sizes=like.sizes) if isinstance(like, Asked) and not self.null_sizes else asked
 
     def choose(
         self,
@@ -94,7 +165,7 @@ class Text:
         index: Index,
         label: Label | None = None,
         prompt: Prompt | None = None,
-    ) -> prompts.Prompts:
+    ) -> Asked:
         """The prompt: one for all, or `prompt[i]` of sample `index[i]`; by default the empty text.
 
         Weights in brackets are read, and long prompts by chunks, see `gen_jax.text.prompts`. ValueError for a label, and
@@ -102,19 +173,95 @@ class Text:
         """
         if label is not None:
             raise ValueError(f"label {label} asks for a class, but this model reads texts: give it a prompt.")
-        if prompt is None or isinstance(prompt, str | bytes):
-            return prompts.read(self.tokenizer, [prompt or ""] * len(index))
-        if len(prompt) != len(index):
-            raise ValueError(
-                f"prompt must be a text or a list of {len(index)}, one for each sample, got {len(prompt)}."
-            )
-        return prompts.read(self.tokenizer, prompt)
+        return self._asked(len(index), self._read(_each(prompt, len(index))), self.sizes)
+
+    def against(self, cond: PyTree, prompt: Prompt) -> tuple[Asked, Asked]:
+        """The condition, and negative prompts for it, in the same number of chunks.
+
+        What one lacks are chunks of the empty text.
+        """
+        n = len(jax.tree.leaves(cond)[0])
+        null = self._asked(n, self._read(_each(prompt, n)), self.null_sizes or self.sizes)
+        if not self.null_sizes:
+            null = null._replace(sizes=cond.sizes)
+        most = max(_chunks(read) for asked in (cond, null) for read in asked.prompts)
+        return self._filled(cond, most), self._filled(null, most)
+
+    def at(self, height: int, width: int) -> "Text":
+        """With this size in place of those of the original picture and of the picture to draw."""
+
+        def sized(sizes: tuple[float, ...]) -> tuple[float, ...]:
+            return (height, width, *sizes[2:4], *((height, width) if len(sizes) == 6 else sizes[4:]))
+
+        if not self.sizes:
+            return self
+        null = sized(self.null_sizes) if self.null_sizes else ()
+        return replace(self, sizes=sized(self.sizes), null_sizes=null)
 
     def tell(self, params: PyTree, cond: PyTree) -> tuple[PyTree, ...]:
-        """No vector, and the vectors to attend to, `[B, S, K]`. ValueError without parameters of the encoder."""
+        """The vector, None where there are no sizes, and the vectors to attend to, `[B, S, K]`.
+
+        `cond` may also be what encoders said, an `Encoded` or vectors to attend to. ValueError without parameters of the
+        encoders.
+        """
         if cond is None:
             return ()
-        if params is None and isinstance(cond, prompts.Prompts):
-            raise ValueError('expected the parameters of the text encoder, weights["text"], got None.')
-        read = cast("Callable[..., TextOutput]", self.encoder.build().apply)
-        return None, prompts.encode(read, params, cond).context
+        if not isinstance(cond, Asked):
+            ready = self.readers[0].read(None, cond)
+            cond = self._asked(len(ready.context), (ready,), self.sizes)
+        encoded = [self._encode(params, i, read) for i, read in enumerate(cond.prompts)]
+        context, pooled = jnp.concatenate([e.context for e in encoded], axis=-1), encoded[-1].pooled
+        if cond.shown is not None:
+            context = jnp.where(cond.shown[:, None, None], context, 0)
+            pooled = None if pooled is None else jnp.where(cond.shown[:, None], pooled, 0)
+        if cond.sizes is None:
+            return None, context
+        if pooled is None:
+            raise ValueError(
+                "expected a pooled vector beside the vectors to attend to: Encoded(context, pooled)."
+            )
+        waves = sinusoidal(
+            jnp.asarray(cond.sizes).reshape(-1), self.size_features, cosines_first=True, endpoint=False
+        )
+        return jnp.concatenate([pooled, waves.reshape(len(pooled), -1)], axis=-1), context
+
+    def _encode(self, params: PyTree, i: int, read: Read) -> prompts.Encoded:
+        if isinstance(read, prompts.Encoded):
+            return read
+        if params is None or self.names[i] not in params:
+            raise ValueError(f'expected the parameters of {self.names[i]} in weights["text"], got none.')
+        return self.readers[i].read(params[self.names[i]], read)
+
+    def _asked(self, n: int, read: tuple[Read, ...], sizes: Sequence[float]) -> Asked:
+        return Asked(read, np.tile(np.asarray(sizes, np.float32), (n, 1)) if sizes else None)
+
+    def _read(self, texts: Sequence[Words], chunks: int | None = None) -> tuple[Read, ...]:
+        """The texts for each reader, all in as many chunks as the most that one needs."""
+        found = [prompts.read(reader.tokenizer, texts, chunks=chunks) for reader in self.readers]
+        return self._filled(Asked(tuple(found)), max(map(_chunks, found))).prompts
+
+    def _filled(self, asked: Asked, chunks: int) -> Asked:
+        """With so many chunks: those that are missing are of the empty text."""
+
+        def fill(reader: Reader, read: Read) -> Read:
+            missing = chunks - _chunks(read)
+            if not missing or isinstance(read, prompts.Encoded):
+                return read
+            empty = prompts.read(reader.tokenizer, [""] * len(read.tokens), chunks=missing)
+            filled: prompts.Prompts = jax.tree.map(lambda *x: np.concatenate(x, axis=1), read, empty)
+            return filled
+
+        return asked._replace(prompts=tuple(map(fill, self.readers, asked.prompts)))
+
+
+def _chunks(read: Read) -> int:
+    return read.tokens.shape[1] if isinstance(read, prompts.Prompts) else 1
+
+
+def _each(prompt: Prompt | None, n: int) -> Sequence[Words]:
+    """A prompt for each of `n` samples."""
+    if prompt is None or isinstance(prompt, str | bytes):
+        return [prompt or ""] * n
+    if len(prompt) != n:
+        raise ValueError(f"prompt must be a text or a list of {n}, one for each sample, got {len(prompt)}.")
+    return prompt

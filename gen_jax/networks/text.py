@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from gen_jax.networks import dtypes
 from gen_jax.networks.layers import Dtypes
+from gen_jax.networks.transformer import ACTIVATIONS
 from gen_jax.types import Activation
 
 __all__ = ["CLIPText", "CLIPTextConfig", "TextOutput", "clip_l", "openclip_bigg", "openclip_h"]
@@ -149,8 +150,7 @@ class CLIPLayer(nn.Module):
         h = jax.nn.dot_product_attention(query, key, value, is_causal=True).reshape(h.shape)
         x = x + dense(c.width, outward, "out_proj")(h)
         h = dense(c.hidden, (2 * c.width) ** -0.5, "fc1")(norm("layer_norm2", c)(x))
-        h = h * nn.sigmoid(1.702 * h) if c.act == "quick_gelu" else nn.gelu(h, approximate=False)
-        return x + dense(c.width, outward, "fc2")(h)
+        return x + dense(c.width, outward, "fc2")(ACTIVATIONS[c.act][1](h))
 
 
 def norm(name: str, config: CLIPTextConfig) -> nn.LayerNorm:

@@ -24,8 +24,6 @@ from gen_jax.networks.layers import GroupNorm, LayerNorm
 
 __all__ = ["Block", "Transformer", "attention_maps"]
 
-Activation = Literal["geglu", "gelu", "quick_gelu"]
-
 
 def gelu(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
     """`x Phi(x)` with the distribution function `Phi` of N(0, 1), exact (Hendrycks & Gimpel 2016, Section 2)."""
@@ -37,13 +35,10 @@ def _gated(x: Array) -> Array:
     return value * gelu(gate)
 
 
-ACTIVATIONS: dict[Activation, tuple[int, Callable[[Array], Array]]] = {
+ACTIVATIONS: dict[str, tuple[int, Callable[[Array], Array]]] = {
     "geglu": (2, _gated),  # Shazeer 2020, Eq. 5
     "gelu": (1, gelu),
-    "quick_gelu": (
-        1,
-        lambda x: x * nn.sigmoid(1.702 * x),
-    ),  # Hendrycks & Gimpel 2016, Section 2; that of CLIP
+    "quick_gelu": (1, lambda x: x * nn.sigmoid(1.702 * x)),  # Hendrycks & Gimpel 2016, Section 2; of CLIP
 }
 """Channels that each reads for one that it gives, and the function."""
 
@@ -58,7 +53,7 @@ class Block(nn.Module):
     heads: int
     context_features: int | None = None
     """Size of a token of the context; None for a block without cross-attention."""
-    activation: Activation = "geglu"
+    activation: Literal["geglu", "gelu", "quick_gelu"] = "geglu"
     expansion: int = 4
     """Channels inside the perceptron for each one outside."""
     bias: bool = False
