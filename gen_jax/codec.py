@@ -47,10 +47,6 @@ class Codec(Protocol):
         """Of one example of `x_0`, without the batch axis."""
         ...
 
-    def at(self, height: int, width: int) -> "Codec":
-        """For images of so many pixels; ValueError where that can not be."""
-        ...
-
     def encode(
         self, batch: Batch, weights: PyTree = None, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B ..."]:

@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Shaped
 
 from gen_jax import checks, keys, parameters, samplers
 from gen_jax import guidance as guide
-from gen_jax.conditioning import Label, Prompt
+from gen_jax.conditioning import Label, Prompt, Text
 from gen_jax.diffusion import prediction
 from gen_jax.model import Model
 from gen_jax.training.layout import Layout
@@ -318,4 +318,6 @@ def conditions(
         return cond, None
     if not model.condition.guides:
         raise ValueError(f"negative_prompt {negative_prompt!r}: {_NOTHING_TO_GUIDE_BY}")
-    return model.condition.against(cond, negative_prompt)
+    if isinstance(model.condition, Text):
+        return model.condition.against(cond, negative_prompt)
+    return cond, choose(model, key, index, prompt=negative_prompt)

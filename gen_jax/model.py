@@ -141,11 +141,15 @@ class Model:
     def at(self, height: int, width: int) -> "Model":
         """The same for images of so many pixels, which a network of convolutions draws as well.
 
-        What the network is told of sizes is of this size then. ValueError where the autoencoder can not make it.
+        What the network is told of sizes is of this size then. ValueError where the autoencoder can not make it, and for
+        a codec of one's own.
         """
-        return dataclasses.replace(
-            self, codec=self.codec.at(height, width), condition=self.condition.at(height, width)
-        )
+        if not isinstance(self.codec, Pixels | Latents):
+            raise ValueError(f"a {type(self.codec).__name__} has the size that it has: make another codec.")
+        condition = self.condition
+        if isinstance(condition, Text):
+            condition = condition.at(height, width)
+        return dataclasses.replace(self, codec=self.codec.at(height, width), condition=condition)
 
     def undrawn(self) -> "Model":
         """The same with the default sampling: programs and parameters do not depend on how a model is drawn from."""

@@ -28,7 +28,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
 
-MOST_MAPS = 20_000
+MOST_MAPS = 30_000
 LONGEST = ("test_experiments.py", "test_processes.py", "test_solvers.py", "test_em.py", "test_oracle.py")
 """Files that begin first, so that no worker is left with one of them in the end."""
 

@@ -24,11 +24,18 @@ KEY = jax.random.key(0)
 WORDS = ["a large red seven", "a small blue three", "a green two above a white one"]
 TOKENIZER = text.train(WORDS, num_merges=60, length=12)
 ENCODER = CLIPTextConfig(TOKENIZER.vocab_size, width=16, layers=1, heads=2, hidden=32, length=12)
-AUTOENCODER = AutoencoderKLConfig(1, 1, channels=(8, 8), blocks=1, latent_channels=2, groups=4)
+AUTOENCODER = AutoencoderKLConfig(1, 1, channels=(8,), blocks=1, latent_channels=2, groups=4, patch=2)
 AUTOENCODER = dataclasses.replace(AUTOENCODER, middle_attention=False)
 CONDITION = Text((Reader(TOKENIZER, ENCODER),), 0.2)
 NETWORK = UNetConfig(
-    channels=(8, 8), depth=(0, 1), heads=2, context_features=16, groups=4, embedding=16, time_scale=1000.0
+    channels=(8,),
+    depth=(1,),
+    heads=2,
+    context_features=16,
+    dense_skips=False,
+    groups=4,
+    embedding=16,
+    time_scale=1000.0,
 )
 MODEL = Model(
     NETWORK,

@@ -42,8 +42,8 @@ def config_of(step10, folder, workdir, **changes):
     config = step10.parse(
         [*flags.split(), *sizes.split(), *coding.split(), "--dataset", str(folder), "--workdir", str(workdir)]
     )
-    autoencoder = AutoencoderKLConfig(channels=(4, 4), blocks=1, latent_channels=2, groups=2)
-    network = UNetConfig(channels=(4, 8), depth=(0, 1), heads=2, embedding=8, groups=2)
+    autoencoder = AutoencoderKLConfig(channels=(4,), blocks=1, latent_channels=2, groups=2, patch=2)
+    network = UNetConfig(channels=(4,), depth=(1,), heads=2, embedding=8, groups=2, dense_skips=False)
     small = dataclasses.replace(autoencoder, middle_attention=False)
     return dataclasses.replace(config, autoencoder=small, network=network, **changes)
 

@@ -82,16 +82,6 @@ class Labels:
         each = keys.per_example(key, len(index), jnp.asarray(index))
         return jax.vmap(lambda k: jax.random.randint(k, (), 0, self.num_classes, jnp.int32))(each)
 
-    def against(self, cond: PyTree, prompt: Prompt) -> tuple[PyTree, PyTree]:
-        """ValueError: labels have no words."""
-        raise ValueError(
-            f"negative_prompt {prompt!r} asks for words, but this model knows labels. {NO_WORDS}"
-        )
-
-    def at(self, height: int, width: int) -> "Labels":
-        """The same."""
-        return self
-
     def tell(self, params: PyTree, cond: PyTree) -> tuple[PyTree, ...]:
         """The labels; nothing where there are none."""
         return () if cond is None else (cond,)

@@ -46,16 +46,6 @@ class Nothing:
         if prompt is not None:
             raise ValueError(f"prompt {prompt!r} asks for words, but this model is unconditional. {NO_WORDS}")
 
-    def against(self, cond: PyTree, prompt: Prompt) -> tuple[PyTree, PyTree]:
-        """ValueError: there is no condition."""
-        raise ValueError(
-            f"negative_prompt {prompt!r} asks for words, but this model is unconditional. {NO_WORDS}"
-        )
-
-    def at(self, height: int, width: int) -> "Nothing":
-        """The same."""
-        return self
-
     def tell(self, params: PyTree, cond: PyTree) -> tuple[()]:
         """Nothing."""
         return ()

@@ -54,17 +54,6 @@ class Condition(Protocol):
         """Conditions of the samples with these numbers: as asked for, or each its own at random."""
         ...
 
-    def against(self, cond: PyTree, prompt: Prompt) -> tuple[PyTree, PyTree]:
-        """The condition and a negative prompt for each of its examples, in equal shapes.
-
-        ValueError where the model knows no words.
-        """
-        ...
-
-    def at(self, height: int, width: int) -> "Condition":
-        """The condition for images of so many pixels."""
-        ...
-
     def tell(self, params: PyTree, cond: PyTree) -> tuple[PyTree, ...]:
         """What the network gets after `x_t` and `t`; `params` are those of `init`. May be called inside `jit`."""
         ...

@@ -62,7 +62,9 @@ def vector(text, ids, features):
     return jnp.concatenate([jnp.asarray(text), *(wave(jnp.asarray(column)) for column in ids.T)], axis=-1)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    "name", ["sd15", *(pytest.param(n, marks=pytest.mark.slow) for n in TINY if n != "sd15")]
+)
 def test_unet_is_that_of_diffusers_with_its_gradient(name):
     """On odd sizes and with a mask; weights are drawn alike on both sides (make_unet_diffusers.py)."""
     found = {
