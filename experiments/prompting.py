@@ -64,7 +64,7 @@ def save_negative(path: Path, run: Run, texts: Sequence[str], seed: int, columns
     draw = _drawer(run, seed, columns)
     against = ["", *texts[1:]]
     rows = [draw([texts[0]] * columns, negative=[each] * columns) for each in against]
-    labels = [textwrap.fill(text, 14) for text in against]
+    labels = [textwrap.fill(text or "nothing", 14) for text in against]
     plots.save_strips(path, np.stack(rows), [""] * columns, f"{texts[0]}, and not ...", labels)
 
 

@@ -190,3 +190,29 @@ def test_loss_of_images_is_that_of_their_latents(weights):
     as_they_come, once = value(params, KEY, {"image": images, **tokens}, aux), value(params, KEY, kept)
     np.testing.assert_allclose(as_they_come, once, rtol=1e-5)
     assert abs(once - value(params, jax.random.key(1), kept)) > 1e-3  # latents are drawn anew
+
+
+def test_two_readers_tell_context_vector_and_sizes(weights):
+    """Context by features, the pooled text of the last reader, then a sinusoid of each size; zeros for no text."""
+    pooling = dataclasses.replace(ENCODER, width=8, hidden=16, projection=6)
+    first, second = Reader(TOKENIZER, ENCODER), Reader(TOKENIZER, pooling, hidden=-2)
+    condition = Text((first, second), sizes=(8.0, 8.0, 0.0, 0.0, 8.0, 8.0), size_features=4, zero_null=True)
+    condition, params = condition.at(6, 4), condition.init(KEY)
+    cond = condition.choose(KEY, np.arange(2), prompt=WORDS[:2])
+    vector, context = condition.tell(params, cond)
+    outs = [
+        reader.encoder.build().apply(params[name], cond.prompts[i].tokens[:, 0])
+        for i, (name, reader) in enumerate(zip(condition.names, condition.readers, strict=True))
+    ]
+    expected = np.concatenate([outs[0].last, outs[1].hidden[-2]], -1)
+    np.testing.assert_allclose(context, expected, rtol=1e-5, atol=1e-6)
+    angles = np.outer([6, 4, 0, 0, 6, 4], [1, 1e-2])
+    waves = np.concatenate([np.cos(angles), np.sin(angles)], 1).ravel()
+    np.testing.assert_allclose(vector[:, :6], outs[1].pooled, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vector[:, 6:], np.tile(waves, (2, 1)), atol=1e-5)
+    nothing = condition.tell(params, condition.null(2, like=cond))
+    assert not nothing[1].any()
+    assert not nothing[0][:, :6].any()
+    np.testing.assert_array_equal(nothing[0][:, 6:], vector[:, 6:])
+    one, against = condition.against(cond, " ".join(WORDS * 2))
+    assert jax.tree.map(np.shape, one) == jax.tree.map(np.shape, against)

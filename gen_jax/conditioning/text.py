@@ -190,8 +190,10 @@ class Text:
     def at(self, height: int, width: int) -> "Text":
         """With this size in place of those of the original picture and of the picture to draw."""
 
+        side = float(height), float(width)
+
         def sized(sizes: tuple[float, ...]) -> tuple[float, ...]:
-            return (height, width, *sizes[2:4], *((height, width) if len(sizes) == 6 else sizes[4:]))
+            return (*side, *sizes[2:4], *(side if len(sizes) == 6 else sizes[4:]))
 
         if not self.sizes:
             return self
