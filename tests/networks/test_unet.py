@@ -255,12 +255,11 @@ def test_unet_computes_in_bfloat16_with_float32_parameters(name):
     assert 0 < float(jnp.abs(y16 - y32).max()) < 0.05 * float(jnp.abs(y32).max())
 
 
-@pytest.mark.parametrize("config", [TINY, TEXT])
-def test_unet_remat_changes_memory_not_gradients(config):
+def test_unet_remat_changes_memory_not_gradients():
     x, t = images((8, 8), batch=8), jnp.ones(8)
-    nets = [unet.UNet(dataclasses.replace(config, remat=remat)) for remat in (False, True)]
+    nets = [unet.UNet(dataclasses.replace(TEXT, remat=remat)) for remat in (False, True)]
     params = parameters(nets[0], x, t)
-    context = None if config.context_features is None else jnp.repeat(CONTEXT, 4, axis=0)
+    context = jnp.repeat(CONTEXT, 4, axis=0)
     programs = [
         jax.jit(jax.grad(lambda p, net=net: jnp.sum(net.apply(p, x, t, None, context) ** 2))).lower(params)
         for net in nets
@@ -270,7 +269,7 @@ def test_unet_remat_changes_memory_not_gradients(config):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), plain(params), remat(params)
     )
     barriers = programs[1].as_text().count("optimization_barrier")
-    assert barriers >= 5 + 4 * (config is TEXT)  # one for each residual block and transformer
+    assert barriers >= 9  # one for each residual block and transformer
 
 
 def test_unet_of_text_has_gradients_that_are_derivatives():

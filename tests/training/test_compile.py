@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh
 
 from gen_jax import training
 from gen_jax.networks import unet
+from gen_jax.networks.mlp import MLP
 from gen_jax.training import compile_step
 from gen_jax.training.compile import lower_once
 
@@ -92,13 +93,12 @@ def test_compile_step_takes_the_same_microbatches_in_every_mode(mode):
 
 def test_compile_step_microbatches_need_less_memory():
     def temporary(microbatches):
-        net = unet.UNet(unet.UNetConfig(channels=(8, 16), embedding=8))
-        images = jnp.zeros((16, 16, 16, 1))
-        params = net.init(jax.random.key(0), images[:1], jnp.zeros(1))
-        loss = lambda params, key, x: (jnp.mean((net.apply(params, x, jnp.zeros(len(x))) - x) ** 2), {})
+        net, rows = MLP((256, 256, 256, 4)), jnp.zeros((1024, 4))
+        params = net.init(jax.random.key(0), rows[:1])
+        loss = lambda params, key, x: (jnp.mean((net.apply(params, x) - x) ** 2), {})
         state = training.TrainState.create(params, optax.sgd(0.1), jax.random.key(0))
         step = training.make_step(loss, optax.sgd(0.1), microbatches=microbatches)
-        lowered = compile_step(step, mesh=mesh(1)).lower(state, images)
+        lowered = compile_step(step, mesh=mesh(1)).lower(state, rows)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(8) < 0.3 * temporary(1)
@@ -256,7 +256,7 @@ def test_lowered_and_compiled_is_what_is_then_run(mode, steps_per_call, select, 
 
 def test_lower_once_is_the_function(monkeypatch):
     """Without optimisations on CPUs; elsewhere compiled as always."""
-    net = unet.UNet(unet.UNetConfig(channels=(8, 16), embedding=16, groups=8))
+    net = unet.UNet(unet.UNetConfig(channels=(4,), embedding=8, groups=4))
     args = jax.random.key(0), jnp.zeros((1, 9, 7, 2)), jnp.zeros(1)
     wanted = net.init(*args)
     for backend in ("cpu", "tpu"):

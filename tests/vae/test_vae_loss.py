@@ -152,6 +152,7 @@ def test_every_way_of_spreading_a_step_gives_the_same_parameters():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results[0], other)
 
 
+@pytest.mark.slow  # 1,600 steps; in CI: each bound and its gradient
 def test_training_raises_the_likelihood_and_iwae_raises_it_further(optimized):
     """The direction of the published figures on 5,000 digits: after the ELBO, a few steps on the IWAE bound gain more of
     log p(x) than as many on the ELBO, and lose of the ELBO itself (Burda et al. 2016, Table 1; Rainforth et al. 2018)."""
