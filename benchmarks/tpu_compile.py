@@ -262,7 +262,7 @@ def sampler_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
 
 def text_sampler_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
     """A guided step of UniPC for the text model, from the tokens of its prompts to decoded images."""
-    model, layout = text_model(case), training.Layout(mesh=mesh)
+    model = text_model(case)
     plan = samplers.UniPC(3).plan(model.process, samplers.times.log_snr(model.process, 10))
     params, n = shapes(model.init), case.per_chip * mesh.size
     coding = shapes(model.codec.autoencoder.build().init, jnp.zeros((1, 48, 48, 3)))
@@ -275,13 +275,12 @@ def text_sampler_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
         state = samplers.step(key, denoise, plan, state)[0]
         return model.codec.decode(state.x, weights["autoencoder"])
 
-    rows = state._replace(
-        x=layout.batch_sharding(False), past=layout.batch_sharding(True), step=layout.sharding()
-    )
-    shardings = (layout.sharding(), layout.sharding(), layout.batch_sharding(False), rows)
-    program = jax.jit(step, in_shardings=shardings, out_shardings=layout.batch_sharding(False))
+    whole, split = PartitionSpec(), PartitionSpec(keys.AXIS)
+    rows = state._replace(x=split, past=PartitionSpec(None, keys.AXIS), step=whole)
+    specs = (whole, whole, split, rows)  # as `generate.sampler` does: guidance doubles the part of each chip
+    run = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
     weights = {**params, "autoencoder": coding}
-    return program.lower(weights, jax.eval_shape(lambda: jax.random.key(0)), cond, state)
+    return jax.jit(run).lower(weights, jax.eval_shape(lambda: jax.random.key(0)), cond, state)
 
 
 PROGRAMS = {"em": em_step, "sampler": sampler_step, "text sampler": text_sampler_step}
