@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     """How the slope between two values is integrated."""
     Warmup: TypeAlias = Literal["runge-kutta", "heun"]
     """The first steps of a multistep solver."""
+    Combined: TypeAlias = Literal["eps", "v"]
+    """Which answers of several times a multistep solver combines."""
+    Spacing: TypeAlias = Literal["leading", "linspace", "trailing"]
+    """Of the times of a discrete process, `samplers.Schedule`."""
+    RescaleOf: TypeAlias = Literal["x0", "output"]
+    """Whose deviation is restored after guidance: that of the estimate of the data, or of what the network says."""
     Colour: TypeAlias = Literal["red", "green", "blue", "yellow", "purple", "white"]
     """Of a digit in a scene."""
     DigitSize: TypeAlias = Literal["small", "large"]
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
     """How the first digit of a scene stands to the second."""
     SceneSplit: TypeAlias = Literal["train", "test", "held_out"]
     """Which digits and which combinations scenes have."""
+    FileLayout: TypeAlias = Literal["diffusers", "single"]
+    """How the files of a Stable Diffusion are arranged: a folder, or one file."""
     Activation: TypeAlias = Literal["quick_gelu", "gelu"]
     """Of a text encoder."""
     Text: TypeAlias = str | bytes
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
     """Words: for all samples, or for each its own."""
 else:
     Colour = DigitSize = Relation = SceneSplit = str
-    Activation = str
+    Activation = FileLayout = str
     Text = Prompt = object
     Betas = Rate = Predicts = Reconstruction = Terms = Final = Variance = Variant = Slope = Warmup = str
+    Combined = Spacing = RescaleOf = str

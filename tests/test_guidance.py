@@ -1,5 +1,6 @@
 """Guidance on mixtures with labels, where every denoiser, posterior and conditional law is exact."""
 
+import functools
 import itertools
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import scipy.special
 
 from gen_jax import gmm, guidance, samplers
-from gen_jax.diffusion import oracle, process
+from gen_jax.diffusion import oracle, prediction, process
 from gen_jax.diffusion.process import VP
 from gen_jax.samplers import times
 
@@ -127,6 +128,44 @@ def test_rescale_brings_each_sample_to_the_deviation_of_the_conditional():
     std = lambda a: np.asarray(a).reshape(3, -1).std(1)
     np.testing.assert_allclose(std(whole), std(c(x, 0)), rtol=1e-5)
     np.testing.assert_allclose(half, (plain + whole) / 2, rtol=1e-5, atol=1e-6)
+
+
+def rescale_noise_cfg(guided, conditional, phi):
+    """Of diffusers' pipelines, in numpy."""
+    std = lambda y: y.std(axis=tuple(range(1, y.ndim)), ddof=1, keepdims=True)
+    return phi * guided * std(conditional) / std(guided) + (1 - phi) * guided
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("predicts", prediction.PREDICTIONS)
+@pytest.mark.parametrize("batched", [False, True])
+def test_rescale_without_the_rest_is_that_of_the_output(batched, predicts, phi):
+    """Of what the network says, guided and rescaled, and made an estimate of the data only then."""
+    proc, t, w = process.DDPM(), np.float32(400), 4.0
+    x = jax.random.normal(jax.random.key(1), (3, 4, 4, 2))
+    said = (lambda x, sign: jnp.sin(2 * x + sign)), (lambda x, sign: 0.5 * x + jnp.where(sign > 0, x**2, 0.3))
+    net = lambda x, sign: sum(part(x, sign.reshape(-1, 1, 1, 1)) for part in said)
+    signs = [jnp.full(3, s) for s in (1.0, -1.0)]
+    c, u = (np.asarray(net(x, sign), np.float64) for sign in signs)
+    y = rescale_noise_cfg(u + w * (c - u), c, phi)
+    alpha, sigma = jnp.asarray(proc.alpha(t)), jnp.asarray(proc.sigma(t))
+    expected = prediction.to_x0(jnp.asarray(y, jnp.float32), x, alpha, sigma, predicts=predicts)
+
+    def at(x_t, t, sign):
+        return prediction.as_denoiser(lambda x, t: net(x, sign), proc, predicts=predicts)(x_t, t)
+
+    options = {"rescale": phi, "without": prediction.without_output(proc, predicts=predicts)}
+    if batched:
+        guided = guidance.classifier_free_batched(at, *signs, w, **options)
+    else:
+        one, other = (functools.partial(at, sign=sign) for sign in signs)
+        guided = guidance.classifier_free(one, other, w, **options)
+    got = guided(x, t)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    if predicts == "x0":
+        c, u = jnp.asarray(c, jnp.float32), jnp.asarray(u, jnp.float32)
+        plain = guidance.classifier_free(lambda x, t: c, lambda x, t: u, w, rescale=phi)(x, t)
+        np.testing.assert_allclose(got, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_interval_guides_inside_alone():

@@ -198,6 +198,14 @@ def as_denoiser(
     return denoise
 
 
+def without_output(process: Process, *, predicts: Predicts = "eps") -> Denoiser:
+    """The part `p x_t` of `x0_hat = p x_t + q y` that is not the network's: the denoiser of one that says 0.
+
+    ValueError for another prediction than one of `PREDICTIONS`.
+    """
+    return as_denoiser(lambda x_t, t: jax.tree.map(jnp.zeros_like, x_t), process, predicts=predicts)
+
+
 def edm_preconditioned(network: Apply, process: Process, *, sigma_data: float = 0.5) -> Apply:
     """A network that predicts "x0", made from one whose input and target have unit variance at every noise level.
 

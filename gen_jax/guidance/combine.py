@@ -14,7 +14,12 @@ from gen_jax.guidance.weights import Weight
 
 
 def classifier_free(
-    conditional: Denoiser, unconditional: Denoiser, weight: Weight, *, rescale: ArrayLike = 0.0
+    conditional: Denoiser,
+    unconditional: Denoiser,
+    weight: Weight,
+    *,
+    rescale: ArrayLike = 0.0,
+    without: Denoiser | None = None,
 ) -> Denoiser:
     """Classifier-free guidance, `x0_hat = u + w (c - u)` of the two estimates `c` and `u`.
 
@@ -29,12 +34,14 @@ def classifier_free(
             al. 2024, Section 4).
         weight: `w`, see `Weight`.
         rescale: `phi` in [0, 1]. Each sample's estimate is multiplied by `1 - phi + phi std(c) / std(x0_hat)`, with
-            standard deviations over its values, against the overexposure of strong guidance (Lin et al. 2024, Section
-            3.4, where it is applied to the network's output).
+            standard deviations over its values, against the overexposure of strong guidance.
+        without: `prediction.without_output(process, predicts=...)`: what `rescale` leaves as it is. What the network
+            said, the rest of `x0_hat`, is multiplied in its place, by the ratio of its own deviations (Lin et al. 2024,
+            Section 3.4; `guidance_rescale` of diffusers). None: `x0_hat` as a whole.
 
     Source: Ho & Salimans 2022, Eq. 6, whose weight is `w - 1`.
     """
-    return _guided(lambda x_t, t: (conditional(x_t, t), unconditional(x_t, t)), weight, rescale)
+    return _guided(lambda x_t, t: (conditional(x_t, t), unconditional(x_t, t)), weight, rescale, without)
 
 
 def classifier_free_batched(
@@ -44,6 +51,7 @@ def classifier_free_batched(
     weight: Weight,
     *,
     rescale: ArrayLike = 0.0,
+    without: Denoiser | None = None,
 ) -> Denoiser:
     """`classifier_free` with both estimates from one call, of twice the batch.
 
@@ -57,6 +65,7 @@ def classifier_free_batched(
         null: the null condition or a negative one, of the same structure.
         weight: as in `classifier_free`.
         rescale: as in `classifier_free`.
+        without: as in `classifier_free`.
 
     Raises:
         ValueError: `condition` and `null` differ in structure, shape or dtype.
@@ -79,7 +88,7 @@ def classifier_free_batched(
         out = denoise(twice(x_t, x_t), t, twice(condition, null))
         return part(out, 0), part(out, 1)
 
-    return _guided(both, weight, rescale)
+    return _guided(both, weight, rescale, without)
 
 
 def linear(denoisers: Sequence[Denoiser], weights: Sequence[ArrayLike]) -> Denoiser:
@@ -110,7 +119,10 @@ def linear(denoisers: Sequence[Denoiser], weights: Sequence[ArrayLike]) -> Denoi
 
 
 def _guided(
-    both: Callable[[PyTree, Times], tuple[PyTree, PyTree]], weight: Weight, rescale: ArrayLike
+    both: Callable[[PyTree, Times], tuple[PyTree, PyTree]],
+    weight: Weight,
+    rescale: ArrayLike,
+    without: Denoiser | None,
 ) -> Denoiser:
     """`u + w (c - u)`, as `(1 - w) u + w c`, which is exactly `u` at 0 and `c` at 1."""
 
@@ -120,16 +132,17 @@ def _guided(
         guided = jax.tree.map(lambda c, u: (1 - w(u)) * u + w(c) * c, c, u)
         if isinstance(rescale, float | int) and rescale == 0:
             return guided
-        return jax.tree.map(lambda x, c: _rescaled(x, c, rescale), guided, c)
+        rest = jax.tree.map(jnp.zeros_like, guided) if without is None else without(x_t, t)
+        return jax.tree.map(lambda x, c, r: _rescaled(x, c, r, rescale), guided, c, rest)
 
     return denoise
 
 
-def _rescaled(x: Array, like: Array, amount: ArrayLike) -> Array:
-    """`x` with the standard deviation of `like` per example, where `amount` is 1; unchanged where it is 0."""
+def _rescaled(x: Array, like: Array, rest: Array, amount: ArrayLike) -> Array:
+    """`x` in whose place, where `amount` is 1, `x - rest` has the standard deviation of `like - rest` per example."""
 
     def std(a: Array) -> Array:
-        return a.reshape(len(a), -1).std(axis=1)
+        return (a - rest).reshape(len(a), -1).std(axis=1)
 
-    factor = 1 + jnp.asarray(amount, x.dtype) * (std(like) / std(x) - 1)
-    return factor.reshape(-1, *[1] * (x.ndim - 1)) * x
+    change = jnp.asarray(amount, x.dtype) * (std(like) / std(x) - 1)
+    return x + change.reshape(-1, *[1] * (x.ndim - 1)) * (x - rest)

@@ -40,13 +40,14 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from gen_jax.samplers import learned, named, times
+from gen_jax.samplers import learned, named, schedule, times
 from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
 from gen_jax.samplers.langevin import AnnealedLangevin, PredictorCorrector
 from gen_jax.samplers.multistep import Plan, State, finalize, init, step
 from gen_jax.samplers.named import recommended
 from gen_jax.samplers.pseudo import IPNDM, PNDM
 from gen_jax.samplers.sampling import sample
+from gen_jax.samplers.schedule import Schedule
 from gen_jax.samplers.solvers import DDIM, DDPM, Euler, EulerAncestral, Solver
 from gen_jax.samplers.stages import DPMSolverPPSingle, Heun
 
@@ -66,6 +67,7 @@ __all__ = [
     "Plan",
     "PredictorCorrector",
     "SDEDPMSolverPP",
+    "Schedule",
     "Solver",
     "State",
     "UniPC",
@@ -76,6 +78,7 @@ __all__ = [
     "named",
     "recommended",
     "sample",
+    "schedule",
     "step",
     "times",
 ]

@@ -270,6 +270,11 @@ def eps_columns(t: Marginals, by_x0: np.ndarray) -> dict[str, np.ndarray]:
     return {"h_x": np.where(by_x0, 0, 1 / t.sigma), "h_x0": np.where(by_x0, 1, -t.alpha / t.sigma)}
 
 
+def v_columns(t: Marginals) -> dict[str, np.ndarray]:
+    """Columns of `multistep.table` by which `h = v_hat = alpha_t eps_hat - sigma_t x0_hat`."""
+    return {"h_x": t.alpha / t.sigma, "h_x0": -(t.alpha**2 + t.sigma**2) / t.sigma}
+
+
 def ratios(t: Marginals, s: Marginals) -> np.ndarray:
     """`sigma / alpha` at all times, infinite where there is no signal."""
     with np.errstate(divide="ignore"):

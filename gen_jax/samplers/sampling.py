@@ -17,6 +17,9 @@ from gen_jax.samplers.multistep import Plan, State, finalize, flat, init, like_s
 Trace: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """What to keep of a step: `(x_s, x0_hat) -> pytree`, with `x_s` the state after the step."""
 
+OnStep: TypeAlias = Callable[[Int[Array, ""], PyTree], None]
+"""What is done with the number of a step and `x0_hat`, by callbacks of JAX."""
+
 
 def sample(
     key: Key[Array, ""],
@@ -28,6 +31,7 @@ def sample(
     trace: Trace | None = None,
     checkpoint: bool = False,
     check_finite: bool = False,
+    on_step: OnStep | None = None,
 ) -> PyTree:
     """Follows `plan` from `x_T` to the last of its times, in one `lax.scan`: jit, vmap, differentiate it.
 
@@ -50,6 +54,7 @@ def sample(
             step if the denoiser is wrapped in `jax.checkpoint`.
         check_finite: for debugging: raises an error when the denoiser returns NaN or inf, which names the step and the
             time, and whether `x_t` was finite.
+        on_step: `(step, x0_hat)`, called with tracers in the loop, to hand them to the host by `jax.debug.callback`.
 
     Returns:
         `x_0`, like `x_T` in structure, shapes and dtype (arithmetic is in float32 or better in between); with
@@ -61,7 +66,7 @@ def sample(
         FloatingPointError: with `check_finite`. Inside jit it is a `jax.errors.JaxRuntimeError` with this message,
             raised when the result is computed; JAX repeats it at `jax.effects_barrier` and at the end of the program.
     """
-    options = (trace, checkpoint, check_finite)
+    options = (trace, checkpoint, check_finite, on_step)
     x_0, traced, bad = programs.run(_follower, denoise, options, key, plan, x_T, index)
     if bad is not None:
         jax.debug.callback(_raise_if_not_finite, plan.t, *bad)
@@ -69,7 +74,7 @@ def sample(
 
 
 def _follower(
-    denoise: Denoiser, trace: Trace | None, checkpoint: bool, check_finite: bool
+    denoise: Denoiser, trace: Trace | None, checkpoint: bool, check_finite: bool, on_step: OnStep | None
 ) -> Callable[..., tuple[PyTree, PyTree, tuple[Array, Array] | None]]:
     """`(key, plan, x_T, index) -> (x_0, traced, how many samples were not finite at each step)`."""
 
@@ -87,6 +92,8 @@ def _follower(
         def body(carry: State, _: None) -> tuple[State, PyTree]:
             state = shaped(carry)
             next_state, x0_hat = step(key, denoise, plan, state, index=index)
+            if on_step is not None:
+                on_step(state.step, x0_hat)
             bad = (_not_finite(state.x), _not_finite(x0_hat)) if check_finite else None
             return flattened(next_state), (None if trace is None else trace(next_state.x, x0_hat), bad)
 

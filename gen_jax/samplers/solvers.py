@@ -86,7 +86,10 @@ class DDIM:
 
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
-        t, s = ends(process, times, stochastic=self.eta > 0)
+        return self.between(*ends(process, times, stochastic=self.eta > 0))
+
+    def between(self, t: Marginals, s: Marginals) -> Plan:
+        """Coefficients of steps from `t` to `s`, which need not begin where the step before ends."""
         r = -np.expm1(t.log_snr - s.log_snr) if self.eta else np.zeros_like(t.time)
         x = s.sigma * np.sqrt(1 - self.eta**2 * r) / t.sigma
         return table(t.time, x, (s.alpha - t.alpha * x)[:, None], noise=self.eta * s.sigma * np.sqrt(r))

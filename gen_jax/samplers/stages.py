@@ -18,7 +18,7 @@ import numpy as np
 
 from gen_jax.diffusion.marginals import marginals
 from gen_jax.diffusion.process import Process, at_log_snr
-from gen_jax.samplers.exponential import eps_columns, ratios
+from gen_jax.samplers.exponential import eps_columns, ratios, v_columns
 from gen_jax.samplers.multistep import Plan, table
 from gen_jax.samplers.solvers import Point, Times, ends, points
 
@@ -63,8 +63,14 @@ def denoised(t: Point, s: Point, number: int) -> Row:
     return Row(t.time, x, {number: s.alpha - t.alpha * x}, by_x0=True)
 
 
-def tabulate(rows: Sequence[Row], *, eps_of: Process | None = None, noise: np.ndarray | None = None) -> Plan:
-    """The plan of these rows, which remember `x0_hat`, or, given the process, `eps_hat` but for those `by_x0`."""
+def tabulate(
+    rows: Sequence[Row],
+    *,
+    eps_of: Process | None = None,
+    v_of: Process | None = None,
+    noise: np.ndarray | None = None,
+) -> Plan:
+    """The plan of these rows, which remember `x0_hat`; or of a process `eps_hat`, but for those `by_x0`, or `v_hat`."""
     h = np.zeros((len(rows), 1 + max(i - j for i, row in enumerate(rows) for j in row.h_weights)))
     for i, row in enumerate(rows):
         for j, weight in row.h_weights.items():
@@ -73,6 +79,8 @@ def tabulate(rows: Sequence[Row], *, eps_of: Process | None = None, noise: np.nd
     columns = {}
     if eps_of is not None:
         columns = eps_columns(marginals(eps_of, time), np.array([row.by_x0 for row in rows]))
+    if v_of is not None:
+        columns = v_columns(marginals(v_of, time))
     return table(time, x, h, noise=noise, **columns)
 
 

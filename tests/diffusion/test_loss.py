@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 from gen_jax import keys
 from gen_jax.diffusion import loss, prediction
+from gen_jax.diffusion.loss.denoising import draw
 from gen_jax.diffusion.process import DDPM, VP, LogSNR, Process
 
 WEIGHTINGS = {
@@ -320,3 +321,13 @@ def test_loss_works_with_a_process_of_ones_own():
 def test_loss_rejects_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_offset_noise_is_one_number_for_each_example_and_channel():
+    x_0 = jnp.zeros((512, 4, 3, 2))
+    plain, moved = (draw(KEY, VP(), x_0, loss.stratified, offset) for offset in (0.0, 0.1))
+    added = np.asarray(moved.eps - plain.eps)
+    np.testing.assert_allclose(added, np.broadcast_to(added[:, :1, :1], added.shape), atol=1e-6)
+    assert scipy.stats.kstest(added[:, 0, 0].ravel(), scipy.stats.norm(scale=0.1).cdf).pvalue > 0.01
+    np.testing.assert_allclose(moved.x_t, VP().perturb(x_0, moved.t, moved.eps), atol=1e-6)
+    np.testing.assert_array_equal(moved.t, plain.t)

@@ -133,7 +133,7 @@ def mixture(process):
 
 
 @pytest.mark.parametrize("process", [DDPM(), COSINE, LATENT, EDM(), FlowMatching()], ids=str)
-@pytest.mark.parametrize("nfe", [5, 7, 10])
+@pytest.mark.parametrize("nfe", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 10))])
 def test_recommended_is_nearer_to_the_exact_flow_than_plain_choices(process, nfe):
     """Root mean square distance from the end of the flow from the same noise, by 200 steps of order 4."""
     x_T = process.prior(jax.random.key(0), (512, 2))
