@@ -72,11 +72,13 @@ class Sampling:
     Args:
         solver: a name of `samplers.named`; None is what is recommended for this number of evaluations
             (`samplers.recommended`).
-        nfe: how often the denoiser is evaluated for a sample.
+        nfe: how often the denoiser is evaluated for a sample; with a `schedule`, how many steps its grid has.
         guidance: weight of guidance, by the condition (classifier-free), or for an unconditional model by a weaker one
             (autoguidance); 1 is none.
         guide_step: for an unconditional model, the step in training whose parameters are the weaker model: those of the
             first checkpoint at or after it. None: there is no weaker model.
+        schedule: the grids of diffusers, for a model that was published with them: every solver that is asked for by
+            name takes its grid from there. None: the grids of `samplers.named`. The solver None has its own either way.
 
     Raises:
         ValueError: an unknown solver, fewer than 1 evaluation, or a weight that is not finite.
@@ -86,12 +88,28 @@ class Sampling:
     nfe: int = 20
     guidance: float = 1.0
     guide_step: int | None = None
+    schedule: samplers.Schedule | None = None
 
     def __post_init__(self) -> None:
         if self.solver is not None:
             samplers.named.find(self.solver)
         checks.whole("nfe", self.nfe, "evaluation")
         checks.finite("guidance", self.guidance)
+
+    def plan(
+        self, proc: Process, predicts: Predicts, solver: str | None = None, nfe: int | None = None
+    ) -> samplers.Plan:
+        """The steps of a solver by name, for a number of evaluations (steps, with a schedule); else as is said here."""
+        solver = self.solver if solver is None else solver
+        nfe = self.nfe if nfe is None else checks.whole("nfe", nfe, "evaluation")
+        if self.schedule is None or solver is None:
+            return samplers.named.plan(proc, solver, nfe)
+        return self.schedule.plan(proc, solver, nfe, predicts=predicts)
+
+    def rounds(self, solver: str | None = None) -> bool:
+        """Whether the network is asked at whole times alone, `Schedule.rounds`."""
+        solver = self.solver if solver is None else solver
+        return self.schedule is not None and solver is not None and self.schedule.rounds(solver)
 
 
 @dataclass(frozen=True)
@@ -109,7 +127,7 @@ class Model:
             network for inpainting.
 
     Raises:
-        ValueError: an unknown prediction.
+        ValueError: an unknown prediction, or a schedule of discrete times for a process that is not `DDPM`.
     """
 
     network: NetworkConfig
@@ -122,6 +140,10 @@ class Model:
 
     def __post_init__(self) -> None:
         check_predicts(self.predicts)
+        if self.sampling.schedule is not None and not isinstance(self.process, process.DDPM):
+            raise ValueError(
+                f"a schedule needs a discrete process, DDPM; got {self.process}: leave out sampling.schedule."
+            )
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """New parameters of all that is learned, see `parts`."""
@@ -163,7 +185,7 @@ def _is_learned(condition: Condition) -> bool:
 
 
 TYPES: tuple[type, ...] = (
-    *(Model, Sampling, Nothing, Labels, Text, Reader, Pixels, Latents),
+    *(Model, Sampling, samplers.Schedule, Nothing, Labels, Text, Reader, Pixels, Latents),
     *(UNetConfig, AutoencoderKLConfig, CLIPTextConfig, Tokenizer),
     *(process.DDPM, process.VP, process.SubVP, process.VE, process.EDM, process.FlowMatching),
 )

@@ -86,6 +86,16 @@ def test_round_trip_is_equal(described):
     assert model.to_json(again) == text
 
 
+@pytest.mark.parametrize(
+    "schedule", [samplers.Schedule(), samplers.Schedule("trailing", 1, False, karras=True)], ids=str
+)
+def test_round_trip_of_a_schedule_is_equal(schedule):
+    sampling = model.Sampling("euler", 30, 7.5, schedule=schedule)
+    described = dataclasses.replace(SMALL, sampling=sampling)
+    assert model.from_json(model.to_json(described)) == described
+    assert described != SMALL
+
+
 def test_every_field_of_every_part_is_written():
     """So that a change of a default changes no run."""
     found = model.to_dict(SMALL)
@@ -131,6 +141,11 @@ def changed(path, value):
         (("model", "codec", "shape"), ..., "shape"),
         (("model", "sampling", "solver"), "rk4", "rk4"),
         (("model", "sampling", "guidance"), float("nan"), "guidance"),
+        (
+            ("model", "sampling", "schedule"),
+            {"type": "Schedule", "spacing": "even"},
+            "spacing must be one of",
+        ),
         (("model", "condition"), {"type": "Labels", "num_classes": 0}, "at least 1 class"),
     ],
 )
@@ -162,6 +177,7 @@ def test_a_misspelt_type_is_answered_by_the_nearest(part, right, wrong):
 def test_a_field_that_is_newer_than_the_file_takes_its_default():
     assert model.from_json(changed(("model", "network", "remat"), ...)) == SMALL
     assert model.from_json(changed(("model", "sampling"), ...)) == SMALL
+    assert model.from_json(changed(("model", "sampling", "schedule"), ...)).sampling.schedule is None
     old = {"type": "Labels", "num_classes": 2, "dropout": 0.1}
     assert model.from_json(changed(("model", "condition"), old)).condition == conditioning.Labels(2)
 

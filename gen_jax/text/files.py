@@ -19,6 +19,8 @@ class Files(NamedTuple):
     merges: tuple[str, ...]
     length: int
     pad: str | None
+    added: tuple[str, ...] = ()
+    """Tokens behind those that follow from the merges, by their ids."""
 
 
 class _Token(TypedDict):
@@ -49,29 +51,62 @@ def read(folder: str | os.PathLike[str]) -> Files:
     length, pad = config.get("model_max_length"), config.get("pad_token")
     known = isinstance(length, int | float) and length < _UNLIMITED
     pad = pad.get("content") if isinstance(pad, dict) else pad
-    others = [token for token in added if token not in (START, END)]
+    new = sorted((i, token) for token, i in added.items() if i >= 514 + len(merges))
+    vocabulary = vocabulary | {token: i for i, token in new}
+    others = [token for token, i in added.items() if token not in (START, END) and (i, token) not in new]
     return Files(
         vocabulary,
         merges,
         int(cast(float, length)) if known else CLIP_LENGTH,
         str(pad) if pad else next(iter(others), None),
+        tuple(token for _, token in new),
     )
 
 
-def _vocabulary(folder: Path) -> tuple[dict[str, int], tuple[str, ...], list[str]]:
-    """Ids, merges and special tokens."""
+def write(folder: str | os.PathLike[str], found: Files) -> None:
+    """The inverse of `read`, for `transformers` too: `vocab.json`, `merges.txt`, and the two files about them."""
+    folder = Path(folder)
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": found.pad or END}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": found.length,
+        "do_lower_case": True,
+        "errors": "replace",
+        **special,
+    }
+    vocabulary = {token: i for token, i in found.vocabulary.items() if token not in found.added}
+    added = {token: found.vocabulary[token] for token in found.added}
+    lines = "".join(f"{merge}\n" for merge in found.merges)
+    texts = {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+        "merges.txt": f"#version: 0.2\n{lines}",
+        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
+    }
+    if added:
+        texts["added_tokens.json"] = json.dumps(added, ensure_ascii=False, indent=2) + "\n"
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _vocabulary(folder: Path) -> tuple[dict[str, int], tuple[str, ...], dict[str, int]]:
+    """Ids, merges, and the tokens that are special or were added."""
     whole = cast(_Whole, _json(folder / "tokenizer.json"))
     added = {token["content"]: token["id"] for token in whole["added_tokens"]} if whole else {}
+    listed = _json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    listed = cast(dict[str, _Token], listed)
+    added |= {token["content"]: int(i) for i, token in listed.items()}
+    added |= cast(dict[str, int], _json(folder / "added_tokens.json"))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
         merges = [line for i, line in enumerate(lines) if line and (i or "#version" not in line)]
-        return cast(dict[str, int], _json(folder / "vocab.json")), tuple(merges), list(added)
+        return cast(dict[str, int], _json(folder / "vocab.json")), tuple(merges), added
     if not whole:
         raise ValueError(
             f"there is no tokenizer in {folder}: expected vocab.json and merges.txt, or tokenizer.json."
         )
     merges = [m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]]
-    return whole["model"]["vocab"] | added, tuple(merges), list(added)
+    return whole["model"]["vocab"] | added, tuple(merges), added
 
 
 def _json(path: Path) -> dict[str, object]:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gen_jax.text import files
-from gen_jax.text.words import BYTES, END, START, STOP, to_bytes, words
+from gen_jax.text.words import BYTES, END, START, STOP, normal, to_bytes, words
 from gen_jax.types import Text
 
 _MOST_CACHED = 100_000
@@ -38,15 +38,19 @@ class Tokenizer:
         pad: the token behind the end of a text: `<|endoftext|>` in Stable Diffusion 1.x and the first encoder of XL, `!`
             (id 0) in 2.x and the second encoder of XL. It is found in texts too, before all else, as `transformers` does:
             where `!` pads, a `!` in a text has its id 0, and not 256 as the end of a word.
+        added: tokens with ids behind all others, of textual inversion. They are found in texts before words are, in
+            capitals or not, as `transformers` does; `"<cat>"` stands for `"<cat>"`, `"<cat>_1"`, `"<cat>_2"` and so on,
+            as far as they were added, as in diffusers.
 
     Raises:
         ValueError: a merge of tokens that are not there before it or that make a known one; no room in `length`; an
-            unknown `pad`.
+            unknown `pad`; an added token that is known, or empty.
     """
 
     merges: tuple[str, ...]
     length: int = 77
     pad: str = END
+    added: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = {*BYTES.values(), *(byte + STOP for byte in BYTES.values()), START, END}
@@ -63,6 +67,13 @@ class Tokenizer:
                 "expected a length of at least 3 (start, one token, end) and a known token as pad, got "
                 f"{self.length} and {self.pad!r}."
             )
+        for token in self.added:
+            if not token.split() or token in known:
+                raise ValueError(
+                    f"expected tokens to add that are not empty and not in the vocabulary, got {token!r}: choose another "
+                    "name, such as '<my-cat>'."
+                )
+            known.add(token)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Tokenizer":
@@ -75,7 +86,7 @@ class Tokenizer:
             ValueError: the files are not there, or their vocabulary is not the one that follows from their merges.
         """
         found = files.read(folder)
-        tokenizer = cls(found.merges, found.length, found.pad or END)
+        tokenizer = cls(found.merges, found.length, found.pad or END, found.added)
         if found.vocabulary != tokenizer.vocabulary:
             theirs, ours = found.vocabulary, tokenizer.vocabulary
             differ = sorted(token for token in {*theirs, *ours} if theirs.get(token) != ours.get(token))
@@ -86,18 +97,22 @@ class Tokenizer:
             )
         return tokenizer
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the files that `load` reads, into a folder that is there; `transformers` reads them too."""
+        files.write(folder, files.Files(self.vocabulary, self.merges, self.length, self.pad, self.added))
+
     @cached_property
     def vocabulary(self) -> dict[str, int]:
         """The id of each token, as in `vocab.json`."""
         singles = list(BYTES.values())
         merged = (merge.replace(" ", "") for merge in self.merges)
-        tokens = [*singles, *(byte + STOP for byte in singles), *merged, START, END]
+        tokens = [*singles, *(byte + STOP for byte in singles), *merged, START, END, *self.added]
         return {token: i for i, token in enumerate(tokens)}
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that there are: 514 and the merges; 49,408 in CLIP."""
-        return 514 + len(self.merges)
+        """Tokens that there are: 514, the merges and those that were added; 49,408 in CLIP."""
+        return 514 + len(self.merges) + len(self.added)
 
     def encode(self, text: Text) -> list[int]:
         """The ids of a text, without start and end, of any length; of none for the empty text.
@@ -109,9 +124,13 @@ class Tokenizer:
         for i, part in enumerate(self._special.split(checked(text))):
             if i % 2:
                 ids.append(self.vocabulary[part])
-            else:
-                for word in words(part):
-                    ids += self._of_word(word)
+                continue
+            for j, piece in enumerate(self._new.split(normal(part)) if self.added else [part]):
+                if j % 2:
+                    ids += self._chains[_form(piece)]
+                else:
+                    for word in words(piece):
+                        ids += self._of_word(word)
         return ids
 
     def tokens(self, texts: Iterable[Text]) -> Int[np.ndarray, "N L"]:
@@ -151,12 +170,17 @@ class Tokenizer:
 
         It encodes to the same ids again, unless they begin or end within a character. ValueError for an unknown id.
         """
-        out = bytearray()
+        out, rest = bytearray(), list[int]()
         for i in map(int, ids):
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"expected ids from 0 to {self.vocab_size - 1}, got {i}.")
             token = self._by_id[i]
-            if token not in (START, END, self.pad):
+            if rest[:1] == [i]:  # what the added token before it stands for
+                del rest[0]
+            elif token in self.added:
+                out += b" " * (bytes(out[-1:]) not in (b"", b" ")) + f"{token} ".encode()
+                rest = self._chains[_form(token)][1:]
+            elif token not in (START, END, self.pad):
                 out += bytes(self._byte[char] for char in token.removesuffix(STOP))
                 out += b" " if token.endswith(STOP) else b""
         return out.decode(errors="replace").strip(" ")
@@ -165,6 +189,22 @@ class Tokenizer:
     def _special(self) -> re.Pattern[str]:
         longest_first = sorted({START, END, self.pad}, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    @cached_property
+    def _new(self) -> re.Pattern[str]:
+        longest_first = sorted(self._chains, key=len, reverse=True)
+        return re.compile("(" + "|".join(r"\s+".join(map(re.escape, t.split())) for t in longest_first) + ")")
+
+    @cached_property
+    def _chains(self) -> dict[str, list[int]]:
+        """The ids that an added token stands for, in the form that it has in texts."""
+        chains: dict[str, list[int]] = {}
+        for token in self.added:
+            parts = [token]
+            while (after := f"{token}_{len(parts)}") in self.added:
+                parts.append(after)
+            chains.setdefault(_form(token), [self.vocabulary[part] for part in parts])
+        return chains
 
     @cached_property
     def _by_id(self) -> list[str]:
@@ -194,6 +234,11 @@ class Tokenizer:
                 self._cache.clear()
             self._cache[word] = ids
         return ids
+
+
+def _form(token: str) -> str:
+    """An added token as it is in texts of form NFC and lower case, with one blank for white space."""
+    return " ".join(normal(token).split())
 
 
 def join(parts: Sequence[str], pair: tuple[str, ...]) -> list[str]:

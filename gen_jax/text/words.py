@@ -86,6 +86,11 @@ def words(text: str) -> Iterator[str]:
             yield word
 
 
+def normal(text: str) -> str:
+    """A text in form NFC and lower case, in which added tokens are found."""
+    return _normal(text)[0]
+
+
 def _normal(text: str) -> tuple[str, str]:
     """A text in form NFC and lower case, and its shapes."""
     if text.isascii():

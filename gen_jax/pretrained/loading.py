@@ -1,0 +1,40 @@
+"""`load`: what is at a path, whatever it is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import DTypeLike
+
+from gen_jax.generate import Weights
+from gen_jax.model import Model
+from gen_jax.pretrained import runs, stable_diffusion
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    types: Sequence[type] = (),
+    **options: object,
+) -> tuple[Model, Weights]:
+    """The model and the weights of a run of gen_jax, or of a Stable Diffusion.
+
+    Args:
+        path: the directory of a run (`runs.load`), a folder with model_index.json, or a file `.safetensors`
+            (`stable_diffusion.load`).
+        dtype: of the weights; of Stable Diffusion also of the arithmetic.
+        types: configurations of one's own networks, for a run.
+        options: of `stable_diffusion.load`, such as `variant`, `config`, `predicts` and `clip_skip`.
+
+    Raises:
+        ValueError: there is neither, options of Stable Diffusion are given for a run, or as of the two functions.
+    """
+    path = Path(path)
+    if path.is_file() or (path / "model_index.json").exists():
+        return stable_diffusion.load(path, dtype=dtype, **options)  # type: ignore[arg-type]
+    if options:
+        raise ValueError(
+            f"{', '.join(options)}: only Stable Diffusion has such options, and {path} is neither a folder with "
+            "model_index.json nor a file."
+        )
+    return runs.load(path, dtype=dtype, types=types)

@@ -1,0 +1,308 @@
+"""Stable Diffusion from its files: a folder as diffusers writes it, or one file as web UIs have it.
+
+    m, weights = pretrained.load("stable-diffusion-v1-5", dtype="bfloat16")
+    m, weights = pretrained.load("sd_xl_base_1.0.safetensors", config="stable-diffusion-xl-base-1.0")
+    images, _ = generate.sample(m, weights, jax.random.key(0), 1, prompt="a lighthouse at dawn", nfe=20)
+
+What model it is follows from the shapes of its tensors, and of a folder from what its files say. How to draw from it is
+as its `scheduler_config.json` says, with the grids of diffusers.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+from gen_jax.codec import Latents
+from gen_jax.conditioning import Reader, Text
+from gen_jax.generate import Weights
+from gen_jax.model import Model, Sampling
+from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
+from gen_jax.networks.text import CLIPTextConfig
+from gen_jax.networks.unet import UNetConfig
+from gen_jax.pretrained import components, names, safetensors, schedulers, single_file, vocabulary
+from gen_jax.pretrained.single_file import Family
+from gen_jax.text import Tokenizer
+from gen_jax.types import Predicts
+
+_log = logging.getLogger(__name__)
+
+ENCODERS = ("text_encoder", "text_encoder_2")
+PARTS = ("unet", "vae", *ENCODERS)
+
+SCHEDULER: Mapping[str, object] = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "timestep_spacing": "leading",
+}
+"""What a scheduler_config.json says of all of them, for files that have none."""
+
+ASSUMED: Mapping[Family, Mapping[str, object]] = {
+    "sd1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+    "sd2": {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+    "sdxl": {"_class_name": "EulerDiscreteScheduler"},
+    "sdxl_refiner": {"_class_name": "EulerDiscreteScheduler"},
+}
+SIDES: Mapping[Family, int] = {"sd1": 512, "sd2": 768, "sdxl": 1024, "sdxl_refiner": 1024}
+"""Pixels that a model was trained for, where no file says it."""
+
+
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+
+
+class Files(NamedTuple):
+    """What is read of a Stable Diffusion, without its tensors."""
+
+    family: Family
+    tensors: Mapping[str, Mapping[str, np.ndarray]]
+    """By part and by diffusers' name; each is read when it is asked for."""
+    configs: Mapping[str, Mapping[str, object]]
+    """The config.json of each part; none of one file."""
+    scheduler: Mapping[str, object]
+    pipeline: Mapping[str, object]
+    """model_index.json."""
+    tokenizers: Mapping[str, Tokenizer]
+    """By the part that they are of."""
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    variant: str | None = None,
+    config: str | Path | None = None,
+    predicts: Predicts | None = None,
+    zero_terminal_snr: bool | None = None,
+    clip_skip: int = 0,
+) -> tuple[Model, Weights]:
+    """The model and the weights of a Stable Diffusion 1, 2 or XL, its refiner, or one of them for inpainting.
+
+    Args:
+        path: a folder with model_index.json, or a `.safetensors` file.
+        dtype: of the weights and of the networks' arithmetic, by default float32. In float16 the autoencoder stays in
+            float32, since that of XL overflows.
+        variant: of the files of a folder, such as "fp16".
+        config: for one file: a folder with what it does not say, the config.json of parts, a scheduler and CLIP's
+            vocabulary, as far as they are there; or the folder of the vocabulary alone. By default networks and scheduler
+            are those of the Stable Diffusion that has such tensors, and the vocabulary is that of `tokenizer/` beside the
+            file, or in one of `vocabulary.PACKAGES` that is installed.
+        predicts: what the network says, "eps" or "v". One file does not say it: by default "v" of Stable Diffusion 2 and
+            of files with the mark `v_pred`, "eps" of all others.
+        zero_terminal_snr: whether the last time is without signal; by default where a file says so.
+        clip_skip: how many of the last layers of the text encoders are not used.
+
+    Returns:
+        The description, and trees "network", "text" and "autoencoder".
+
+    Raises:
+        ValueError: what is there is no Stable Diffusion, or has parts that this library does not have; tensors are
+            missing, left over or of another shape; a file is damaged, or pickled.
+    """
+    path = Path(path)
+    files = _folder(path, variant) if path.is_dir() else _file(path, None if config is None else Path(config))
+    model = _at_dtype(describe(files, predicts=predicts, zero_terminal_snr=zero_terminal_snr), dtype)
+    model = _skipped(model, clip_skip) if clip_skip else model
+    shapes = model.parts(jax.eval_shape(model.init, jax.random.key(0)))
+    assert isinstance(model.condition, Text)
+    assert isinstance(model.codec, Latents)
+    made = lambda part, like, config: names.to_linen(
+        _used(files.tensors[part], config), like, part=_kind(part), dtype=config.param_dtype
+    )
+    encoders = [part for part in ENCODERS if part in files.tensors]
+    read = zip(encoders, model.condition.names, model.condition.readers, strict=True)
+    coding = cast(AutoencoderKLConfig, model.codec.autoencoder)
+    return model, {
+        "network": made("unet", shapes["network"], model.network),
+        "text": {name: made(part, shapes["text"][name], reader.encoder) for part, name, reader in read},
+        "autoencoder": made("vae", components.parameters(coding), coding),
+    }
+
+
+def describe(
+    files: Files, *, predicts: Predicts | None = None, zero_terminal_snr: bool | None = None
+) -> Model:
+    """The description of what the files hold; nothing of the tensors is read but their shapes."""
+    shapes = {part: names.shapes_of(tensors) for part, tensors in files.tensors.items()}
+    make = lambda part, of: of(files.configs.get(part), shapes[part])
+    unet, vae = make("unet", components.unet), make("vae", components.autoencoder)
+    said = schedulers.read(files.scheduler)
+    process = said.process
+    if zero_terminal_snr is not None:
+        process = replace(process, zero_terminal_snr=zero_terminal_snr)
+    coding, side = files.configs.get("vae", {}), SIDES[files.family] // vae.factor
+    sample = files.configs.get("unet", {}).get("sample_size") or side
+    height, width = sample if isinstance(sample, list | tuple) else (sample, sample)
+    xl = files.family in ("sdxl", "sdxl_refiner")
+    scale = coding.get("scaling_factor") or (0.13025 if xl else 0.18215)
+    codec = Latents(
+        (height, width, vae.latent_channels),
+        cast(float, scale),
+        cast(float, coding.get("shift_factor") or 0.0),
+        autoencoder=vae,
+    )
+    encoders = {part: make(part, components.text) for part in ENCODERS if part in files.tensors}
+    schedule = said.schedule if xl else replace(said.schedule, steps_offset=1)
+    return Model(
+        network=unet,
+        process=process,
+        predicts=said.predicts if predicts is None else predicts,
+        condition=_condition(files, encoders, unet, codec.image_shape),
+        codec=codec,
+        sampling=Sampling(said.solver or "dpmpp", 50, 5.0 if xl else 7.5, schedule=schedule),
+        beside=_beside(shapes["unet"], vae),
+    )
+
+
+def _condition(
+    files: Files, encoders: Mapping[str, CLIPTextConfig], unet: UNetConfig, image: tuple[int, int, int]
+) -> Text:
+    """What the network is told: the last layer of one encoder; of XL the last but one of each, the pooled text, sizes."""
+    xl = files.family in ("sdxl", "sdxl_refiner")
+    readers = tuple(
+        Reader(files.tokenizers[part], encoder, -2 if xl else None) for part, encoder in encoders.items()
+    )
+    if not xl:
+        return Text(readers)
+    height, width, _ = image
+    size, score = (float(height), float(width), 0.0, 0.0), files.family == "sdxl_refiner"
+    numbers = 5 if score else 6
+    pooled = readers[-1].encoder.projection
+    if unet.cond_features is None or pooled is None or (unet.cond_features - pooled) % numbers:
+        raise ValueError(
+            f"expected an added vector of the pooled text and of {numbers} sizes in the U-Net, got {unet.cond_features} "
+            f"numbers, of which the text has {pooled}."
+        )
+    return Text(
+        readers,
+        sizes=(*size, 6.0) if score else (*size, *size[:2]),
+        null_sizes=(*size, 2.5) if score else (),
+        size_features=(unet.cond_features - pooled) // numbers,
+        zero_null=bool(files.pipeline.get("force_zeros_for_empty_prompt", True)) and not score,
+    )
+
+
+def _folder(path: Path, variant: str | None) -> Files:
+    index = _json(path / "model_index.json", "expected the folder of a model, as diffusers writes it")
+    parts = [part for part in PARTS if (path / part).is_dir()]
+    if missing := {"unet", "vae"} - set(parts):
+        raise ValueError(
+            f"{path} has no {' and no '.join(sorted(missing))}: models with other parts are not read."
+        )
+    configs = {part: _json(path / part / "config.json", "every part has one") for part in parts}
+    tensors = {part: safetensors.read(path / part, variant=variant) for part in parts}
+    family: Family = "sd1"
+    if "text_encoder_2" in parts:
+        family = "sdxl" if "text_encoder" in parts else "sdxl_refiner"
+    tokenizers = {
+        part: Tokenizer.load(path / part.replace("text_encoder", "tokenizer"))
+        for part in parts
+        if part in ENCODERS
+    }
+    scheduler = _json(path / "scheduler" / "scheduler_config.json", "it says how noise was added")
+    return Files(family, tensors, configs, scheduler, index, tokenizers)
+
+
+def _file(path: Path, given: Path | None) -> Files:
+    tensors = safetensors.read(path)
+    family = single_file.family(tensors.shapes)
+    parts = single_file.split(tensors)
+    said = lambda part: given / part / "config.json" if given else None
+    configs = {part: _json(file, "it is given") for part in parts if (file := said(part)) and file.exists()}
+    tokenizers = vocabulary.tokenizers(
+        [part for part in parts if part in ENCODERS],
+        second=family == "sd2",
+        beside=path.parent,
+        given=given,
+    )
+    file = (given or path.parent) / "scheduler" / "scheduler_config.json"
+    known = given is not None and file.exists()
+    scheduler = _json(file, "it is given") if known else _assumed(path.name, family, tensors)
+    return Files(family, parts, configs, scheduler, {}, tokenizers)
+
+
+def _assumed(name: str, family: Family, tensors: Mapping[str, np.ndarray]) -> Mapping[str, object]:
+    """The scheduler of one file: that of its family, but for what marks among the tensors say."""
+    marks = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
+    marked = dict(value for mark, value in marks.items() if mark in tensors)
+    scheduler = {**SCHEDULER, **ASSUMED[family], **marked}
+    if family == "sd2":
+        _log.warning(
+            '%s does not say what its network predicts: taken is "v", as of Stable Diffusion 2.1 for 768 pixels. Give '
+            'predicts="eps" for those of 512 pixels.',
+            name,
+        )
+    return scheduler
+
+
+def _json(path: Path, why: str) -> Mapping[str, object]:
+    """An object in JSON; ValueError where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} can not be read ({error}): {why}.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected an object, got {type(found).__name__}.")
+    return found
+
+
+def _beside(shapes: Mapping[str, tuple[int, ...]], vae: AutoencoderKLConfig) -> int:
+    """The channels of the U-Net's input that are not those of the noise: 5 for inpainting."""
+    beside = shapes["conv_in.weight"][1] - vae.latent_channels
+    if beside not in (0, 1 + vae.latent_channels):
+        raise ValueError(
+            f"the U-Net reads {shapes['conv_in.weight'][1]} channels: expected {vae.latent_channels}, or for inpainting "
+            f"{1 + 2 * vae.latent_channels}."
+        )
+    return beside
+
+
+def _at_dtype(model: Model, dtype: DTypeLike | None) -> Model:
+    """The model with all of its networks in one type."""
+    name = jnp.dtype("float32" if dtype is None else dtype).name
+    cast_to = lambda config, name=name: replace(config, dtype=name, param_dtype=name)
+    condition, codec = cast(Text, model.condition), cast(Latents, model.codec)
+    readers = tuple(replace(reader, encoder=cast_to(reader.encoder)) for reader in condition.readers)
+    coding = cast_to(codec.autoencoder, "float32" if name == "float16" else name)
+    return replace(
+        model,
+        network=cast_to(model.network),
+        condition=replace(condition, readers=readers),
+        codec=replace(codec, autoencoder=coding),
+    )
+
+
+def _skipped(model: Model, skip: int) -> Model:
+    """The model without the last `skip` layers of its text encoders."""
+
+    def skipped(reader: Reader) -> Reader:
+        if not 0 <= skip < reader.encoder.layers - (reader.hidden is not None):
+            raise ValueError(f"clip_skip must be less than the layers of the text encoder, got {skip}.")
+        if reader.hidden is not None:
+            return replace(reader, hidden=reader.hidden - skip)
+        return replace(reader, encoder=replace(reader.encoder, layers=reader.encoder.layers - skip))
+
+    condition = cast(Text, model.condition)
+    return replace(model, condition=replace(condition, readers=tuple(map(skipped, condition.readers))))
+
+
+def _used(tensors: Mapping[str, np.ndarray], config: object) -> Mapping[str, np.ndarray]:
+    """The tensors without the layers of a text encoder that are not used."""
+    if not isinstance(config, CLIPTextConfig):
+        return tensors
+    unused = lambda name: (found := _LAYER.search(name)) and int(found[1]) >= config.layers
+    return {name: tensors[name] for name in tensors if not unused(name)}
+
+
+def _kind(part: str) -> names.Part:
+    return "text" if part.startswith("text") else cast(names.Part, part)

@@ -1,0 +1,47 @@
+"""Files of LoRA: for each matrix that it changes, by its name in kohya's layout, what is added."""
+
+import jax
+import numpy as np
+import pytest
+
+from gen_jax import pretrained
+from gen_jax.pretrained import lora_writing, names, single_file
+from gen_jax.training import lora
+from tests import tiny_sd
+
+
+def matrices(network, xl):
+    """The weights of a U-Net by the names that kohya's tools give them."""
+    found = names.from_linen(network, part="unet", linear=xl)
+    if xl:
+        joined = single_file.join({"unet": found}, "sdxl")
+        found = {name.removeprefix("model.diffusion_model."): joined[name] for name in joined}
+    return {name.removesuffix(".weight").replace(".", "_"): np.asarray(x) for name, x in found.items()}
+
+
+@tiny_sd.needs_fixtures
+@pytest.mark.parametrize("name", ["tiny-sd15", "tiny-sdxl"])
+def test_write_has_what_is_added_to_each_matrix(name, tmp_path):
+    xl, rng = name == "tiny-sdxl", np.random.default_rng(0)
+    _, weights = pretrained.load(tiny_sd.ROOT / name)
+    low = lora.init(jax.random.key(0), weights["network"], 3)
+    low = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32), low)
+    lora_writing.write(tmp_path / "lora.safetensors", low, weights["network"], alpha=1.5, xl=xl)
+    found = tiny_sd.tensors(tmp_path / "lora.safetensors")
+    before = matrices(weights["network"], xl)
+    after = matrices(lora.merge(weights["network"], low, 0.5), xl)
+    changed = {name for name, x in before.items() if not np.array_equal(x, after[name])}
+    sides = "lora_down.weight", "lora_up.weight", "alpha"
+    assert set(found) == {f"lora_unet_{name}.{side}" for name in changed for side in sides}
+    assert any("input_blocks" in name for name in changed) == xl
+    for name in changed:
+        down, up, alpha = (found[f"lora_unet_{name}.{side}"] for side in sides)
+        np.testing.assert_allclose(after[name] - before[name], alpha / 3 * up @ down, atol=2e-5)
+
+
+@tiny_sd.needs_fixtures
+def test_write_refuses_a_lora_of_another_network(tmp_path):
+    _, weights = pretrained.load(tiny_sd.ROOT / "tiny-sd15")
+    low = {"params": {"elsewhere": {"kernel": {"down": np.ones((2, 1)), "up": np.ones((1, 2))}}}}
+    with pytest.raises(ValueError, match="elsewhere/kernel is no parameter of this network"):
+        lora_writing.write(tmp_path / "lora.safetensors", low, weights["network"], alpha=1.0, xl=False)
