@@ -187,11 +187,13 @@ class Latents:
 
         ValueError for integers or another shape, and for images without the weights of an autoencoder.
         """
-        z, deviation = self.moments(batch, weights)
-        z = jnp.asarray(z, jnp.float32)
-        if key is not None and deviation is not None:
-            z = z + jnp.asarray(deviation, jnp.float32) * keys.normal(key, z.shape)
-        return (z - self.shift) * self.scale
+        return self._drawn(*self.moments(batch, weights), key)
+
+    def of_unit(
+        self, images: Float[Array, "B H W C"], weights: PyTree, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B ..."]:
+        """`x_0` of images in [-1, 1] that need not be bytes, as of `encode`; such as those with a part left out."""
+        return self._drawn(*self._read(images, weights), key)
 
     def decode(self, x_0: Float[Array, "*b"], weights: PyTree = None) -> Shaped[Array, "..."]:
         """Latents `x_0 / scale + shift`, or with an autoencoder the images of these; with any leading axes."""
@@ -212,16 +214,32 @@ class Latents:
     ) -> tuple[Shaped[Array | np.ndarray, "..."], Shaped[Array | np.ndarray, "..."] | None]:
         """Mean and deviation of `z`, before scale and shift; None for the deviation where `z` is known."""
         if self.autoencoder is not None and self.name not in batch:
-            self._check(weights)
-            images = to_unit(_checked(batch["image"], self.image_shape))
-            mean, log_variance = self.autoencoder.build().apply(weights, images, method="encode")
-            return mean, jnp.exp(log_variance / 2)
+            return self._read(to_unit(_checked(batch["image"], self.image_shape)), weights)
         z = batch[self.name]
         if not jnp.issubdtype(z.dtype, jnp.floating) or z.shape[1:] != self.shape:
             raise ValueError(
                 f"expected floating-point arrays of shape {self.shape}, got {z.dtype} of shape {z.shape[1:]}."
             )
         return z, batch.get(f"{self.name}_deviation")
+
+    def _read(self, images: Float[Array, "B H W C"], weights: PyTree) -> tuple[Array, Array]:
+        """Mean and deviation of `z` of images in [-1, 1]."""
+        if self.autoencoder is None:
+            raise ValueError("these latents have no autoencoder, so there are none of images.")
+        self._check(weights)
+        mean, log_variance = self.autoencoder.build().apply(weights, images, method="encode")
+        return mean, jnp.exp(log_variance / 2)
+
+    def _drawn(
+        self,
+        mean: Shaped[Array | np.ndarray, "..."],
+        deviation: Shaped[Array | np.ndarray, "..."] | None,
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "B ..."]:
+        z = jnp.asarray(mean, jnp.float32)
+        if key is not None and deviation is not None:
+            z = z + jnp.asarray(deviation, jnp.float32) * keys.normal(key, z.shape)
+        return (z - self.shift) * self.scale
 
     def _check(self, weights: PyTree) -> None:
         if weights is None:

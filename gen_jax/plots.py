@@ -6,7 +6,7 @@ Only process 0 writes.
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,30 @@ def save_grid(
     images: UInt8[np.ndarray, "N H W C"],
     columns: int | None = None,
     scale: int | None = None,
+    text: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `tile(images, columns)`, each pixel as a square of `scale` (default: `enlargement`)."""
-    from PIL import Image
+    """Write `tile(images, columns)`, each pixel as a square of `scale` (default: `enlargement`).
 
+    `text` is as of `save_image`.
+    """
     canvas = tile(images, columns)
     scale = enlargement(*canvas.shape[:2]) if scale is None else scale
-    canvas = canvas.repeat(scale, 0).repeat(scale, 1)
+    save_image(path, canvas.repeat(scale, 0).repeat(scale, 1), text)
+
+
+def save_image(
+    path: str | Path, image: UInt8[np.ndarray, "H W C"], text: Mapping[str, str] | None = None
+) -> None:
+    """Write an image as it is; into a PNG file also `text`, a chunk for each name."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for name, said in (text or {}).items():
+        chunks.add_text(name, said)
     if jax.process_index() == 0:
-        Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(path)
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        picture.save(path, pnginfo=chunks) if text else picture.save(path)
 
 
 def save_strips(

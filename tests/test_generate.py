@@ -153,6 +153,65 @@ def test_rescaled_guidance_has_the_deviation_of_the_conditional_estimate(conditi
     np.testing.assert_allclose(rescaled, std(ask()), rtol=1e-3)
 
 
+@pytest.mark.parametrize("predicts", ["eps", "v"])
+def test_rescale_of_the_output_restores_what_the_network_says(conditional, predicts):
+    """The deviation of what it says of the condition, `y = (x0_hat - p x_t) / q`."""
+    m, weights = conditional
+    unbounded = dataclasses.replace(m, codec=Latents(described.SHAPE), predicts=predicts)
+    x_t, t, label = jax.random.normal(KEY, (2, *described.SHAPE)), jnp.float32(300), jnp.array([3, 4])
+    at = jnp.asarray(m.process.alpha(t)), jnp.asarray(m.process.sigma(t))
+
+    def said(*weight, **options):
+        x_0 = generate.denoiser(unbounded, weights, label, *weight, **options)(x_t, t)
+        return np.asarray(prediction.from_x0(x_0, x_t, *at, predicts=predicts)).reshape(2, -1)
+
+    plain, whole, half = (said(8.0, rescale=phi, rescale_of="output") for phi in (0.0, 1.0, 0.5))
+    np.testing.assert_array_equal(plain, said(8.0))
+    np.testing.assert_allclose(whole.std(1), said().std(1), rtol=1e-3)
+    np.testing.assert_allclose(half, (plain + whole) / 2, atol=1e-3 * np.abs(plain).max())
+    assert np.abs(whole - said(8.0, rescale=1.0)).max() > 1e-2 * np.abs(plain).max()
+
+
+def test_rescale_reaches_the_samples(conditional):
+    draw = lambda **options: generate.sample(*conditional, KEY, 2, guidance=8.0, **options)[0].astype(int)
+    plain, data, output = draw(), draw(rescale=1.0), draw(rescale=1.0, rescale_of="output")
+    assert min(np.abs(plain - data).max(), np.abs(plain - output).max(), np.abs(data - output).max()) > 1
+    with pytest.raises(ValueError, match=r"rescale_of must be .x0. or .output., got 'noise'"):
+        draw(rescale_of="noise")
+
+
+def test_plan_of_a_model_with_a_schedule_is_that_of_its_grid(conditional):
+    m, _ = conditional
+    schedule = samplers.Schedule("leading", 1, False, karras=True)
+    says = dataclasses.replace(m, process=process.DDPM(), sampling=Sampling("euler", 6, schedule=schedule))
+    for solver, nfe, predicts in (("pndm", 8, "v"), ("heun", 5, "eps"), ("dpmpp", 7, "v")):
+        says = dataclasses.replace(says, predicts=predicts)
+        expected = schedule.plan(says.process, solver, nfe, predicts=predicts)
+        jax.tree.map(np.testing.assert_array_equal, generate.plan(says, solver, nfe), expected)
+    assert generate.plan(says).nfe == 6
+    assert (says.sampling.rounds(), says.sampling.rounds("dpmpp")) == (False, True)
+    solver, times = samplers.recommended(says.process, 6)
+    recommended = dataclasses.replace(says, sampling=Sampling(None, 6, schedule=schedule))
+    jax.tree.map(np.testing.assert_array_equal, generate.plan(recommended), solver.plan(says.process, times))
+    with pytest.raises(ValueError, match="a schedule needs a discrete process, DDPM; got VP"):
+        dataclasses.replace(says, process=process.VP())
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_rounded_asks_the_network_at_the_nearest_time_alone(conditional, rounded):
+    """`alpha` and `sigma` stay those of the time that was asked for."""
+    m, weights = conditional
+    m = dataclasses.replace(m, process=process.DDPM(), codec=Latents(described.SHAPE))
+    x_t, t, label = jax.random.normal(KEY, (2, *described.SHAPE)), jnp.float32(300.4), jnp.array([3, 4])
+    got = generate.denoiser(m, weights, label, rounded=rounded)(x_t, t)
+    time = jnp.full(2, 300.0 if rounded else 300.4)
+    said = m.network.build().apply(weights["network"], x_t, time, *m.condition.tell(None, label))
+    at = jnp.asarray(m.process.alpha(t)), jnp.asarray(m.process.sigma(t))
+    np.testing.assert_allclose(
+        got, prediction.to_x0(said, x_t, *at, predicts=m.predicts), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_guided_inside_the_interval_alone_and_rescaled(conditional):
     """An interval between two times of the plan holds none of them: a weight is then no guidance; one of all is all."""
     m, weights = conditional

@@ -92,7 +92,7 @@ MASK = np.ones((1, 4, 4, 1), bool)
 REFUSED = [
     (lambda: retouch.vary(MODEL, WEIGHTS, KEY, GOOD, strength=0.0), "strength"),
     (lambda: retouch.vary(MODEL, WEIGHTS, KEY, GOOD, strength=1.2), "strength"),
-    (lambda: retouch.vary(MODEL, WEIGHTS, KEY, GOOD[:, :3], strength=0.5), "as the model draws them"),
+    (lambda: retouch.vary(MODEL, WEIGHTS, KEY, GOOD[..., :0], strength=0.5), "as the model draws them"),
     (lambda: retouch.vary(MODEL, WEIGHTS, KEY, GOOD / 255, strength=0.5), "uint8"),
     (lambda: retouch.vary(MODEL, WEIGHTS, KEY, GOOD, prompt="a"), "unconditional"),
     (lambda: retouch.inpaint(MODEL, WEIGHTS, KEY, GOOD, MASK[:, :3]), "mask must be bool"),

@@ -1,0 +1,249 @@
+"""What `gen-jax sample` does: `Sample` has its options, `run` draws and writes.
+
+command.run(command.Sample(Path("stable-diffusion-v1-5"), prompt="a lighthouse at dawn", out=Path("lighthouse.png")))
+
+Nothing that takes long to import is imported before it runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gen_jax.conditioning import Prompt
+    from gen_jax.generate import OnStep, Weights
+    from gen_jax.model import Model
+
+ENLARGED = 256
+"""Pixels across, below which images are enlarged to be seen, and framed."""
+
+STRENGTH = 0.6
+"""Of image to image, where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Options of `gen-jax sample`."""
+
+    weights: tyro.conf.Positional[Path]
+    """The directory of a run of step09_diffusion.py or a step 10 experiment, the folder of a Stable Diffusion, or one of
+    its .safetensors files."""
+    label: int | str | None = None
+    """Of all images, where the model learned from labels: the number of a class, or its name (default: each its own, at
+    random)."""
+    num: int | None = None
+    """How many images (default: 16; 1 of Stable Diffusion)."""
+    out: Path = Path("samples.png")
+    """Where to; .png is one picture of all, with the settings in it, .npy is uint8 [N, H, W, C]."""
+    guidance: float | None = None
+    """Weight of guidance, by the labels, the text or by a weaker model; 1 is none (default: as the model says)."""
+    solver: str | None = None
+    """A solver by name (default: as the model says)."""
+    nfe: int | None = None
+    """Evaluations of the network for an image; of Stable Diffusion steps (default: as the model says)."""
+    seed: int = 0
+    """Of the images."""
+    prompt: str | None = None
+    """What all images show, where the model reads texts (default: anything)."""
+    prompts: Path | None = None
+    """A file with a prompt a line, or a list in JSON: an image for each, in place of num."""
+    negative_prompt: str | None = None
+    """What guidance leads away from (default: the empty text)."""
+    height: int | None = None
+    """Of the images in pixels (default: as the model says, or as the image that is changed)."""
+    width: int | None = None
+    """Of the images in pixels, as height."""
+    image: Path | None = None
+    """A picture to change: drawn anew from some of its noise, or where there is a mask, in a part."""
+    strength: float | None = None
+    """How much of the picture is changed, in (0, 1] (default: 0.6)."""
+    mask: Path | None = None
+    """A picture that is white where the image is to be drawn anew, and black where it stays."""
+    rescale: float = 0.0
+    """Against the overexposure of strong guidance, in [0, 1]: the guidance_rescale of diffusers."""
+    clip_skip: int = 0
+    """Of Stable Diffusion: how many of the last layers of the text encoder are not used."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights, and of Stable Diffusion's arithmetic (default: float32)."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A file of LoRA, FILE or FILE:WEIGHT; given several times, all are added."""
+    config: Path | None = None
+    """For one .safetensors file: a folder with what it does not say, such as CLIP's vocabulary."""
+    previews: bool = False
+    """Write what the images will be, after each step, beside the images: samples.preview.png."""
+
+
+def run(asked: Sample) -> str:
+    """Draws, writes, and says what it did. ValueError, in a line, for what can not be done."""
+    _check(asked)
+    import numpy as np
+
+    from gen_jax import launch, plots
+
+    prompts = launch.read_prompts(asked.prompts) if asked.prompts else asked.prompt
+    published = asked.weights.is_file() or (asked.weights / "model_index.json").exists()
+    launch.start(1 if published else 2)  # one device, as each has its own copy of the weights
+    model, weights = _loaded(asked)
+    num = asked.num if asked.num is not None else 1 if published else 16
+    num = len(prompts) if isinstance(prompts, list) else num
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    images, cond = _drawn(asked, model, weights, num, prompts)
+    if asked.out.suffix == ".npy":
+        np.save(asked.out, images)
+    else:
+        text = _text(asked, model, images, prompts)
+        if max(images.shape[1:3]) < ENLARGED:
+            plots.save_grid(asked.out, images, text=text)
+        elif len(images) == 1:
+            plots.save_image(asked.out, images[0], text)
+        else:
+            plots.save_grid(asked.out, images, scale=1, text=text)
+    what = f"{len(images)} image" + "s" * (len(images) != 1)
+    return f"{what}{_drawn_for(model, cond, prompts)} in {asked.out}"
+
+
+def _check(asked: Sample) -> None:
+    """What can be said before weights are read."""
+    if asked.out.suffix not in (".png", ".npy"):
+        raise ValueError(f"out must end in .png or .npy, got {asked.out}.")
+    if asked.prompt is not None and asked.prompts is not None:
+        raise ValueError("one prompt or a file of prompts, not both.")
+    if asked.image is None and (asked.mask is not None or asked.strength is not None):
+        raise ValueError("a mask or a strength needs the image that is to be changed.")
+    if asked.mask is not None and asked.strength is not None:
+        raise ValueError("a strength is of image to image, not of what is drawn anew where a mask is white.")
+    for said in asked.lora:
+        lora_weight(said)
+
+
+def _loaded(asked: Sample) -> "tuple[Model, Weights]":
+    from gen_jax import pretrained
+
+    said = {"clip_skip": asked.clip_skip or None, "config": asked.config}
+    options: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+    model, weights = pretrained.load(asked.weights, dtype=asked.dtype, **options)
+    if asked.lora:
+        from gen_jax.pretrained import lora  # type: ignore[attr-defined,unused-ignore]
+
+        each = [(lora.load(path, model), weight) for path, weight in map(lora_weight, asked.lora)]
+        weights = lora.merge(weights, each)
+    return model, weights
+
+
+def lora_weight(said: str) -> tuple[Path, float]:
+    """`FILE:WEIGHT`, or FILE alone, with weight 1. ValueError for a weight that is no number."""
+    path, colon, weight = said.rpartition(":")
+    if not colon or Path(said).exists():
+        return Path(said), 1.0
+    try:
+        return Path(path), float(weight)
+    except ValueError:
+        raise ValueError(
+            f"lora {said}: expected FILE:WEIGHT with a number, got the weight {weight!r}."
+        ) from None
+
+
+def _drawn(
+    asked: Sample, model: "Model", weights: "Weights", num: int, prompts: "Prompt | None"
+) -> "tuple[np.ndarray, object]":
+    import jax
+    import numpy as np
+
+    from gen_jax import generate, retouch
+
+    key = jax.random.key(asked.seed)
+    options: dict[str, Any] = {
+        "label": asked.label,
+        "prompt": prompts,
+        "negative_prompt": asked.negative_prompt,
+        "guidance": asked.guidance,
+        "solver": asked.solver,
+        "nfe": asked.nfe,
+        "rescale": asked.rescale,
+        "rescale_of": "output" if model.sampling.schedule is not None else "x0",
+        "on_step": _previews(asked, model, weights),
+    }
+    if asked.image is None:
+        return generate.sample(model, weights, key, num, height=asked.height, width=asked.width, **options)
+    image = _picture(asked.image, asked, model)
+    images = np.repeat(image[None], num, axis=0)
+    if asked.mask is None:
+        strength = STRENGTH if asked.strength is None else asked.strength
+        return retouch.vary(model, weights, key, images, strength=strength, **options), None
+    known = _picture(asked.mask, asked, model, like=image)[None] < 128
+    return retouch.inpaint(model, weights, key, images, known, **options), None
+
+
+def _previews(asked: Sample, model: "Model", weights: "Weights") -> "OnStep | None":
+    if not asked.previews:
+        return None
+    from gen_jax import previews
+
+    return previews.saving(asked.out.with_suffix(".preview.png"), previews.linear(model, weights))
+
+
+def _picture(path: Path, asked: Sample, model: "Model", like: "np.ndarray | None" = None) -> "np.ndarray":
+    """A picture of a size that the model draws, resized until it covers that, and cropped; grey where it is a mask."""
+    from gen_jax.codec import Latents
+    from gen_jax.data import images
+
+    latents = isinstance(model.codec, Latents)
+    shape = model.codec.image_shape if isinstance(model.codec, Latents) else model.codec.shape
+    try:
+        picture = images.load(path, shape[-1] if like is None else 1)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no picture that can be read: {error}") from None
+    if like is not None:
+        return images.resize(picture, like.shape[:2])
+    factor = shape[0] // model.codec.shape[0]
+    own = [
+        max(side // factor, 1) * factor if latents else shape[i] for i, side in enumerate(picture.shape[:2])
+    ]
+    given = zip((asked.height, asked.width), own, strict=True)
+    height, width = (side if side is not None else default for side, default in given)
+    model.at(height, width)  # a ValueError for a size that it can not draw
+    return images.resize(picture, (height, width))
+
+
+def _text(asked: Sample, model: "Model", images: "np.ndarray", prompts: "Prompt | None") -> Mapping[str, str]:
+    """What the images were made with, for the PNG file."""
+    from gen_jax import __version__, infotext
+
+    says = model.sampling
+    solver = asked.solver or says.solver or "recommended"
+    changed, loras = asked.image is not None and asked.mask is None, map(lora_weight, asked.lora)
+    karras = says.schedule is not None and solver != "recommended" and says.schedule.is_karras(solver)
+    settings = {
+        "Steps": asked.nfe or says.nfe,
+        "Sampler": infotext.SAMPLERS.get(solver, solver),
+        "Schedule type": "Karras" if karras else None,
+        "CFG scale": f"{says.guidance if asked.guidance is None else asked.guidance:g}",
+        "Seed": asked.seed,
+        "Size": f"{images.shape[2]}x{images.shape[1]}",
+        "Model": asked.weights.stem,
+        "Label": asked.label,
+        "Denoising strength": asked.strength or STRENGTH if changed else None,
+        "Clip skip": asked.clip_skip + 1 if asked.clip_skip else None,
+        "CFG Rescale": asked.rescale or None,
+        "LoRA": ", ".join(f"{path.stem}:{weight:g}" for path, weight in loras) or None,
+        "Version": f"gen_jax {__version__}",
+    }
+    text = "\n".join(map(str, prompts)) if isinstance(prompts, list) else str(prompts or "")
+    return {infotext.KEY: infotext.write(text, asked.negative_prompt or "", settings)}
+
+
+def _drawn_for(model: "Model", cond: object, prompts: "Prompt | None") -> str:
+    """The labels or the text of images, to end a message with."""
+    import numpy as np
+
+    from gen_jax.conditioning import Labels
+
+    if isinstance(cond, np.ndarray):
+        name = model.condition.name if isinstance(model.condition, Labels) else str
+        return f" of the labels {', '.join(map(name, np.unique(cond).tolist()))}"
+    return f" of {prompts!r}" if isinstance(prompts, str) else ""
