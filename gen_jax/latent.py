@@ -22,7 +22,7 @@ from jaxtyping import Array, PyTree
 
 from gen_jax.codec import Latents
 from gen_jax.data import Arrays, Random, Source, cache
-from gen_jax.data.protocol import read, stack
+from gen_jax.data.protocol import Stored, read, stack
 from gen_jax.generate import local_mesh
 from gen_jax.training.layout import Layout
 
@@ -101,6 +101,8 @@ def _encoded(codec: Latents, params: PyTree, source: Source, size: int) -> Itera
 def _fingerprint(codec: Latents, params: PyTree, source: Source) -> str:
     """A name for these latents: of the weights, the configuration, and what is known of the images."""
     digest = hashlib.sha256(f"{codec.autoencoder} {codec.name} {source.info()}".encode())
+    if isinstance(source, Stored) and (entry := source.entry()) is not None:
+        digest.update(entry.name.encode())  # other files have another name there, captions among them
     first_and_last = stack(read(source, [0, len(source) - 1]))["image"]
     for x in (*jax.tree.leaves(params), first_and_last):
         digest.update(np.ascontiguousarray(x).tobytes())

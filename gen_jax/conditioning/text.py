@@ -143,13 +143,17 @@ class Text:
     def of_batch(self, key: Key[Array, ""], batch: Batch) -> Asked:
         """The tokens of each example, or with probability `dropout` those of no text."""
         tokens = [jnp.asarray(batch[name.replace("text_encoder", "token")]) for name in self.names]
-        dropped = jax.vmap(jax.random.uniform)(keys.per_example(key, len(tokens[0]))) < self.dropout
+        dropped = self.dropped(key, len(tokens[0]))
         if not self.zero_null:
             empty = [jnp.asarray(reader.tokenizer.tokens([""])) for reader in self.readers]
             tokens = [jnp.where(dropped[:, None], e, t) for e, t in zip(empty, tokens, strict=True)]
         read = [prompts.Prompts(t[:, None], jnp.ones(t[:, None].shape, jnp.float32)) for t in tokens]
         asked = self._asked(len(dropped), tuple(read), self.sizes)
         return asked._replace(shown=~dropped) if self.zero_null else asked
+
+    def dropped(self, key: Key[Array, ""], n: int) -> Bool[Array, "{n}"]:
+        """Which of `n` examples lose their text in training."""
+        return jax.vmap(jax.random.uniform)(keys.per_example(key, n)) < self.dropout
 
     def null(self, n: int, like: PyTree = None) -> Asked:
         """`n` times no text, in as many chunks as `like`, and of its sizes where there are no others for it."""

@@ -50,6 +50,29 @@ class Fitted:
         return {**example, "image": image}
 
 
+class Placed(Fitted):
+    """The same, and under "place" what part of which picture each image is, float32 [4].
+
+    They are height and width of the picture, top and left of the window in the resized picture: the first of the sizes
+    that Stable Diffusion XL is told (`conditioning.Text`).
+    """
+
+    def entry(self) -> Path | None:
+        """As of `Fitted`."""
+        entry = super().entry()
+        return entry and entry.with_name(f"{entry.name}-placed")
+
+    def _fit(self, example: Example, at: tuple[float, float] = (0.5, 0.5)) -> Example:
+        height, width = np.shape(example["image"])[:2]
+        top, left = images.corner((height, width), self._size or (height, width), at)
+        return {**super()._fit(example, at), "place": np.array([height, width, top, left], np.float32)}
+
+
+def placed(source: Source) -> Source:
+    """A source of resized and cropped images with the place of each, `Placed`; any other one as it is."""
+    return Placed(source._source, source._size, source._channels) if type(source) is Fitted else source
+
+
 class RandomlyCropped(Fitted):
     """The same with the window at another place each time an example is drawn, uniformly."""
 

@@ -98,7 +98,7 @@ def resize(image: np.ndarray, size: tuple[int, int], at: tuple[float, float] = (
     height, width, channels = image.shape
     if (height, width) == size:
         return image
-    scale = max(size[0] / height, size[1] / width)
+    scale = _scale((height, width), size)
     top, bottom = _window(height, size[0], scale, at[0])
     left, right = _window(width, size[1], scale, at[1])
 
@@ -110,6 +110,19 @@ def resize(image: np.ndarray, size: tuple[int, int], at: tuple[float, float] = (
     if image.dtype == np.uint8 and channels in _MODES:
         return resample(_picture(image)).reshape(*size, channels)
     return np.stack([resample(_picture(image[..., c : c + 1])) for c in range(channels)], -1)
+
+
+def corner(
+    shape: tuple[int, int], size: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+) -> tuple[int, int]:
+    """Top and left of the window that `resize` crops, in whole pixels of the resized image of `shape` = (h, w)."""
+    scale = _scale(shape, size)
+    begins = [_window(n, s, scale, a)[0] for n, s, a in zip(shape, size, at, strict=True)]
+    return round(begins[0] * scale), round(begins[1] * scale)
+
+
+def _scale(shape: tuple[int, int], size: tuple[int, int]) -> float:
+    return max(size[0] / shape[0], size[1] / shape[1])
 
 
 def _window(length: int, size: int, scale: float, at: float) -> tuple[float, float]:

@@ -11,7 +11,12 @@ from gen_jax.training.cache import enable_compilation_cache
 from gen_jax.training.callbacks import Callback, JSONLines, TensorBoard
 from gen_jax.training.checkpoint import CheckpointError, Checkpoints
 from gen_jax.training.compile import Compiled, compile_step
-from gen_jax.training.distributed import default_parallel, initialize_distributed, split_cpu_devices
+from gen_jax.training.distributed import (
+    default_parallel,
+    initialize_distributed,
+    on_host,
+    split_cpu_devices,
+)
 from gen_jax.training.layout import Layout
 from gen_jax.training.loading import Loaded, load
 from gen_jax.training.loop import InMemory, Stream, fit
@@ -51,6 +56,7 @@ __all__ = [
     "load",
     "make_step",
     "muon",
+    "on_host",
     "scheduled",
     "skip_exploding",
     "split_cpu_devices",

@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -104,6 +105,15 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self.__exit__()
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """The arrays of a tree in the memory of this process, whole, however they are split; every process must call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def agreement(mesh: jax.sharding.Mesh) -> Callable[[int | None], int | jax.Array]:

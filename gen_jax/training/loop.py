@@ -60,7 +60,7 @@ class Stream(Protocol):
 
 def fit(
     step: Step,
-    state: TrainState | Callable[[], TrainState],
+    state: TrainState | Callable[..., TrainState],
     batches: InMemory | Stream,
     *,
     num_steps: int,
@@ -71,6 +71,7 @@ def fit(
     schedule: optax.Schedule | None = None,
     callbacks: Sequence[Callback] = (),
     frozen: PyTree = None,
+    start_from: PyTree = None,
     mesh: Mesh | None = None,
     resume: bool = True,
 ) -> TrainState:
@@ -96,6 +97,9 @@ def fit(
         callbacks: what is told of the run beside `JSONLines` and `TensorBoard`, which a run with a `workdir` has.
         frozen: weights for the loss that are not trained, as `aux.frozen` (`make_step(aux=True)`): an argument of the
             compiled program, on the devices as parameters are, and in no checkpoint.
+        start_from: what `state` is called with, such as the weights of a model that is trained further; arrays of the
+            host, or of any device. They are an argument of the program that makes the state, split as parameters are, and
+            are on the devices while it runs.
         mesh: devices with an axis "data"; None: all.
         resume: False refuses a `workdir` that has checkpoints.
 
@@ -106,10 +110,12 @@ def fit(
     """
     given = state if isinstance(state, TrainState) else None
 
-    def make() -> TrainState:
-        return state if isinstance(state, TrainState) else state()
+    given_to_state = () if start_from is None else (start_from,)
 
-    shapes = jax.eval_shape(make)
+    def make(*args: PyTree) -> TrainState:
+        return state if isinstance(state, TrainState) else state(*args)
+
+    shapes = jax.eval_shape(make, *given_to_state)
     parallel = options.parallel or default_parallel(options.fsdp, mesh)
     layout = Layout(parallel, fsdp=options.fsdp) if mesh is None else Layout(parallel, mesh, options.fsdp)
     like = _like(layout, shapes) if given is None else layout.put_state(given)
@@ -137,7 +143,7 @@ def fit(
             done = f"already complete ({num_steps} steps)" if start >= num_steps else "resuming"
             reporter.say(f"{done}: checkpoint of step {start} in {checkpoints.directory}")
         if start >= num_steps:
-            return _begin(make, layout.state_sharding(shapes)) if first is None else first
+            return _begin(make, layout, shapes, given_to_state) if first is None else first
         size = call_size(options.steps_per_call, start, num_steps)
         compiled = compile_step(
             step,
@@ -167,7 +173,8 @@ def fit(
         feed = _feed(compiled, batches, start, num_steps)
         data = next(feed)
         if first is None:
-            first = _begin(make, layout.state_sharding(shapes), lambda: compiled.lower(like, data, frozen))
+            lower = lambda: compiled.lower(like, data, frozen)
+            first = _begin(make, layout, shapes, given_to_state, lower)
         else:
             compiled.lower(first, data, frozen).compile()
         run.begin(start)
@@ -198,17 +205,20 @@ def _like(layout: Layout, shapes: TrainState) -> TrainState:
 
 
 def _begin(
-    make: Callable[[], TrainState],
-    shardings: PyTree,
+    make: Callable[..., TrainState],
+    layout: Layout,
+    shapes: TrainState,
+    args: tuple[PyTree, ...],
     lower_step: Callable[[], jax.stages.Lowered] | None = None,
 ) -> TrainState:
     """The state that `make` makes, while the step compiles in a second thread: for much of it XLA uses one core."""
-    program = lower_once(make, out_shardings=shardings)
+    args = tuple(layout.put_frozen(tree) for tree in args)
+    program = lower_once(make, *args, out_shardings=layout.state_sharding(shapes))
     if lower_step is None:
-        return program.compile()()
+        return program.compile()(*args)
     with ThreadPoolExecutor(1) as pool:
         step = pool.submit(lower_step().compile)
-        state = program.compile()()
+        state = program.compile()(*args)
         step.result()
     return state
 

@@ -251,3 +251,20 @@ def test_the_step_is_compiled_once_where_the_state_is_made(tmp_path):
 
     fit(tmp_path, 20, problem=(counted, lambda: state, schedule))
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"fsdp": True, "mesh": EIGHT}], ids=["one device", "fsdp"])
+def test_fit_makes_a_state_of_what_it_starts_from(whole, options):
+    """Given weights are arguments of the program that makes the state, and lie there as parameters do."""
+    step, _, schedule = toy.setup(40)
+    optimizer = training.adam(1e-2, num_steps=40, warmup_steps=5)[0]
+    seen = []
+
+    def make(given):
+        seen.append(jax.tree.leaves(given)[0])
+        return training.TrainState.create(given, optimizer, jax.random.key(3))
+
+    given = jax.tree.map(np.asarray, toy.params())
+    state = fit(None, problem=(step, make, schedule), start_from=given, **options)
+    toy.assert_close(whole[1], state, 1e-5)
+    assert all(isinstance(x, jax.core.Tracer) for x in seen)
