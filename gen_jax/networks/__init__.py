@@ -4,6 +4,7 @@ __all__ = [
     "attention",
     "autoencoder",
     "autoencoder_kl",
+    "autoencoder_tiny",
     "classifier",
     "conv",
     "discriminator",

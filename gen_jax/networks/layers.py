@@ -30,6 +30,7 @@ class Conv(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     centred: bool = False
     """Where the zeros are with a stride, see `gen_jax.networks.conv.conv`."""
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -37,6 +38,8 @@ class Conv(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         weights = self.param("kernel", init, shape, self.param_dtype)
+        if not self.bias:
+            return conv(x.astype(self.dtype), weights.astype(self.dtype), self.stride, centred=self.centred)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, weights, bias = (a.astype(self.dtype) for a in (x, weights, bias))
         return conv(x, weights, self.stride, centred=self.centred) + bias[None, None, None]

@@ -5,7 +5,8 @@
 
 It is the network of Ho et al. 2020 (Appendix B), by default with FiLM in place of an added time embedding (Dhariwal &
 Nichol 2021, Section 3). An optional stem turns space into depth. With transformers at some of its levels it reads a
-context, such as an encoded text (Rombach et al. 2022); `sd15`, `sd21` and `sdxl` are the networks of Stable Diffusion.
+context, such as an encoded text (Rombach et al. 2022); `sd15`, `sd21`, `sdxl` and `sdxl_refiner` are those of Stable
+Diffusion.
 
 It knows nothing of diffusion: `t` has one number for each example, and `time_scale` sets its unit. It has no mutable
 state.
@@ -27,6 +28,7 @@ from gen_jax.networks.unet_config import (
     sd15,
     sd21,
     sdxl,
+    sdxl_refiner,
 )
 
 __all__ = [
@@ -40,11 +42,12 @@ __all__ = [
     "sd15",
     "sd21",
     "sdxl",
+    "sdxl_refiner",
 ]
 
 
 class UNet(nn.Module):
-    """Maps images, times and optional conditions to images of the same shape; zero at initialisation."""
+    """Maps images, times and optional conditions to images of the same size; zero at initialisation."""
 
     config: UNetConfig
 
@@ -56,7 +59,9 @@ class UNet(nn.Module):
         cond: Num[Array, "B ..."] | None = None,
         context: Float[Array, "A L K"] | None = None,
         mask: Shaped[Array, "M S"] | None = None,
-    ) -> Float[Array, "B H W C"]:
+        *,
+        guidance: Num[Array, " G"] | None = None,
+    ) -> Float[Array, "B H W D"]:
         """Map `x` at times `t`.
 
         Args:
@@ -66,16 +71,19 @@ class UNet(nn.Module):
             context: tokens, `[B, L, context_features]`, to which the transformers attend. None is as no token.
             mask: bool `[B, L]`, True for the tokens that are attended to. An image with none is mapped as if there were
                 no cross-attention.
+            guidance: a weight for each image, at which a distilled network imitates guidance. The embedding is that of
+                1000 times it (Luo et al. 2023, LCM, Section 4.2), whose `w` is a weight of `gen_jax.guidance` less 1.
+                None is as if there were no embedding of it.
 
         Raises:
-            ValueError: `t`, `cond`, `context` or `mask` does not fit the images or the configuration.
+            ValueError: `t`, `cond`, `context`, `mask` or `guidance` does not fit the images or the configuration.
         """
         c = self.config
         conv: layers.Dtypes = {"dtype": c.dtype, "param_dtype": c.param_dtype}
         kind: layers.GroupDtypes = {"groups": c.groups, "exact_norm": c.exact_norm, **conv}
         block_type = nn.remat(layers.ResBlock) if c.remat else layers.ResBlock
         transformer_type = nn.remat(Transformer) if c.remat else Transformer
-        emb = self._embed(x, t, cond)
+        emb = self._embed(x, t, cond, guidance)
         self._check_context(len(x), context, mask)
 
         def block(h: Array, level: int, name: str) -> Array:
@@ -91,7 +99,7 @@ class UNet(nn.Module):
             return h
 
         h = layers.space_to_depth(x.astype(c.dtype), c.patch)
-        depth, last = h.shape[-1], len(c.channels) - 1
+        depth, last = c.patch**2 * (c.out_channels or x.shape[-1]), len(c.channels) - 1
         h = layers.Conv(c.channels[0], name="stem", **conv)(h)
         skips = [h] if c.dense_skips else []
         for level in range(last + 1):
@@ -125,20 +133,22 @@ class UNet(nn.Module):
         h = layers.Conv(depth, zero_init=True, name="out", **conv)(h)
         return layers.depth_to_space(h, c.patch, x.shape).astype(x.dtype)
 
-    def _embed(self, x: Array, t: Array, cond: Array | None) -> Float[Array, "B E"]:
-        """The embedding of each example's time and condition."""
+    def _embed(self, x: Array, t: Array, cond: Array | None, guidance: Array | None) -> Float[Array, "B E"]:
+        """The embedding of each example's time, guidance and condition."""
         c = self.config
         dense = lambda name: nn.Dense(c.embedding, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
         if t.shape != x.shape[:1]:
             raise ValueError(
                 f"Expected one time for each of {x.shape[0]} images, t of shape {x.shape[:1]}, got {t.shape}."
             )
+        time = t * c.time_scale
         emb = layers.sinusoidal(
-            t * c.time_scale,
+            time + c.time_offset if c.time_offset else time,
             c.sinusoid_features or c.embedding,
             cosines_first=c.sinusoid_cosines_first,
             endpoint=c.sinusoid_endpoint,
         )
+        emb = self._add_guidance(emb, guidance)
         emb = dense("time_1")(nn.silu(dense("time_0")(emb)))
         if c.num_classes is not None:
             cond = jnp.full(t.shape, c.num_classes) if cond is None else cond
@@ -162,6 +172,22 @@ class UNet(nn.Module):
                 "This network takes no condition: set num_classes or cond_features in its UNetConfig."
             )
         return emb
+
+    def _add_guidance(self, emb: Array, guidance: Array | None) -> Float[Array, "B F"]:
+        """The sinusoid of time, and a linear map of that of the guidance weight."""
+        c = self.config
+        if guidance is not None and (c.guidance_features is None or guidance.shape != emb.shape[:1]):
+            raise ValueError(
+                f"Expected a guidance weight for each of {len(emb)} images, and guidance_features in the UNetConfig; got "
+                f"guidance of shape {guidance.shape} and guidance_features={c.guidance_features}."
+            )
+        if c.guidance_features is None or (guidance is None and not self.is_initializing()):
+            return emb
+        weight = jnp.zeros(len(emb)) if guidance is None else guidance  # parameters do not depend on the call
+        dense = nn.Dense(
+            emb.shape[-1], use_bias=False, dtype=c.dtype, param_dtype=c.param_dtype, name="guidance"
+        )
+        return emb + dense(layers.sinusoidal(1000.0 * weight, c.guidance_features))
 
     def _check_context(self, batch: int, context: Array | None, mask: Array | None) -> None:
         features = self.config.context_features

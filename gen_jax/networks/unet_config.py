@@ -20,6 +20,9 @@ class UNetConfig:
 
     channels: tuple[int, ...] = (64, 128)
     """Channels at each level, finest first."""
+    out_channels: int | None = None
+    """Channels of the output where they are not as many as those of the input: a network for inpainting reads the mask
+    and the masked image beside `x_t`, and gives as many channels as `x_t` has."""
     blocks: int = 1
     """Residual blocks at each level on the way down; with `dense_skips` there is one more on the way up."""
     attention: tuple[int, ...] = ()
@@ -55,6 +58,11 @@ class UNetConfig:
     """Whether the lowest frequency is reached, see `layers.sinusoidal`."""
     time_scale: float = 1.0
     """Factor of `t` before its sinusoidal embedding, which expects about 0 to 1000; for `t` in [0, 1] use 1000."""
+    time_offset: float = 0.0
+    """The embedding is that of `t time_scale + time_offset`. Networks that count times from 0, as Stable Diffusion does,
+    have -1: a time of `process.DDPM` is 1 to 1000."""
+    guidance_features: int | None = None
+    """Size of the sinusoidal embedding of a guidance weight, for a network distilled at many weights; None for none."""
     num_classes: int | None = None
     """Number of labels. Label `num_classes` is the null label; `cond=None` means the null label for all."""
     cond_features: int | None = None
@@ -76,10 +84,12 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         dtypes.keep_names(self)
-        if not self.channels or min(self.channels) < 1 or self.blocks < 1 or self.patch < 1:
+        optional = [n for n in (self.out_channels, self.guidance_features) if n is not None]
+        if not self.channels or min(*self.channels, self.blocks, self.patch, *optional) < 1:
             raise ValueError(
-                "UNetConfig expects at least one level and positive channels, blocks and patch; "
-                f"got channels={self.channels}, blocks={self.blocks}, patch={self.patch}."
+                "UNetConfig expects at least one level and positive channels, blocks, patch, out_channels and "
+                f"guidance_features; got channels={self.channels}, blocks={self.blocks}, patch={self.patch}, "
+                f"out_channels={self.out_channels}, guidance_features={self.guidance_features}."
             )
         if any(level not in range(len(self.channels)) for level in self.attention):
             raise ValueError(
@@ -90,6 +100,12 @@ class UNetConfig:
             raise ValueError("Give num_classes (labels) or cond_features (vectors), not both.")
         if self.cond_layers == 2 and self.cond_features is None:
             raise ValueError("cond_layers=2 are those of a conditioning vector: give its cond_features.")
+        if min(self.sinusoid_features or self.embedding, self.guidance_features or 2) < 2:
+            raise ValueError(
+                "A sinusoidal embedding has a sine and a cosine at least: expected 2 or more features, got "
+                f"sinusoid_features={self.sinusoid_features}, embedding={self.embedding} and "
+                f"guidance_features={self.guidance_features}."
+            )
         self._check_transformers()
 
     def _check_transformers(self) -> None:
@@ -176,10 +192,12 @@ sd15 = UNetConfig(
     sinusoid_features=320,
     sinusoid_cosines_first=True,
     sinusoid_endpoint=False,
+    time_offset=-1.0,
     resample_centred=True,
     exact_norm=True,
 )
-"""That of Stable Diffusion 1 (Rombach et al. 2022), 859,520,964 parameters with 4 channels; `t` is 0 to 999."""
+"""That of Stable Diffusion 1 (Rombach et al. 2022), 859,520,964 parameters with 4 channels; `t` is 1 to 1000. For
+inpainting it has `out_channels=4` and reads 9: `x_t`, the mask, and the latents of the masked image."""
 
 sd21 = replace(sd15, heads=None, head_features=64, context_features=1024)
 """That of Stable Diffusion 2, 865,910,724 parameters."""
@@ -195,3 +213,15 @@ sdxl = replace(
 """That of Stable Diffusion XL (Podell et al. 2023, Table 1), 2,567,463,684 parameters. Its vector is the pooled text,
 1280 numbers, and `layers.sinusoidal(n, 256, cosines_first=True, endpoint=False)` of six: the height and width of the
 original picture, top and left of the crop, and the height and width to draw."""
+
+sdxl_refiner = replace(
+    sdxl,
+    channels=(384, 768, 1536, 1536),
+    depth=(0, 4, 4, 0),
+    context_features=1280,
+    cond_features=2560,
+    embedding=1536,
+    sinusoid_features=384,
+)
+"""That which ends what `sdxl` began, 2,259,526,660 parameters. Its vector is the pooled text and five numbers: the height
+and width of the original picture, top and left of the crop, and an aesthetic score."""

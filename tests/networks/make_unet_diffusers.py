@@ -47,6 +47,14 @@ OPTIONS = {  # what diffusers calls attention_head_dim is the number of heads
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     },
+    "inpainting": {  # and distilled at many guidance weights
+        "block_out_channels": (8, 16, 24),
+        "attention_head_dim": 2,
+        "in_channels": 9,
+        "time_cond_proj_dim": 6,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    },
 }
 
 
@@ -58,7 +66,12 @@ def expected(name: str) -> dict[str, np.ndarray]:
     model.load_state_dict(weights)
     rng = np.random.RandomState(0)
     draw = lambda *shape: torch.tensor(rng.standard_normal(shape), dtype=torch.float32)
-    latents, context, times = draw(2, 4, 9, 14).requires_grad_(), draw(2, 5, 12), torch.tensor([3, 870])
+    channels = model.config.in_channels
+    latents, context, times = (
+        draw(2, channels, 9, 14).requires_grad_(),
+        draw(2, 5, 12),
+        torch.tensor([3, 870]),
+    )
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0]])
     added = {}
     if name == "sdxl":
@@ -66,7 +79,12 @@ def expected(name: str) -> dict[str, np.ndarray]:
             "text_embeds": draw(2, 10),
             "time_ids": torch.tensor([[64.0, 96, 0, 8, 32, 48], [32, 48, 4, 0, 32, 48]]),
         }
-    out = model(latents, times, context, encoder_attention_mask=mask, added_cond_kwargs=added).sample
+    options, guided = {"encoder_attention_mask": mask, "added_cond_kwargs": added}, {}
+    if features := model.config.time_cond_proj_dim:
+        guided["guidance"] = torch.tensor([6.5, 0.5])
+        embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        options["timestep_cond"] = embed(None, guided["guidance"], features)
+    out = model(latents, times, context, **options).sample
     torch.sin(out).mean().backward()
     last = lambda x: x.detach().permute(0, 2, 3, 1).numpy()
     return {
@@ -75,7 +93,7 @@ def expected(name: str) -> dict[str, np.ndarray]:
         "times": times.numpy(),
         "context": context.numpy(),
         "mask": mask.numpy().astype(bool),
-        **{key: value.numpy() for key, value in added.items()},
+        **{key: value.numpy() for key, value in (added | guided).items()},
         "out": last(out),
         "gradient": last(latents.grad),
     }

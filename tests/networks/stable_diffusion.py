@@ -13,6 +13,7 @@ TABLE = {
     "conv_out": "out",
     "time_embedding.linear_1": "time_0",
     "time_embedding.linear_2": "time_1",
+    "time_embedding.cond_proj": "guidance",
     "add_embedding.linear_1": "cond_0",
     "add_embedding.linear_2": "cond_1",
     "down_blocks.{l}.resnets.{i}": "down_{l}_{i}",

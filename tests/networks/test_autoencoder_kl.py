@@ -237,6 +237,7 @@ def test_autoencoder_computes_in_bfloat16_with_float32_parameters():
         assert 0 < relative(y16, y32) < 0.05
 
 
+@pytest.mark.slow  # in CI: that of the U-Net
 def test_remat_changes_the_program_not_the_gradients():
     x = jax.random.normal(KEY, (2, 4, 4, 1))
     nets = [dataclasses.replace(FOLDED, channels=(2,), remat=remat).build() for remat in (False, True)]

@@ -77,7 +77,8 @@ CONFIGS = {
         dataclasses.replace(TINY, dtype=jnp.bfloat16, attention=(0, 1), num_classes=10, remat=True),
         dataclasses.replace(TINY, dtype="bfloat16", cond_features=3, dropout=0.1),
         dataclasses.replace(TEXT, heads=(1, 3), depth=(2, 1), cond_features=3, cond_layers=2),
-        *(unet.sd15, unet.sd21, unet.sdxl),
+        *(unet.sd15, unet.sd21, unet.sdxl, unet.sdxl_refiner),
+        dataclasses.replace(unet.sd15, out_channels=4, guidance_features=256),
     ],
 )
 def test_config_is_hashable_and_survives_json(config):
@@ -143,6 +144,44 @@ def test_unet_scales_time():
     x, t = images(), jnp.array([0.25, 0.5])
     params = parameters(a, x, t)
     np.testing.assert_allclose(apply(a)(params, x, t), apply(unet.UNet(TINY))(params, x, 1000 * t), rtol=1e-5)
+
+
+def test_unet_counts_time_from_another_number():
+    counted = unet.UNet(dataclasses.replace(TINY, time_offset=-1.0))
+    x, t = images(), jnp.array([1, 700])
+    params = parameters(counted, x, t)
+    np.testing.assert_array_equal(apply(counted)(params, x, t), apply(unet.UNet(TINY))(params, x, t - 1))
+
+
+def test_unet_gives_other_channels_than_it_reads():
+    net = unet.UNet(dataclasses.replace(TINY, patch=2, out_channels=2))
+    x, t = images((7, 6), 5), jnp.ones(2)
+    params = parameters(net, x, t)
+    y = apply(net)(params, x, t)
+    assert y.shape == (2, 7, 6, 2)
+    assert np.std(y) > 0
+    assert params["params"]["out"]["kernel"].shape == (3, 3, 8, 8)
+
+
+def test_unet_embeds_a_guidance_weight():
+    """As if its linear map were added to the sinusoid of time; without a weight there is nothing."""
+    net = unet.UNet(dataclasses.replace(TINY, guidance_features=6))
+    x, t, weight = images(), jnp.ones(2), jnp.array([6.5, 6.5])
+    params = parameters(net, x, t)
+    assert jax.tree.structure(params) == jax.tree.structure(
+        jax.eval_shape(lambda: net.init(KEY, x, t, guidance=weight))
+    )
+    inner = dict(params["params"])
+    kernel = np.asarray(inner.pop("guidance")["kernel"], np.float64)
+    frequencies = 10_000.0 ** (-np.arange(3) / 2)
+    wave = np.concatenate([f(6500 * frequencies) for f in (np.sin, np.cos)])
+    time = inner["time_0"]
+    moved = inner | {"time_0": time | {"bias": time["bias"] + (wave @ kernel @ time["kernel"]).astype("f4")}}
+    plain = apply(unet.UNet(TINY))
+    guided = jax.jit(lambda p, w: net.apply(p, x, t, guidance=w))(params, weight)
+    np.testing.assert_allclose(guided, plain({"params": moved}, x, t), atol=2e-4)
+    np.testing.assert_array_equal(apply(net)(params, x, t), plain({"params": inner}, x, t))
+    assert not np.allclose(guided, apply(net)(params, x, t), atol=1e-3)
 
 
 def test_unet_null_label_is_no_label():
@@ -321,9 +360,22 @@ def test_unet_says_what_does_not_fit(config, args, message):
 
 
 @pytest.mark.parametrize(
+    ("config", "weight"),
+    [(TINY, jnp.ones(2)), (dataclasses.replace(TINY, guidance_features=4), jnp.ones(3))],
+)
+def test_unet_says_that_a_guidance_weight_does_not_fit(config, weight):
+    with pytest.raises(ValueError, match="a guidance weight for each of 2 images"):
+        jax.eval_shape(lambda: unet.UNet(config).init(KEY, images(), jnp.ones(2), guidance=weight))
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"channels": ()}, "level"),
+        ({"out_channels": 0}, "out_channels=0"),
+        ({"guidance_features": 0}, "guidance_features=0"),
+        ({"guidance_features": 1}, "2 or more features.*guidance_features=1"),
+        ({"sinusoid_features": 1}, "2 or more features, got sinusoid_features=1"),
         ({"attention": (2,)}, "0 to 1"),
         ({"num_classes": 3, "cond_features": 4}, "not both"),
         ({"cond_layers": 2}, "cond_features"),

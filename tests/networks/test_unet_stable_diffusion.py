@@ -14,14 +14,20 @@ from gen_jax.networks import layers, unet
 from tests import tiny_sd
 from tests.networks import stable_diffusion
 
-COUNTS = {"sd15": 859_520_964, "sd21": 865_910_724, "sdxl": 2_567_463_684}
+COUNTS = {
+    "sd15": 859_520_964,
+    "sd21": 865_910_724,
+    "sdxl": 2_567_463_684,
+    "sdxl_refiner": 2_259_526_660,  # of diffusers' module on torch's meta device
+}
 FIXTURE = np.load(Path(__file__).with_name("unet_diffusers.npz"))
 
 
 @functools.cache
 def shapes(config):
-    """The parameters' shapes, with 4 channels of latents."""
-    return jax.eval_shape(unet.UNet(config).init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1))
+    """The parameters' shapes, with 4 channels of latents; with the mask and the masked image 9."""
+    x = jnp.zeros((1, 8, 8, 9 if config.out_channels else 4))
+    return jax.eval_shape(unet.UNet(config).init, jax.random.key(0), x, jnp.zeros(1))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -30,7 +36,7 @@ def test_preset_has_the_parameters_of_stable_diffusion(name):
 
 
 @tiny_sd.needs_fixtures
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
 def test_preset_has_every_tensor_of_stable_diffusion_once(name):
     lines = (tiny_sd.ROOT.parent / f"keys/keys_{name}_unet.txt").read_text().splitlines()
     config = getattr(unet, name)
@@ -53,6 +59,9 @@ TINY = {
     "sd15": dataclasses.replace(unet.sd15, blocks=1, depth=(1, 1, 0), heads=2, **SMALL),
     "sd21": dataclasses.replace(unet.sd21, blocks=1, depth=(1, 1, 0), head_features=8, **SMALL),
     "sdxl": dataclasses.replace(unet.sdxl, depth=(0, 1, 2), heads=(2, 4, 3), cond_features=46, **SMALL),
+    "inpainting": dataclasses.replace(
+        unet.sd15, blocks=1, depth=(1, 1, 0), heads=2, out_channels=4, guidance_features=6, **SMALL
+    ),
 }
 
 
@@ -75,10 +84,15 @@ def test_unet_is_that_of_diffusers_with_its_gradient(name):
     params = stable_diffusion.load(tensors, shapes(TINY[name]), 3)
     cond = vector(found["text_embeds"], found["time_ids"], 6) if name == "sdxl" else None
     t, context, mask = (jnp.asarray(found[key]) for key in ("times", "context", "mask"))
+    t = t + 1  # which the network counts from 1, as gen_jax does
+    guidance = jnp.asarray(found["guidance"]) if "guidance" in found else None
 
     @jax.jit
     def ours(x):
-        value = lambda x: (jnp.sin(y := net.apply(params, x, t, cond, context, mask)).mean(), y)
+        value = lambda x: (
+            jnp.sin(y := net.apply(params, x, t, cond, context, mask, guidance=guidance)).mean(),
+            y,
+        )
         (_, y), gradient = jax.value_and_grad(value, has_aux=True)(x)
         return y, gradient
 
@@ -104,6 +118,6 @@ def test_unet_is_that_of_a_pipeline_of_diffusers(name):
     params = stable_diffusion.load(tensors, shapes(config), 3)
     cond = vector(found["unet_text_embeds"], found["unet_time_ids"], 8) if name == "sdxl" else None
     x = jnp.asarray(found["latents"].transpose(0, 2, 3, 1))
-    t, context = jnp.asarray(found["unet_t"]), jnp.asarray(found["unet_context"])
+    t, context = jnp.asarray(found["unet_t"]) + 1, jnp.asarray(found["unet_context"])
     ours, theirs = jax.jit(net.apply)(params, x, t, cond, context), found["unet_out"].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max(), rtol=0)
