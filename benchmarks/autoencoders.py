@@ -9,6 +9,7 @@ features of a classifier that was trained for it; nats of the latents; and of th
 codes are in use, and the perplexity of their use.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import judging
 import numpy as np
 import tyro
 from jaxtyping import PyTree
@@ -126,6 +126,9 @@ def row(
 
 def main(config: Config) -> None:
     """Train the rows, print and write them."""
+    sys.path.insert(0, str(launch.ROOT / "experiments"))
+    import judging
+
     distance = judging.distance(launch.Data(), steps=config.judge_steps)
     assert distance is not None
     features = Classifier(10), training.load(launch.ROOT / "checkpoints/judge_mnist").params

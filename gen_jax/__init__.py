@@ -18,6 +18,8 @@
         codec         what a network sees: pixels, or other arrays
         model         the complete description of a trained diffusion model
         generate      samples of a model
+        retouch       images that exist, changed by a model
+        previews      cheap images of latents, while samples are drawn
         pretrained    a model and its weights from disk
         training      a pure step, compiled for many devices, and the loop around it
         data          MNIST, scenes and tables, TFDS, folders of images; batches on the device or streamed

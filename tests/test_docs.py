@@ -12,6 +12,7 @@ import yaml
 from tests import described, documents
 
 name = lambda page: str(page.relative_to(documents.ROOT))
+LONG = {"docs/networks.md"}  # three trainings; in CI: tests/training/test_any_network.py
 GUIDES = [page for page in documents.PAGES if page.parent == documents.ROOT / "docs"]
 WITH_PYTHON = [page for page in GUIDES if documents.blocks(page, "python")]
 MADE = {block.title for page in documents.PAGES for block in documents.blocks(page)}
@@ -25,7 +26,13 @@ COMMANDS = {
 RUN = "checkpoints/step10_conditional"
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if name(page) in LONG else [], id=name(page))
+        for page in WITH_PYTHON
+    ],
+)
 def test_python_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEN_JAX_CACHE", str(tmp_path / "cache"))

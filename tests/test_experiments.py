@@ -151,6 +151,7 @@ def test_step07_says_what_grey_values_are_to_a_bernoulli(tmp_path, capsys):
         )
 
 
+@pytest.mark.slow
 def test_step07_starts_from_the_parameters_of_another_run(tmp_path):
     bound = ["--likelihood", "bernoulli", "--binarize", "dynamic"]
     step07.main(step07.parse(step07_arguments(tmp_path / "a", *bound)))

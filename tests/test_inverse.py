@@ -444,7 +444,7 @@ def test_replacement_is_repaint_without_resampling_and_ends_at_the_known_pixels(
     "solver",
     [
         samplers.EulerAncestral(),
-        samplers.PredictorCorrector(samplers.DDPM(), snr=0.05),
+        pytest.param(samplers.PredictorCorrector(samplers.DDPM(), snr=0.05), marks=pytest.mark.slow),
     ],
     ids=repr,
 )

@@ -15,7 +15,7 @@ from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
 from gen_jax.networks.unet import UNetConfig
 from tests import described
 
-FIGURES = ("captions", "guidance", "attention", "interpolation", "negative")
+FIGURES = ("guidance", "attention", "interpolation", "negative")
 TEXTS = ["a red square", "a blue square", "a green square"]
 
 
@@ -50,9 +50,15 @@ def config_of(step10, folder, workdir, **changes):
 
 @pytest.fixture(scope="module")
 def trained(step10, folder, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
+    """A run, of whose figures CI draws one: the others have a program of their own each."""
+    workdir, prompting = tmp_path_factory.mktemp("run"), importlib.import_module("prompting")
+    captions = lambda directory, run, texts, seed: prompting.save_captions(
+        directory / "captions.png", run, texts, seed
+    )
     config = config_of(step10, folder, workdir)
-    return config, step10.main(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompting, "save_all", captions)
+        yield config, step10.main(config)
 
 
 def test_it_leaves_everything_it_promises(trained):
@@ -61,11 +67,26 @@ def test_it_leaves_everything_it_promises(trained):
     assert np.isfinite(summary["loss"])
     assert np.load(workdir / "samples.npy").shape == (3, 16, 16, 3)
     assert set(json.loads((workdir / "captions.json").read_text())) <= set(TEXTS)
-    for name in (*("samples", "denoising", "loss"), *FIGURES):
-        with Image.open(workdir / f"{name}.png") as image:
-            assert np.asarray(image.convert("L")).std() > 1, name
+    check_pictures(workdir, ("samples", "denoising", "loss", "captions"))
     coded = json.loads((workdir / "autoencoder" / "summary.json").read_text())
     assert np.isfinite(list(coded.values())).all()
+
+
+def check_pictures(directory, names):
+    for name in names:
+        with Image.open(directory / f"{name}.png") as image:
+            assert np.asarray(image.convert("L")).std() > 1, name
+
+
+@pytest.mark.slow
+def test_figures_show_something(trained, tmp_path):
+    run = pretrained.load_run(trained[0].workdir)
+    prompting = importlib.import_module("prompting")
+    prompting.save_guidance(tmp_path / "guidance.png", run, TEXTS[0], 0)
+    prompting.save_attention(tmp_path / "attention.png", run, TEXTS[0], 0)
+    prompting.save_interpolation(tmp_path / "interpolation.png", run, (TEXTS[0], TEXTS[1]), 0)
+    prompting.save_negative(tmp_path / "negative.png", run, TEXTS, 0)
+    check_pictures(tmp_path, FIGURES)
 
 
 def test_the_run_describes_itself(trained):
