@@ -41,7 +41,6 @@ class Variant(NamedTuple):
     bottleneck: Any
     quantiser: Callable[[Any], Callable[[jax.Array], jax.Array]] | None = None
     """From the trained parameters to how latents are rounded."""
-    num_codes: int = 0
     perceptual: bool = False
     adversary: bool = False
 
@@ -56,9 +55,9 @@ VARIANTS = {
     "Gaussian": Variant(latent.gaussian(1.0)),
     "Gaussian, perceptual": Variant(latent.gaussian(1.0), perceptual=True),
     "Gaussian, discriminator": Variant(latent.gaussian(1.0), adversary=True),
-    "VQ, 512 codes": Variant(latent.vector_quantised(), by_codebook, CODES),
+    "VQ, 512 codes": Variant(latent.vector_quantised(), by_codebook),
     "FSQ, 8 x 5 x 5 x 5": Variant(
-        latent.finite_scalar(LEVELS), lambda _: lambda z: quantize.fsq(z, LEVELS)[0], 1000
+        latent.finite_scalar(LEVELS), lambda _: lambda z: quantize.fsq(z, LEVELS)[0]
     ),
 }
 
@@ -120,7 +119,7 @@ def row(
     codes = (
         quantize.codes(params.codebook) if variant.quantiser is by_codebook else quantize.fsq_codes(LEVELS)
     )
-    share = quantize.usage(quantize.nearest(jnp.asarray(codes), quantiser(z)), variant.num_codes)
+    share = quantize.usage(quantize.nearest(jnp.asarray(codes), quantiser(z)), len(codes))
     return [name, *figures, "", f"{(share > 0).mean():.0%}", f"{quantize.perplexity(share):.0f}"]
 
 

@@ -60,15 +60,8 @@ def encode_all(
     if "text" not in source.arrays:
         raise ValueError(f'expected captions under "text", got {sorted(source.arrays)}.')
     texts = [str(text) for text in source.arrays["text"]]
-    chunks = partial(_encoded, condition, params, texts, batch_size)
-    if directory is None:
-        parts = list(chunks())
-        read = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-    else:
-        entry = Path(directory) / _fingerprint(condition, params, texts)
-        if not (entry / "meta.json").exists():
-            cache.write(entry, chunks(), len(texts))
-        read = cache.read(entry)
+    entry = None if directory is None else Path(directory) / _fingerprint(condition, params, texts)
+    read = cache.kept(entry, partial(_encoded, condition, params, texts, batch_size), len(texts))()
     rest = {name: x for name, x in source.arrays.items() if name not in ("text", "place")}
     return Arrays({**rest, **read, **_sizes(condition, source)}, source.info())
 
@@ -106,11 +99,8 @@ def _encoded(condition: Text, params: PyTree, texts: list[str], size: int) -> It
 
     @jax.jit
     def encode(params: PyTree, tokens: PyTree) -> PyTree:
-        asked = all_shown.of_batch(jax.random.key(0), tokens)
-        each = zip(condition.names, condition.readers, asked.prompts, strict=True)
-        read = [reader.read(params[name], prompts) for name, reader, prompts in each]
-        context = jnp.concatenate([found.context for found in read], axis=-1)
-        found = {"context": context} | ({"pooled": read[-1].pooled} if condition.sizes else {})
+        said = condition.encode(params, all_shown.of_batch(jax.random.key(0), tokens))
+        found = {"context": said.context} | ({"pooled": said.pooled} if condition.sizes else {})
         return jax.tree.map(lambda x: x.astype(jnp.float32), found)
 
     for start in range(0, len(texts), size):

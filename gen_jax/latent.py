@@ -58,14 +58,9 @@ def encode_all(
             "the images of this source are drawn anew each epoch, so their latents can not be kept: give the images to "
             "codec.encode as they come."
         )
-    chunks = partial(_encoded, codec, params, source, batch_size)
-    if directory is None:
-        parts = list(chunks())
-        return Arrays({k: np.concatenate([part[k] for part in parts]) for k in parts[0]}, source.info())
-    entry = Path(directory) / _fingerprint(codec, params, source)
-    if not (entry / "meta.json").exists():
-        cache.write(entry, chunks(), len(source))
-    return Arrays(lambda: cache.read(entry), source.info())
+    entry = None if directory is None else Path(directory) / _fingerprint(codec, params, source)
+    kept = cache.kept(entry, partial(_encoded, codec, params, source, batch_size), len(source))
+    return Arrays(kept if entry is not None else kept(), source.info())
 
 
 def check(codec: Latents, source: Source) -> None:

@@ -215,8 +215,7 @@ class Text:
         if not isinstance(cond, Asked):
             ready = self.readers[0].read(None, cond)
             cond = self._asked(len(ready.context), (ready,), self.sizes)
-        encoded = [self._encode(params, i, read) for i, read in enumerate(cond.prompts)]
-        context, pooled = jnp.concatenate([e.context for e in encoded], axis=-1), encoded[-1].pooled
+        context, pooled = self.encode(params, cond)
         if cond.shown is not None:
             context = jnp.where(cond.shown[:, None, None], context, 0)
             pooled = None if pooled is None else jnp.where(cond.shown[:, None], pooled, 0)
@@ -230,6 +229,11 @@ class Text:
             jnp.asarray(cond.sizes).reshape(-1), self.size_features, cosines_first=True, endpoint=False
         )
         return jnp.concatenate([pooled, waves.reshape(len(pooled), -1)], axis=-1), context
+
+    def encode(self, params: PyTree, asked: Asked) -> prompts.Encoded:
+        """What all readers say, before anything is hidden: contexts by features, and what the last one pooled."""
+        encoded = [self._encode(params, i, read) for i, read in enumerate(asked.prompts)]
+        return prompts.Encoded(jnp.concatenate([e.context for e in encoded], axis=-1), encoded[-1].pooled)
 
     def _encode(self, params: PyTree, i: int, read: Read) -> prompts.Encoded:
         if isinstance(read, prompts.Encoded):

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -71,6 +71,22 @@ def write(path: Path, chunks: Iterable[Mapping[str, np.ndarray]], num_examples: 
         except OSError:
             if not (path / "meta.json").exists():
                 raise
+
+
+def kept(
+    path: Path | None, chunks: Callable[[], Iterable[Mapping[str, np.ndarray]]], num_examples: int
+) -> Callable[[], dict[str, np.ndarray]]:
+    """How to read an entry, which is written where it is not there; without a path, the arrays of `chunks` in memory.
+
+    Where the entry is there, `chunks` is not called.
+    """
+    if path is None:
+        parts = list(chunks())
+        arrays = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+        return lambda: arrays
+    if not (path / "meta.json").exists():
+        write(path, chunks(), num_examples)
+    return lambda: read(path)
 
 
 def _write_arrays(

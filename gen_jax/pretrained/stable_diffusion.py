@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jaxtyping import DTypeLike
 
 from gen_jax.codec import Latents
@@ -28,7 +28,7 @@ from gen_jax.model import Model, Sampling
 from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
 from gen_jax.networks.text import CLIPTextConfig
 from gen_jax.networks.unet import UNetConfig
-from gen_jax.pretrained import components, names, safetensors, schedulers, single_file, vocabulary
+from gen_jax.pretrained import components, names, parts, safetensors, schedulers, single_file, vocabulary
 from gen_jax.pretrained.single_file import Family
 from gen_jax.text import Tokenizer
 from gen_jax.types import Predicts
@@ -113,20 +113,16 @@ def load(
     files = _folder(path, variant) if path.is_dir() else _file(path, None if config is None else Path(config))
     model = _at_dtype(describe(files, predicts=predicts, zero_terminal_snr=zero_terminal_snr), dtype)
     model = _skipped(model, clip_skip) if clip_skip else model
-    shapes = model.parts(jax.eval_shape(model.init, jax.random.key(0)))
-    assert isinstance(model.condition, Text)
-    assert isinstance(model.codec, Latents)
-    made = lambda part, like, config: names.to_linen(
-        _used(files.tensors[part], config), like, part=_kind(part), dtype=config.param_dtype
-    )
-    encoders = [part for part in ENCODERS if part in files.tensors]
-    read = zip(encoders, model.condition.names, model.condition.readers, strict=True)
-    coding = cast(AutoencoderKLConfig, model.codec.autoencoder)
-    return model, {
-        "network": made("unet", shapes["network"], model.network),
-        "text": {name: made(part, shapes["text"][name], reader.encoder) for part, name, reader in read},
-        "autoencoder": made("vae", components.parameters(coding), coding),
+    trees = {
+        place.path: names.to_linen(
+            _used(files.tensors[part], place.config),
+            components.parameters(place.config, place.channels),
+            part=place.rows,
+            dtype=place.config.param_dtype,
+        )
+        for part, place in parts.places(model).items()
     }
+    return model, traverse_util.unflatten_dict(trees)
 
 
 def describe(
@@ -194,19 +190,19 @@ def _condition(
 
 def _folder(path: Path, variant: str | None) -> Files:
     index = _json(path / "model_index.json", "expected the folder of a model, as diffusers writes it")
-    parts = [part for part in PARTS if (path / part).is_dir()]
-    if missing := {"unet", "vae"} - set(parts):
+    found = [part for part in PARTS if (path / part).is_dir()]
+    if missing := {"unet", "vae"} - set(found):
         raise ValueError(
             f"{path} has no {' and no '.join(sorted(missing))}: models with other parts are not read."
         )
-    configs = {part: _json(path / part / "config.json", "every part has one") for part in parts}
-    tensors = {part: safetensors.read(path / part, variant=variant) for part in parts}
+    configs = {part: _json(path / part / "config.json", "every part has one") for part in found}
+    tensors = {part: safetensors.read(path / part, variant=variant) for part in found}
     family: Family = "sd1"
-    if "text_encoder_2" in parts:
-        family = "sdxl" if "text_encoder" in parts else "sdxl_refiner"
+    if "text_encoder_2" in found:
+        family = "sdxl" if "text_encoder" in found else "sdxl_refiner"
     tokenizers = {
         part: Tokenizer.load(path / part.replace("text_encoder", "tokenizer"))
-        for part in parts
+        for part in found
         if part in ENCODERS
     }
     scheduler = _json(path / "scheduler" / "scheduler_config.json", "it says how noise was added")
@@ -216,19 +212,24 @@ def _folder(path: Path, variant: str | None) -> Files:
 def _file(path: Path, given: Path | None) -> Files:
     tensors = safetensors.read(path)
     family = single_file.family(tensors.shapes)
-    parts = single_file.split(tensors)
-    said = lambda part: given / part / "config.json" if given else None
-    configs = {part: _json(file, "it is given") for part in parts if (file := said(part)) and file.exists()}
+    found = single_file.split(tensors)
+    inside = lambda *place: None if given is None else _given(given.joinpath(*place))
+    configs = {part: said for part in found if (said := inside(part, "config.json")) is not None}
     tokenizers = vocabulary.tokenizers(
-        [part for part in parts if part in ENCODERS],
+        [part for part in found if part in ENCODERS],
         second=family == "sd2",
         beside=path.parent,
         given=given,
     )
-    file = (given or path.parent) / "scheduler" / "scheduler_config.json"
-    known = given is not None and file.exists()
-    scheduler = _json(file, "it is given") if known else _assumed(path.name, family, tensors)
-    return Files(family, parts, configs, scheduler, {}, tokenizers)
+    scheduler = inside("scheduler", "scheduler_config.json")
+    if scheduler is None:
+        scheduler = _assumed(path.name, family, tensors)
+    return Files(family, found, configs, scheduler, {}, tokenizers)
+
+
+def _given(file: Path) -> Mapping[str, object] | None:
+    """What a file of the given folder says; None where it is not there."""
+    return _json(file, "it is given") if file.exists() else None
 
 
 def _assumed(name: str, family: Family, tensors: Mapping[str, np.ndarray]) -> Mapping[str, object]:
@@ -302,7 +303,3 @@ def _used(tensors: Mapping[str, np.ndarray], config: object) -> Mapping[str, np.
         return tensors
     unused = lambda name: (found := _LAYER.search(name)) and int(found[1]) >= config.layers
     return {name: tensors[name] for name in tensors if not unused(name)}
-
-
-def _kind(part: str) -> names.Part:
-    return "text" if part.startswith("text") else cast(names.Part, part)
