@@ -15,7 +15,6 @@ that the CPU pretends to be, in a process of its own: once with the convolutions
 out.
 """
 
-import ast
 import dataclasses
 import datetime
 import functools
@@ -41,7 +40,7 @@ from jax.interpreters import mlir
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 from matplotlib.ticker import LogLocator
-from pages import commit, machine, markdown, versions
+from pages import commit, machine, markdown, scripts, versions
 
 from gen_jax import em, gmm, keys, plots, samplers, training
 from gen_jax.diffusion import loss, prediction, process
@@ -261,14 +260,6 @@ convolutions the program has.
 {tables}
 """
 UNITS = {"time": ("ms", 1e-3), "FLOPs": ("GFLOP", 1e9)}
-
-
-def scripts() -> str:
-    """Every program in this directory, and the first sentence of its docstring."""
-    trees = {path.name: ast.parse(path.read_text()) for path in sorted(HERE.glob("*.py"))}
-    programs = {name: tree for name, tree in trees.items() if isinstance(tree.body[-1], ast.If)}
-    lines = {name: (ast.get_docstring(tree) or "").splitlines()[0] for name, tree in programs.items()}
-    return "\n".join(f"- `{name}`: {line}" for name, line in lines.items())
 
 
 def table(axis: Axis) -> str:

@@ -1,5 +1,12 @@
-"""What the pages that benchmarks make have in common. It needs the standard library alone: any environment will do."""
+"""What the pages of benchmarks have in common: makes the list in README.md.
 
+    python benchmarks/pages.py      # makes that list anew; all else of the page is of growth.py
+
+It needs the standard library alone: any environment will do.
+"""
+
+import argparse
+import ast
 import dataclasses
 import importlib.metadata
 import json
@@ -9,6 +16,8 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+HERE = Path(__file__).parent
 
 
 class Kept:
@@ -88,3 +97,24 @@ def table_of(path: Path) -> list[list[str]]:
     """The rows of the table in a page that `markdown` has made, without its head; none of a page that is not there."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [line[2:-2].split(" | ") for line in lines if line.startswith("| ")][2:]
+
+
+def scripts() -> str:
+    """Every program in this directory, and the first line of its docstring."""
+    trees = {path.name: ast.parse(path.read_text()) for path in sorted(HERE.glob("*.py"))}
+    programs = {name: tree for name, tree in trees.items() if isinstance(tree.body[-1], ast.If)}
+    lines = {name: (ast.get_docstring(tree) or "").splitlines()[0] for name, tree in programs.items()}
+    return "\n".join(f"- `{name}`: {line}" for name, line in lines.items())
+
+
+def main() -> None:
+    """Replace the list in README.md."""
+    argparse.ArgumentParser(description="Makes the list of benchmarks in README.md anew.").parse_args()
+    page = HERE / "README.md"
+    page.write_text(
+        re.sub(r"(?:^- `\w+\.py`: .*\n?)+", scripts() + "\n", page.read_text(), flags=re.MULTILINE)
+    )
+
+
+if __name__ == "__main__":
+    main()

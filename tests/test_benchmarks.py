@@ -70,6 +70,10 @@ def test_packages_of_a_script_are_found_through_others():
 pages, hlo = module("pages"), module("hlo")
 
 
+def test_every_benchmark_is_listed():
+    assert pages.scripts() in (BENCHMARKS / "README.md").read_text(), "python benchmarks/pages.py"
+
+
 def test_what_is_kept_is_found_once(tmp_path):
     path, calls = tmp_path / "kept.json", []
 
