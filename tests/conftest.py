@@ -5,6 +5,7 @@ as in JAX's own tests. With them (`pytest -m slow`, or `pytest -m ""` for all) t
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -38,6 +39,11 @@ def pytest_configure(config):
         jax.config.update("jax_disable_most_optimizations", True)
         if jaxlib.version.__version_info__ < (0, 11):  # XLA ends the process at a flag that is no more
             os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is there by now stays: collecting among it is a twentieth of the time
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items):

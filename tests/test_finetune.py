@@ -130,6 +130,7 @@ def test_run_leaves_what_it_promises(run):
     assert summary["parameters"] == sum(x.size for x in jax.tree.leaves(low))
 
 
+@pytest.mark.slow  # in CI: tests/training/test_loop.py, and tests/training/test_aux.py with frozen weights
 @tiny_sd.needs_fixtures
 def test_run_that_was_stopped_is_one_that_was_not_to_the_bit(run, pictures, tmp_path, monkeypatch):
     workdir, _ = run
@@ -145,6 +146,7 @@ def test_run_that_was_stopped_is_one_that_was_not_to_the_bit(run, pictures, tmp_
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow  # in CI: the run above, and tests/pretrained/test_saving.py
 @tiny_sd.needs_fixtures
 def test_whole_network_is_saved_as_a_folder(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "draw", lambda *args: None)

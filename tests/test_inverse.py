@@ -398,6 +398,7 @@ def conditional(n):
     return np.asarray(gmm.sample(jax.random.key(2), given, n)[0], np.float64)
 
 
+@pytest.mark.slow  # 34 times the evaluations; in CI: its moments and its schedule, below
 def test_repaint_is_the_nearer_to_the_exact_conditional_the_more_it_resamples(optimized):
     """Energy distances, of which 1,000 exact samples have about 0.001."""
     exact = conditional(20_000)

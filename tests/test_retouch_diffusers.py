@@ -21,7 +21,7 @@ FOUND = np.load(Path(__file__).with_name("retouch_by_diffusers.npz"))
 SHAPES = json.loads(str(FOUND["shapes"]))
 INPUTS = peer.inputs()
 KEY = jax.random.key(0)
-QUICK = (("vary", "ddim"), ("inpaint", "ddim"), ("distilled", "ddim"))
+QUICK = (("vary", "ddim"), ("inpaint", "ddim"))
 
 
 class Unrounded(Latents):

@@ -9,7 +9,7 @@ What shapes can not say is taken to be as in the Stable Diffusion that they are 
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +73,12 @@ def tiny(config: object, shapes: Shapes | None = None, **given: object) -> Autoe
     return make(**(found | given))
 
 
+@lru_cache(maxsize=64)  # nearly all the time of loading a small model
 def parameters(config: Part, channels: int | None = None) -> PyTree:
-    """The shapes of the parameters of a configuration, without making them; `channels` are those that a U-Net reads."""
+    """The shapes of the parameters of a configuration, without making them; `channels` are those that a U-Net reads.
+
+    Asked again it is the same tree: read it, and change nothing in it.
+    """
     net, key = config.build(), jax.random.key(0)
     if isinstance(config, UNetConfig):
         x = jnp.zeros((1, 8, 8, channels or 4))

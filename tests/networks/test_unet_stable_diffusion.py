@@ -108,6 +108,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.slow  # in CI: the same by the package's own table of names, tests/pretrained/test_components.py
 @tiny_sd.needs_fixtures
 @pytest.mark.parametrize("name", WHOLE)
 def test_unet_is_that_of_a_pipeline_of_diffusers(name):
