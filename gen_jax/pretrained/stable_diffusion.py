@@ -137,14 +137,16 @@ def describe(
     if zero_terminal_snr is not None:
         process = replace(process, zero_terminal_snr=zero_terminal_snr)
     coding, side = files.configs.get("vae", {}), SIDES[files.family] // vae.factor
-    sample = files.configs.get("unet", {}).get("sample_size") or side
+    sample = files.configs.get("unet", {}).get("sample_size")
+    sample = side if sample is None else sample
     height, width = sample if isinstance(sample, list | tuple) else (sample, sample)
     xl = files.family in ("sdxl", "sdxl_refiner")
-    scale = coding.get("scaling_factor") or (0.13025 if xl else 0.18215)
+    scale, shift = coding.get("scaling_factor"), coding.get("shift_factor")
+    scale = (0.13025 if xl else 0.18215) if scale is None else scale
     codec = Latents(
         (height, width, vae.latent_channels),
         cast(float, scale),
-        cast(float, coding.get("shift_factor") or 0.0),
+        0.0 if shift is None else cast(float, shift),
         autoencoder=vae,
     )
     encoders = {part: make(part, components.text) for part in ENCODERS if part in files.tensors}
@@ -155,9 +157,14 @@ def describe(
         predicts=said.predicts if predicts is None else predicts,
         condition=_condition(files, encoders, unet, codec.image_shape),
         codec=codec,
-        sampling=Sampling(said.solver or "dpmpp", 50, 5.0 if xl else 7.5, schedule=schedule),
+        sampling=Sampling(said.solver, *_usual(said.solver, xl), schedule=schedule),
         beside=_beside(shapes["unet"], vae),
     )
+
+
+def _usual(solver: str, xl: bool) -> tuple[int, float]:
+    """Steps and guidance of diffusers' pipeline, where nothing else is asked for."""
+    return (4, 8.5) if solver == "lcm" else (50, 5.0 if xl else 7.5)
 
 
 def _condition(
