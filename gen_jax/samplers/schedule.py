@@ -294,7 +294,7 @@ def _asked_in_training(plan: Plan, process: Process, predicts: Predicts) -> Plan
         at, there = marginals(process, t), marginals(process, asked)
         x = np.where(late, at.alpha - at.sigma * there.alpha / there.sigma, 0.0)
         x0 = np.where(late, at.sigma / there.sigma, 1.0)
-        columns |= {"h_x": plan.h_x + plan.h_x0 * x, "h_x0": plan.h_x0 * x0}
+        columns |= {"h_x": np.asarray(plan.h_x + plan.h_x0 * x), "h_x0": np.asarray(plan.h_x0 * x0)}
     return plan._replace(**{name: jnp.asarray(column, plan.t.dtype) for name, column in columns.items()})
 
 
