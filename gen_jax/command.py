@@ -61,7 +61,7 @@ class Sample:
     image: Path | None = None
     """A picture to change: drawn anew from some of its noise, or where there is a mask, in a part."""
     strength: float | None = None
-    """How much of the picture is changed, in (0, 1] (default: 0.6)."""
+    """How much of the picture is changed, in (0, 1] (default: 0.6; with a mask 1)."""
     mask: Path | None = None
     """A picture that is white where the image is to be drawn anew, and black where it stays."""
     rescale: float = 0.0
@@ -74,8 +74,17 @@ class Sample:
     """A file of LoRA, FILE or FILE:WEIGHT; given several times, all are added."""
     config: Path | None = None
     """For one .safetensors file: a folder with what it does not say, such as CLIP's vocabulary."""
+    predicts: Literal["eps", "v"] | None = None
+    """What the network of one .safetensors file says, which is not in the file: the noise, or v (default: "v" of Stable
+    Diffusion 2 and of files that are marked so, "eps" of all others)."""
+    zero_terminal_snr: bool | None = None
+    """Whether that network was trained with a last time without signal (default: where the file is marked so)."""
+    variant: str | None = None
+    """Of the files in a folder of diffusers, such as fp16."""
     previews: bool = False
     """Write what the images will be, after each step, beside the images: samples.preview.png."""
+    taesd: Path | None = None
+    """The file or the folder of a tiny autoencoder, which makes previews of full size; without it a latent is a pixel."""
 
 
 def run(asked: Sample) -> str:
@@ -83,10 +92,10 @@ def run(asked: Sample) -> str:
     _check(asked)
     import numpy as np
 
-    from gen_jax import launch, plots
+    from gen_jax import launch, plots, pretrained
 
     prompts = launch.read_prompts(asked.prompts) if asked.prompts else asked.prompt
-    published = asked.weights.is_file() or (asked.weights / "model_index.json").exists()
+    published = pretrained.is_published(asked.weights)
     launch.start(1 if published else 2)  # one device, as each has its own copy of the weights
     model, weights = _loaded(asked)
     num = asked.num if asked.num is not None else 1 if published else 16
@@ -115,8 +124,6 @@ def _check(asked: Sample) -> None:
         raise ValueError("one prompt or a file of prompts, not both.")
     if asked.image is None and (asked.mask is not None or asked.strength is not None):
         raise ValueError("a mask or a strength needs the image that is to be changed.")
-    if asked.mask is not None and asked.strength is not None:
-        raise ValueError("a strength is of image to image, not of what is drawn anew where a mask is white.")
     for said in asked.lora:
         lora_weight(said)
 
@@ -124,7 +131,8 @@ def _check(asked: Sample) -> None:
 def _loaded(asked: Sample) -> "tuple[Model, Weights]":
     from gen_jax import pretrained
 
-    said = {"clip_skip": asked.clip_skip or None, "config": asked.config}
+    names = ("config", "predicts", "zero_terminal_snr", "variant")
+    said = {"clip_skip": asked.clip_skip or None, **{name: getattr(asked, name) for name in names}}
     options: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     model, weights = pretrained.load(asked.weights, dtype=asked.dtype, **options)
     if asked.lora:
@@ -170,21 +178,29 @@ def _drawn(
     }
     if asked.image is None:
         return generate.sample(model, weights, key, num, height=asked.height, width=asked.width, **options)
+    if asked.strength is not None:
+        options["strength"] = asked.strength
     image = _picture(asked.image, asked, model)
     images = np.repeat(image[None], num, axis=0)
     if asked.mask is None:
-        strength = STRENGTH if asked.strength is None else asked.strength
-        return retouch.vary(model, weights, key, images, strength=strength, **options), None
+        return retouch.vary(model, weights, key, images, **{"strength": STRENGTH, **options}), None
     known = _picture(asked.mask, asked, model, like=image)[None] < 128
     return retouch.inpaint(model, weights, key, images, known, **options), None
 
 
 def _previews(asked: Sample, model: "Model", weights: "Weights") -> "OnStep | None":
-    if not asked.previews:
+    if not asked.previews and asked.taesd is None:
         return None
-    from gen_jax import previews
+    from gen_jax import pretrained, previews
 
-    return previews.saving(asked.out.with_suffix(".preview.png"), previews.linear(model, weights))
+    tiny = None if asked.taesd is None else pretrained.load_tiny(asked.taesd)
+    if tiny is not None and tiny[0].latent_channels != model.codec.shape[-1]:
+        raise ValueError(
+            f"{asked.taesd} shows latents of {tiny[0].latent_channels} channels, and those of this model have "
+            f"{model.codec.shape[-1]}."
+        )
+    see = previews.linear(model, weights) if tiny is None else previews.tiny(*tiny)
+    return previews.saving(asked.out.with_suffix(".preview.png"), see)
 
 
 def _picture(path: Path, asked: Sample, model: "Model", like: "np.ndarray | None" = None) -> "np.ndarray":
@@ -215,11 +231,13 @@ def _text(asked: Sample, model: "Model", images: "np.ndarray", prompts: "Prompt 
     from gen_jax import __version__, infotext
 
     says = model.sampling
-    solver = asked.solver or says.solver or "recommended"
-    changed, loras = asked.image is not None and asked.mask is None, map(lora_weight, asked.lora)
+    solver, nfe = says.chosen(asked.solver, asked.nfe)
+    solver = "recommended" if solver is None else solver
+    strength = STRENGTH if asked.strength is None and asked.mask is None else asked.strength
+    loras = map(lora_weight, asked.lora)
     karras = says.schedule is not None and solver != "recommended" and says.schedule.is_karras(solver)
     settings = {
-        "Steps": asked.nfe or says.nfe,
+        "Steps": nfe,
         "Sampler": infotext.SAMPLERS.get(solver, solver),
         "Schedule type": "Karras" if karras else None,
         "CFG scale": f"{says.guidance if asked.guidance is None else asked.guidance:g}",
@@ -227,7 +245,7 @@ def _text(asked: Sample, model: "Model", images: "np.ndarray", prompts: "Prompt 
         "Size": f"{images.shape[2]}x{images.shape[1]}",
         "Model": asked.weights.stem,
         "Label": asked.label,
-        "Denoising strength": asked.strength or STRENGTH if changed else None,
+        "Denoising strength": None if asked.image is None else strength,
         "Clip skip": asked.clip_skip + 1 if asked.clip_skip else None,
         "CFG Rescale": asked.rescale or None,
         "LoRA": ", ".join(f"{path.stem}:{weight:g}" for path, weight in loras) or None,

@@ -10,6 +10,12 @@ from gen_jax.model import Model
 from gen_jax.pretrained import runs, stable_diffusion
 
 
+def is_published(path: str | Path) -> bool:
+    """Whether a Stable Diffusion is at a path, a file or a folder with model_index.json, and not a run of gen_jax."""
+    path = Path(path)
+    return path.is_file() or (path / "model_index.json").exists()
+
+
 def load(
     path: str | Path,
     *,
@@ -30,7 +36,7 @@ def load(
         ValueError: there is neither, options of Stable Diffusion are given for a run, or as of the two functions.
     """
     path = Path(path)
-    if path.is_file() or (path / "model_index.json").exists():
+    if is_published(path):
         return stable_diffusion.load(path, dtype=dtype, **options)  # type: ignore[arg-type]
     if options:
         raise ValueError(
