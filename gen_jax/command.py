@@ -8,7 +8,7 @@ Nothing that takes long to import is imported before it runs.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import tyro
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from gen_jax.conditioning import Prompt
     from gen_jax.generate import OnStep, Weights
     from gen_jax.model import Model
+
+T = TypeVar("T")
+Given: TypeAlias = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
+"""What may be left out; its help says what then is."""
 
 ENLARGED = 256
 """Pixels across, below which images are enlarged to be seen, and framed."""
@@ -31,59 +35,56 @@ class Sample:
     """Options of `gen-jax sample`."""
 
     weights: tyro.conf.Positional[Path]
-    """The directory of a run of step09_diffusion.py or a step 10 experiment, the folder of a Stable Diffusion, or one of
-    its .safetensors files."""
-    label: int | str | None = None
-    """Of all images, where the model learned from labels: the number of a class, or its name (default: each its own, at
-    random)."""
-    num: int | None = None
+    """The directory of a run, the folder of a Stable Diffusion, or one of its .safetensors files."""
+    label: Given[int | str] = None
+    """The number of a class, or its name (default: each image its own, at random)."""
+    num: Given[int] = None
     """How many images (default: 16; 1 of Stable Diffusion)."""
     out: Path = Path("samples.png")
     """Where to; .png is one picture of all, with the settings in it, .npy is uint8 [N, H, W, C]."""
-    guidance: float | None = None
+    guidance: Given[float] = None
     """Weight of guidance, by the labels, the text or by a weaker model; 1 is none (default: as the model says)."""
-    solver: str | None = None
+    solver: Given[str] = None
     """A solver by name (default: as the model says)."""
-    nfe: int | None = None
+    nfe: Given[int] = None
     """Evaluations of the network for an image; of Stable Diffusion steps (default: as the model says)."""
     seed: int = 0
     """Of the images."""
-    prompt: str | None = None
+    prompt: Given[str] = None
     """What all images show, where the model reads texts (default: anything)."""
-    prompts: Path | None = None
+    prompts: Given[Path] = None
     """A file with a prompt a line, or a list in JSON: an image for each, in place of num."""
-    negative_prompt: str | None = None
+    negative_prompt: Given[str] = None
     """What guidance leads away from (default: the empty text)."""
-    height: int | None = None
+    height: Given[int] = None
     """Of the images in pixels (default: as the model says, or as the image that is changed)."""
-    width: int | None = None
+    width: Given[int] = None
     """Of the images in pixels, as height."""
-    image: Path | None = None
+    image: Given[Path] = None
     """A picture to change: drawn anew from some of its noise, or where there is a mask, in a part."""
-    strength: float | None = None
+    strength: Given[float] = None
     """How much of the picture is changed, in (0, 1] (default: 0.6; with a mask 1)."""
-    mask: Path | None = None
+    mask: Given[Path] = None
     """A picture that is white where the image is to be drawn anew, and black where it stays."""
     rescale: float = 0.0
     """Against the overexposure of strong guidance, in [0, 1]: the guidance_rescale of diffusers."""
     clip_skip: int = 0
     """Of Stable Diffusion: how many of the last layers of the text encoder are not used."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Given[Literal["float32", "bfloat16", "float16"]] = None
     """Of the weights, and of Stable Diffusion's arithmetic (default: float32)."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A file of LoRA, FILE or FILE:WEIGHT; given several times, all are added."""
-    config: Path | None = None
+    config: Given[Path] = None
     """For one .safetensors file: a folder with what it does not say, such as CLIP's vocabulary."""
-    predicts: Literal["eps", "v"] | None = None
-    """What the network of one .safetensors file says, which is not in the file: the noise, or v (default: "v" of Stable
-    Diffusion 2 and of files that are marked so, "eps" of all others)."""
-    zero_terminal_snr: bool | None = None
+    predicts: Given[Literal["eps", "v"]] = None
+    """What the network of one file says (default: v of Stable Diffusion 2 and where the file is marked, else eps)."""
+    zero_terminal_snr: Given[bool] = None
     """Whether that network was trained with a last time without signal (default: where the file is marked so)."""
-    variant: str | None = None
+    variant: Given[str] = None
     """Of the files in a folder of diffusers, such as fp16."""
     previews: bool = False
     """Write what the images will be, after each step, beside the images: samples.preview.png."""
-    taesd: Path | None = None
+    taesd: Given[Path] = None
     """The file or the folder of a tiny autoencoder, which makes previews of full size; without it a latent is a pixel."""
 
 
@@ -92,8 +93,10 @@ def run(asked: Sample) -> str:
     _check(asked)
     import numpy as np
 
-    from gen_jax import launch, plots, pretrained
+    from gen_jax import launch, plots, pretrained, samplers
 
+    if asked.solver is not None:
+        samplers.schedule.find(asked.solver)  # a ValueError, before weights are read
     prompts = launch.read_prompts(asked.prompts) if asked.prompts else asked.prompt
     published = pretrained.is_published(asked.weights)
     launch.start(1 if published else 2)  # one device, as each has its own copy of the weights

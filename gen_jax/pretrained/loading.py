@@ -8,6 +8,7 @@ from jaxtyping import DTypeLike
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import runs, stable_diffusion
+from gen_jax.training import CheckpointError
 
 
 def is_published(path: str | Path) -> bool:
@@ -43,4 +44,10 @@ def load(
             f"{', '.join(options)}: only Stable Diffusion has such options, and {path} is neither a folder with "
             "model_index.json nor a file."
         )
-    return runs.load(path, dtype=dtype, types=types)
+    try:
+        return runs.load(path, dtype=dtype, types=types)
+    except CheckpointError as error:
+        if (path / "checkpoints").is_dir():  # it is a run, and the message says what of it
+            raise
+        hint = "A Stable Diffusion is a folder with model_index.json, or a .safetensors file."
+        raise CheckpointError(f"{str(error).rstrip('.')}. {hint}") from None

