@@ -135,7 +135,8 @@ class Schedule:
             predicts: what the network says; of "v", "pndm" combines the answers as they are, as diffusers does.
             start: the first step that is taken. `first_step(n, strength)` for image to image: from data with the noise of
                 `plan.t[0]`. (Not diffusers' numbers are then those of "pndm", which begins a step earlier there and later
-                is off by one, and of "lms", which leaves out the answers that it does not have.)
+                is off by one, of "lms", which leaves out the answers that it does not have, and of "lcm" in its own
+                pipeline, which puts all steps after the noise of the strength.)
             stop: the first one that is not taken. `hand_over` for a refiner.
 
         Raises:
