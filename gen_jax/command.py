@@ -8,7 +8,7 @@ Nothing that takes long to import is imported before it runs.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import tyro
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from gen_jax.conditioning import Prompt
     from gen_jax.generate import OnStep, Weights
     from gen_jax.model import Model
+
+T = TypeVar("T")
+Given: TypeAlias = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
+"""What may be left out; its help says what then is."""
 
 ENLARGED = 256
 """Pixels across, below which images are enlarged to be seen, and framed."""
@@ -31,51 +35,57 @@ class Sample:
     """Options of `gen-jax sample`."""
 
     weights: tyro.conf.Positional[Path]
-    """The directory of a run of step09_diffusion.py or a step 10 experiment, the folder of a Stable Diffusion, or one of
-    its .safetensors files."""
-    label: int | str | None = None
-    """Of all images, where the model learned from labels: the number of a class, or its name (default: each its own, at
-    random)."""
-    num: int | None = None
+    """The directory of a run, the folder of a Stable Diffusion, or one of its .safetensors files."""
+    label: Given[int | str] = None
+    """The number of a class, or its name (default: each image its own, at random)."""
+    num: Given[int] = None
     """How many images (default: 16; 1 of Stable Diffusion)."""
     out: Path = Path("samples.png")
     """Where to; .png is one picture of all, with the settings in it, .npy is uint8 [N, H, W, C]."""
-    guidance: float | None = None
+    guidance: Given[float] = None
     """Weight of guidance, by the labels, the text or by a weaker model; 1 is none (default: as the model says)."""
-    solver: str | None = None
+    solver: Given[str] = None
     """A solver by name (default: as the model says)."""
-    nfe: int | None = None
+    nfe: Given[int] = None
     """Evaluations of the network for an image; of Stable Diffusion steps (default: as the model says)."""
     seed: int = 0
     """Of the images."""
-    prompt: str | None = None
+    prompt: Given[str] = None
     """What all images show, where the model reads texts (default: anything)."""
-    prompts: Path | None = None
+    prompts: Given[Path] = None
     """A file with a prompt a line, or a list in JSON: an image for each, in place of num."""
-    negative_prompt: str | None = None
+    negative_prompt: Given[str] = None
     """What guidance leads away from (default: the empty text)."""
-    height: int | None = None
+    height: Given[int] = None
     """Of the images in pixels (default: as the model says, or as the image that is changed)."""
-    width: int | None = None
+    width: Given[int] = None
     """Of the images in pixels, as height."""
-    image: Path | None = None
+    image: Given[Path] = None
     """A picture to change: drawn anew from some of its noise, or where there is a mask, in a part."""
-    strength: float | None = None
-    """How much of the picture is changed, in (0, 1] (default: 0.6)."""
-    mask: Path | None = None
+    strength: Given[float] = None
+    """How much of the picture is changed, in (0, 1] (default: 0.6; with a mask 1)."""
+    mask: Given[Path] = None
     """A picture that is white where the image is to be drawn anew, and black where it stays."""
     rescale: float = 0.0
     """Against the overexposure of strong guidance, in [0, 1]: the guidance_rescale of diffusers."""
     clip_skip: int = 0
     """Of Stable Diffusion: how many of the last layers of the text encoder are not used."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Given[Literal["float32", "bfloat16", "float16"]] = None
     """Of the weights, and of Stable Diffusion's arithmetic (default: float32)."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A file of LoRA, FILE or FILE:WEIGHT; given several times, all are added."""
-    config: Path | None = None
+    config: Given[Path] = None
     """For one .safetensors file: a folder with what it does not say, such as CLIP's vocabulary."""
+    predicts: Given[Literal["eps", "v"]] = None
+    """What the network of one file says (default: v of Stable Diffusion 2 and where the file is marked, else eps)."""
+    zero_terminal_snr: Given[bool] = None
+    """Whether that network was trained with a last time without signal (default: where the file is marked so)."""
+    variant: Given[str] = None
+    """Of the files in a folder of diffusers, such as fp16."""
     previews: bool = False
     """Write what the images will be, after each step, beside the images: samples.preview.png."""
+    taesd: Given[Path] = None
+    """The file or the folder of a tiny autoencoder, which makes previews of full size; without it a latent is a pixel."""
 
 
 def run(asked: Sample) -> str:
@@ -83,10 +93,12 @@ def run(asked: Sample) -> str:
     _check(asked)
     import numpy as np
 
-    from gen_jax import launch, plots
+    from gen_jax import launch, plots, pretrained, samplers
 
+    if asked.solver is not None:
+        samplers.schedule.find(asked.solver)  # a ValueError, before weights are read
     prompts = launch.read_prompts(asked.prompts) if asked.prompts else asked.prompt
-    published = asked.weights.is_file() or (asked.weights / "model_index.json").exists()
+    published = pretrained.is_published(asked.weights)
     launch.start(1 if published else 2)  # one device, as each has its own copy of the weights
     model, weights = _loaded(asked)
     num = asked.num if asked.num is not None else 1 if published else 16
@@ -115,8 +127,6 @@ def _check(asked: Sample) -> None:
         raise ValueError("one prompt or a file of prompts, not both.")
     if asked.image is None and (asked.mask is not None or asked.strength is not None):
         raise ValueError("a mask or a strength needs the image that is to be changed.")
-    if asked.mask is not None and asked.strength is not None:
-        raise ValueError("a strength is of image to image, not of what is drawn anew where a mask is white.")
     for said in asked.lora:
         lora_weight(said)
 
@@ -124,7 +134,8 @@ def _check(asked: Sample) -> None:
 def _loaded(asked: Sample) -> "tuple[Model, Weights]":
     from gen_jax import pretrained
 
-    said = {"clip_skip": asked.clip_skip or None, "config": asked.config}
+    names = ("config", "predicts", "zero_terminal_snr", "variant")
+    said = {"clip_skip": asked.clip_skip or None, **{name: getattr(asked, name) for name in names}}
     options: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     model, weights = pretrained.load(asked.weights, dtype=asked.dtype, **options)
     if asked.lora:
@@ -170,21 +181,29 @@ def _drawn(
     }
     if asked.image is None:
         return generate.sample(model, weights, key, num, height=asked.height, width=asked.width, **options)
+    if asked.strength is not None:
+        options["strength"] = asked.strength
     image = _picture(asked.image, asked, model)
     images = np.repeat(image[None], num, axis=0)
     if asked.mask is None:
-        strength = STRENGTH if asked.strength is None else asked.strength
-        return retouch.vary(model, weights, key, images, strength=strength, **options), None
+        return retouch.vary(model, weights, key, images, **{"strength": STRENGTH, **options}), None
     known = _picture(asked.mask, asked, model, like=image)[None] < 128
     return retouch.inpaint(model, weights, key, images, known, **options), None
 
 
 def _previews(asked: Sample, model: "Model", weights: "Weights") -> "OnStep | None":
-    if not asked.previews:
+    if not asked.previews and asked.taesd is None:
         return None
-    from gen_jax import previews
+    from gen_jax import pretrained, previews
 
-    return previews.saving(asked.out.with_suffix(".preview.png"), previews.linear(model, weights))
+    tiny = None if asked.taesd is None else pretrained.load_tiny(asked.taesd)
+    if tiny is not None and tiny[0].latent_channels != model.codec.shape[-1]:
+        raise ValueError(
+            f"{asked.taesd} shows latents of {tiny[0].latent_channels} channels, and those of this model have "
+            f"{model.codec.shape[-1]}."
+        )
+    see = previews.linear(model, weights) if tiny is None else previews.tiny(*tiny)
+    return previews.saving(asked.out.with_suffix(".preview.png"), see)
 
 
 def _picture(path: Path, asked: Sample, model: "Model", like: "np.ndarray | None" = None) -> "np.ndarray":
@@ -215,11 +234,13 @@ def _text(asked: Sample, model: "Model", images: "np.ndarray", prompts: "Prompt 
     from gen_jax import __version__, infotext
 
     says = model.sampling
-    solver = asked.solver or says.solver or "recommended"
-    changed, loras = asked.image is not None and asked.mask is None, map(lora_weight, asked.lora)
+    solver, nfe = says.chosen(asked.solver, asked.nfe)
+    solver = "recommended" if solver is None else solver
+    strength = STRENGTH if asked.strength is None and asked.mask is None else asked.strength
+    loras = map(lora_weight, asked.lora)
     karras = says.schedule is not None and solver != "recommended" and says.schedule.is_karras(solver)
     settings = {
-        "Steps": asked.nfe or says.nfe,
+        "Steps": nfe,
         "Sampler": infotext.SAMPLERS.get(solver, solver),
         "Schedule type": "Karras" if karras else None,
         "CFG scale": f"{says.guidance if asked.guidance is None else asked.guidance:g}",
@@ -227,7 +248,7 @@ def _text(asked: Sample, model: "Model", images: "np.ndarray", prompts: "Prompt 
         "Size": f"{images.shape[2]}x{images.shape[1]}",
         "Model": asked.weights.stem,
         "Label": asked.label,
-        "Denoising strength": asked.strength or STRENGTH if changed else None,
+        "Denoising strength": None if asked.image is None else strength,
         "Clip skip": asked.clip_skip + 1 if asked.clip_skip else None,
         "CFG Rescale": asked.rescale or None,
         "LoRA": ", ".join(f"{path.stem}:{weight:g}" for path, weight in loras) or None,

@@ -24,6 +24,7 @@ SAMPLERS: Mapping[str, str] = {
     "sde_dpmpp": "DPM++ 2M SDE",
     "unipc": "UniPC",
     "pndm": "PLMS",
+    "lcm": "LCM",
 }
 """The name that web UIs have for a solver of `samplers.named`; others keep their own."""
 

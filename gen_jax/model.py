@@ -70,8 +70,8 @@ class Sampling:
     """How the makers of a model draw from it, where nothing else is asked for.
 
     Args:
-        solver: a name of `samplers.named`; None is what is recommended for this number of evaluations
-            (`samplers.recommended`).
+        solver: a name of `samplers.named`, or with a `schedule` one of its own ("lcm"); None is what is recommended for
+            this number of evaluations (`samplers.recommended`).
         nfe: how often the denoiser is evaluated for a sample; with a `schedule`, how many steps its grid has.
         guidance: weight of guidance, by the condition (classifier-free), or for an unconditional model by a weaker one
             (autoguidance); 1 is none.
@@ -92,7 +92,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.solver is not None:
-            samplers.named.find(self.solver)
+            (samplers.named if self.schedule is None else samplers.schedule).find(self.solver)
         checks.whole("nfe", self.nfe, "evaluation")
         checks.finite("guidance", self.guidance)
 
@@ -100,11 +100,22 @@ class Sampling:
         self, proc: Process, predicts: Predicts, solver: str | None = None, nfe: int | None = None
     ) -> samplers.Plan:
         """The steps of a solver by name, for a number of evaluations (steps, with a schedule); else as is said here."""
-        solver = self.solver if solver is None else solver
-        nfe = self.nfe if nfe is None else checks.whole("nfe", nfe, "evaluation")
+        solver, nfe = self.chosen(solver, nfe)
         if self.schedule is None or solver is None:
             return samplers.named.plan(proc, solver, nfe)
         return self.schedule.plan(proc, solver, nfe, predicts=predicts)
+
+    def chosen(self, solver: str | None, nfe: int | None) -> tuple[str | None, int]:
+        """A solver and a number of evaluations, as they are given, or as is said here where they are None."""
+        nfe = self.nfe if nfe is None else checks.whole("nfe", nfe, "evaluation")
+        return self.solver if solver is None else solver, nfe
+
+    def deviation(self, proc: Process, solver: str | None = None, nfe: int | None = None) -> float:
+        """What standard normal noise is multiplied by, to start from: `Schedule.deviation`; 1 without a schedule."""
+        solver, nfe = self.chosen(solver, nfe)
+        if self.schedule is None or solver is None:
+            return 1.0
+        return self.schedule.deviation(proc, solver, nfe)
 
     def rounds(self, solver: str | None = None) -> bool:
         """Whether the network is asked at whole times alone, `Schedule.rounds`."""

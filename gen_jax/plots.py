@@ -15,11 +15,13 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from gen_jax import checks
+
 
 def tile(images: UInt8[np.ndarray, "N H W C"], columns: int | None = None, gap: int = 2) -> np.ndarray:
     """Images in rows of `columns` (default: about a square) on white, `[H', W', C]`."""
     count, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
+    columns = math.ceil(math.sqrt(count)) if columns is None else checks.whole("columns", columns, "image")
     rows = -(-count // columns)
     canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
     for i, image in enumerate(images):

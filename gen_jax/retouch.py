@@ -74,15 +74,12 @@ def vary(
 
     Source: Meng et al. 2022, Algorithm 1.
     """
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must be in (0, 1], got {strength}: 1 keeps nothing of the images.")
+    _check_strength(strength)
     checks.one_key(key)
     model = _at(model, images)
     steps = _from_strength(model, strength, solver, nfe)
     key_codec, key_noise, key_draw = jax.random.split(key, 3)
-    x_0 = _encoder(model.undrawn())(weights.get("autoencoder"), key_codec if drawn else None, images)
-    eps = keys.normal(key_noise, x_0.shape) if noise is None else noise
-    checks.of_shape("noise", eps, x_0.shape)
+    x_t = _noised(model, weights, key_noise, key_codec if drawn else None, images, steps, noise)
     out, _ = generate.sample(
         model,
         weights,
@@ -95,7 +92,7 @@ def vary(
         guidance=guidance,
         rescale=rescale,
         rescale_of=rescale_of,
-        x_T=model.process.perturb(x_0, steps.t[0], jnp.asarray(eps)),
+        x_T=x_t,
         steps=steps,
         on_step=on_step,
     )
@@ -109,6 +106,7 @@ def inpaint(
     images: Images,
     mask: Shaped[np.ndarray, "..."],
     *,
+    strength: float = 1.0,
     resample: int = 5,
     label: Label | None = None,
     prompt: Prompt | None = None,
@@ -133,24 +131,30 @@ def inpaint(
         mask: bool `[N, H, W, 1]`, True where the image is known; `[1, H, W, 1]` is for all of them. A network for
             inpainting sees the upper left pixel of each latent's square, as in diffusers, whose masks are True where this
             one is False.
+        strength: how much of what is drawn anew is changed, as of `vary`; 1 keeps nothing of it.
         resample: of RePaint: how often each step is taken; more fits better, and costs as much more.
         label, prompt, negative_prompt, guidance, rescale, rescale_of: as of `generate.sample`.
         solver, nfe, on_step: as of `generate.sample`. RePaint takes `nfe` steps of a one-step solver, by default "ddim",
             each `resample` times, and calls nothing.
 
     Raises:
-        ValueError: a mask of another size or type, images of another size or type, and as of `generate.sample`.
+        ValueError: a mask of another size or type, and as of `vary`.
 
     Source: Rombach et al. 2022, Section 4.5; Lugmayr et al. 2022, Algorithm 1.
     """
+    _check_strength(strength)
     checks.one_key(key)
     model = _at(model, images)
     _check_mask(images, mask)
     said = {"label": label, "prompt": prompt, "negative_prompt": negative_prompt}
     if model.beside:
-        key_codec, key_draw = jax.random.split(key)
+        key_codec, key_noise, key_draw = jax.random.split(key, 3)
         see = _beside(model.undrawn())
         beside = see(weights.get("autoencoder"), key_codec if drawn else None, images, mask)
+        steps = None
+        if strength < 1:
+            steps = _from_strength(model, strength, solver, nfe)
+            noise = _noised(model, weights, key_noise, key_codec if drawn else None, images, steps, noise)
         out, _ = generate.sample(
             model,
             weights,
@@ -163,14 +167,17 @@ def inpaint(
             rescale=rescale,
             rescale_of=rescale_of,
             x_T=noise,
+            steps=steps,
             beside=beside,
             on_step=on_step,
         )
         return np.where(mask, images, out)
-    plan = samplers.named.plan(model.process, solver or "ddim", nfe or model.sampling.nfe)
+    _, nfe = model.sampling.chosen(solver, nfe)
+    start = None if strength == 1 else _start(model, strength)
+    plan = samplers.named.plan(model.process, "ddim" if solver is None else solver, nfe, t_start=start)
     cond, null = generate.conditions(model, key, len(images), **said)  # type: ignore[arg-type]
     weight = generate.weight(model, weights, guidance)
-    run = _repaint(model.undrawn(), resample, rescale, rescale_of)
+    run = _repaint(model.undrawn(), resample, rescale, rescale_of, strength < 1)
     return np.asarray(run(dict(weights), key, plan, images, mask, cond, null, weight, noise))
 
 
@@ -181,15 +188,41 @@ def known_latents(mask: Bool[Array, "M H W 1"], factor: int) -> Bool[Array, "M h
     return squares.all((2, 4))
 
 
+def _check_strength(strength: float) -> None:
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be in (0, 1], got {strength}: 1 keeps nothing of the images.")
+
+
+def _noised(
+    model: Model,
+    weights: Weights,
+    key: Key[Array, ""],
+    key_codec: Key[Array, ""] | None,
+    images: Images,
+    steps: samplers.Plan,
+    noise: Noise | None,
+) -> Float[Array, "N ..."]:
+    """The images with the noise from which the steps begin."""
+    x_0 = _encoder(model.undrawn())(weights.get("autoencoder"), key_codec, images)
+    eps = keys.normal(key, x_0.shape) if noise is None else noise
+    checks.of_shape("noise", eps, x_0.shape)
+    return model.process.perturb(x_0, steps.t[0], jnp.asarray(eps))
+
+
 def _from_strength(model: Model, strength: float, solver: str | None, nfe: int | None) -> samplers.Plan:
     """The steps from the noise of a strength on."""
     process, says = model.process, model.sampling
-    solver, nfe = solver or says.solver, nfe or says.nfe
+    solver, nfe = says.chosen(solver, nfe)
     if says.schedule is not None and solver is not None:
         first = schedule.first_step(nfe, strength)
         return says.schedule.plan(process, solver, nfe, predicts=model.predicts, start=first)
-    start = min(max(strength * process.t_max, process.t_min), samplers.named.first_time(process))
-    return samplers.named.plan(process, solver, nfe, t_start=start)
+    return samplers.named.plan(process, solver, nfe, t_start=_start(model, strength))
+
+
+def _start(model: Model, strength: float) -> float:
+    """The time that has the noise of a strength, of a model without a schedule."""
+    process = model.process
+    return min(max(strength * process.t_max, process.t_min), samplers.named.first_time(process))
 
 
 @functools.lru_cache(maxsize=16)
@@ -222,8 +255,10 @@ def _beside(model: Model) -> Callable[..., Float[Array, "N h w B"]]:
 
 @functools.lru_cache(maxsize=16)
 def _repaint(
-    model: Model, resample: int, rescale: float, rescale_of: RescaleOf
+    model: Model, resample: int, rescale: float, rescale_of: RescaleOf, part: bool
 ) -> Callable[..., UInt8[Array, "N H W C"]]:
+    """RePaint; with `part` from the images with the noise of the first step, else from noise alone."""
+
     def run(
         weights: Weights,
         key: Key[Array, ""],
@@ -242,6 +277,9 @@ def _repaint(
             model, weights, cond, weight, null=null, rescale=rescale, rescale_of=rescale_of
         )
         x_T = model.process.prior(key_prior, x_0.shape) if noise is None else noise
+        if part:
+            eps = keys.normal(key_prior, x_0.shape) if noise is None else noise
+            x_T = model.process.perturb(x_0, plan.t[0], jnp.asarray(eps))
         x_0 = inverse.repaint(key_noise, denoise, model.process, plan, x_T, x_0, known, resample=resample)
         return jnp.where(mask, images, model.codec.decode(x_0, weights.get("autoencoder")))
 

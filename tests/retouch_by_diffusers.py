@@ -55,8 +55,10 @@ CLASSES = {
 CASES = (
     *(("vary", solver) for solver in CLASSES),
     *(("inpaint", solver) for solver in ("ddim", "euler")),
+    *(("inpaint in part", solver) for solver in ("ddim", "dpmpp")),
     ("distilled", "ddim"),
 )
+"""A U-Net, and what is made of it; in part is with less than full strength."""
 STEPS, STRENGTH, GUIDANCE = 6, 0.55, 3.0
 
 
@@ -75,6 +77,20 @@ def inputs():
     }
 
 
+def made(name):
+    """A network of diffusers by its name, a U-Net or "vae", with its weights."""
+    import diffusers
+    import torch
+
+    kind, config = diffusers.AutoencoderKL, VAE
+    if name != "vae":
+        kind, config = diffusers.UNet2DConditionModel, COMMON | UNETS[name]
+    network = kind(**config).eval()
+    shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
+    network.load_state_dict({key: torch.tensor(x) for key, x in stable_diffusion.drawn(shapes).items()})
+    return network
+
+
 def expected():
     """The images of each case, and the shapes of the tensors."""
     import diffusers
@@ -82,21 +98,17 @@ def expected():
     from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
     from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as inpaint
 
-    said, shapes = inputs(), {}
+    said = inputs()
     noise = torch.tensor(said["noise"]).permute(0, 3, 1, 2)
     for module in (img2img, inpaint):
         module.randn_tensor = lambda shape, **_: noise
         module.retrieve_latents = lambda out, **_: out.latent_dist.mode()
 
-    def made(name, kind, config):
-        network = kind(**config).eval()
-        shapes[name] = {key: list(value.shape) for key, value in network.state_dict().items()}
-        weights = {key: torch.tensor(value) for key, value in stable_diffusion.drawn(shapes[name]).items()}
-        network.load_state_dict(weights)
-        return network
-
-    vae = made("vae", diffusers.AutoencoderKL, VAE)
-    unets = {name: made(name, diffusers.UNet2DConditionModel, COMMON | own) for name, own in UNETS.items()}
+    networks = {name: made(name) for name in (*UNETS, "vae")}
+    shapes = {
+        name: {key: list(x.shape) for key, x in network.state_dict().items()}
+        for name, network in networks.items()
+    }
     nothing = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     options = {
         "image": said["images"].astype(np.float32) / 255,
@@ -108,19 +120,17 @@ def expected():
     }
     found = {}
     for name, solver in CASES:
-        scheduler = getattr(diffusers, CLASSES[solver]).from_config(SCHEDULER)
-        kind = (
-            inpaint.StableDiffusionInpaintPipeline
-            if name == "inpaint"
-            else img2img.StableDiffusionImg2ImgPipeline
-        )
-        parts = {**nothing, "vae": vae, "unet": unets[name], "scheduler": scheduler}
+        scheduler, inpaints = getattr(diffusers, CLASSES[solver]).from_config(SCHEDULER), "inpaint" in name
+        kind = inpaint.StableDiffusionInpaintPipeline if inpaints else img2img.StableDiffusionImg2ImgPipeline
+        unet = networks[name.split()[0]]
+        parts = {**nothing, "vae": networks["vae"], "unet": unet, "scheduler": scheduler}
         draw = kind(**parts, requires_safety_checker=False)
         draw.set_progress_bar_config(disable=True)
-        if name == "inpaint":
+        if inpaints:
             mask = 1 - said["known"].astype(np.float32)
             more = {"mask_image": torch.tensor(mask).permute(0, 3, 1, 2), "latents": noise}
-            more |= {"height": 12, "width": 20, "strength": 1.0}
+            more |= {"height": 12, "width": 20, "strength": STRENGTH if "part" in name else 1.0}
+            more |= {} if more["strength"] == 1 else {"latents": None}
         else:
             more = {"strength": STRENGTH}
         found[f"{name}/{solver}"] = draw(**options, **more).images.astype(np.float32)

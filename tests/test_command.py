@@ -1,14 +1,17 @@
 """`gen-jax sample`: what it writes, of runs and of Stable Diffusion, and what it refuses."""
 
+import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import cli, command, infotext
-from tests import described, tiny_sd
+from gen_jax import cli, command, infotext, pretrained
+from gen_jax.pretrained import components, names, safetensors
+from tests import described, small_folder
 
 PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 """As AUTOMATIC1111's web UI reads the last line."""
@@ -75,6 +78,8 @@ def test_a_picture_is_changed_in_a_part_or_as_a_whole(run, tmp_path):
     filled = np.load(out)
     assert (filled[:, :, :14] == 200).all()
     assert (filled[:, :, 14:] != 200).any()
+    draw("--image", str(picture), "--mask", str(mask), "--strength", "0.3")
+    assert (np.load(out)[:, :, :14] == 200).all()
     draw("--image", str(picture), "--strength", "0.3")
     assert np.load(out).shape == (2, 28, 28, 1)
 
@@ -82,7 +87,10 @@ def test_a_picture_is_changed_in_a_part_or_as_a_whole(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--image", "a.png", "--mask", "b.png", "--strength", "1"], "is of image to image"),
+        (["--predicts", "v"], "predicts: only Stable Diffusion has such options"),
+        (["--taesd", "nowhere"], "nowhere"),
+        (["--nfe", "0"], "nfe must be at least 1 evaluation, got 0"),
+        (["--num", "0"], "num must be at least 1 sample, got 0"),
         (["--lora", "b.safetensors:x"], "got the weight 'x'"),
         (["--strength", "0.5"], "needs the image that is to be changed"),
         (["--image", "nowhere.png"], "nowhere.png is no picture that can be read"),
@@ -103,12 +111,48 @@ def test_a_lora_has_a_weight():
         command.lora_weight("b.safetensors:x")
 
 
-@tiny_sd.needs_fixtures
-def test_stable_diffusion_is_drawn_from_its_folder(tmp_path):
-    out = tmp_path / "lighthouse.png"
-    flags = ["--prompt", "a large red seven", "--negative-prompt", "grey", "--height", "32", "--width", "48"]
-    cli.main(["sample", str(tiny_sd.ROOT / "tiny-sd15"), "--nfe", "2", "--out", str(out), *flags])
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder with a small Stable Diffusion, `one.safetensors`, and a tiny autoencoder in `taesd`."""
+    root, model = tmp_path_factory.mktemp("published"), small_folder.model()
+    weights = small_folder.weights(model)
+    pretrained.save(root / "small", model, weights)
+    pretrained.save(root / "one.safetensors", model, weights, layout="single")
+    config = {"encoder_block_out_channels": [4, 4], "decoder_block_out_channels": [4, 4]}
+    config |= {"num_encoder_blocks": [1, 1], "num_decoder_blocks": [1, 1]}
+    draw = lambda x: np.random.default_rng(0).standard_normal(x.shape, np.float32)
+    params = jax.tree.map(draw, components.parameters(components.tiny(config)))
+    safetensors.write(root / "tiny.safetensors", names.from_linen(params, part="taesd"))
+    (root / "taesd").mkdir()
+    (root / "tiny.safetensors").rename(root / "taesd" / "diffusion_pytorch_model.safetensors")
+    (root / "taesd" / "config.json").write_text(json.dumps(config))
+    return root
+
+
+def test_stable_diffusion_is_drawn_from_one_file(published, tmp_path, capsys):
+    """With all that the file does not say, and previews as large as the images."""
+    out = tmp_path / "seven.png"
+    flags = ["--prompt", "a large red seven", "--negative-prompt", "grey", "--height", "16", "--width", "24"]
+    more = ["--config", str(published / "small"), "--predicts", "v", "--taesd", str(published / "taesd")]
+    cli.main(["sample", str(published / "one.safetensors"), "--nfe", "2", "--out", str(out), *flags, *more])
+    assert "1 image of 'a large red seven' in" in capsys.readouterr().out
     prompt, negative, settings = read(out)
     assert (prompt, negative) == ("a large red seven", "grey")
-    assert settings["Size"] == "48x32"
-    assert settings["Model"] == "tiny-sd15"
+    assert settings.items() >= {"Steps": "2", "Sampler": "DDIM", "Size": "24x16", "Model": "one"}.items()
+    assert Image.open(tmp_path / "seven.preview.png").size == Image.open(out).size
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--taesd", "small"], "small"),
+        (["--prompt", "a", "--negative-prompt", "b", "--solver", "eulr"], "Did you mean euler"),
+        (["--prompt", "a", "--height", "15"], "2 must divide height and width"),
+        (["--variant", "fp16"], "fp16"),
+    ],
+)
+def test_what_stable_diffusion_can_not_do_is_said_in_a_line(published, flags, said, monkeypatch):
+    monkeypatch.chdir(published)
+    with pytest.raises(SystemExit, match=said) as error:
+        cli.main(["sample", "small", *flags])
+    assert "\n" not in str(error.value)

@@ -75,6 +75,36 @@ def test_aliases_for_type_checkers_are_in_one_module(name):
     assert not aliases or name == "gen_jax/types.py"
 
 
+def taken_for_absent(tree):
+    """Arguments `x: int | None` of which `x or default` takes 0 for none."""
+    return [
+        f"{function.name}({arg.arg})"
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for arg in (*function.args.args, *function.args.kwonlyargs)
+        if arg.annotation is not None
+        and re.fullmatch(r"(int|float|str|[ |])+None", ast.unparse(arg.annotation))
+        for node in ast.walk(function)
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or)
+        if isinstance(node.values[0], ast.Name) and node.values[0].id == arg.arg
+    ]
+
+
+PLACES = {"gen_jax/data/sources/tfds/prepared.py", "gen_jax/data/cache.py", "gen_jax/training/cache.py"}
+"""Where an empty path is none, as in the shell."""
+
+
+@each_module
+def test_what_is_given_is_not_taken_for_what_is_not(name):
+    """0 steps are refused, not replaced by the default: `x if x is not None else default`."""
+    assert name in PLACES or taken_for_absent(parsed[name]) == []
+
+
+def test_what_is_taken_for_absent_is_found():
+    code = "def f(n: int | None, m: int | None, *, x: float | None = None):\n    return n or 3, x or m, not n"
+    assert taken_for_absent(ast.parse(code)) == ["f(n)", "f(x)"]
+
+
 def test_files_are_short():
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text().splitlines())

@@ -80,6 +80,19 @@ def test_inpaint_keeps_what_is_known_and_draws_the_rest(coded):
     assert abs(y.mean() / 127.5 - 1 - MEAN) < 5 * DEVIATION / np.sqrt(y.size) + 0.01
 
 
+def test_inpaint_in_part_keeps_as_much_of_what_is_not_known_as_the_noise_leaves():
+    """As `vary` does, where pixels are independent and no step is taken again."""
+    strength, before, mask = 0.5, images(1000), np.ones((1, 4, 4, 1), bool)
+    mask[:, 1:3, 1:3] = False
+    after = retouch.inpaint(MODEL, WEIGHTS, KEY, before, mask, strength=strength, resample=1)
+    known = np.broadcast_to(mask, before.shape)
+    np.testing.assert_array_equal(after[known], before[known])
+    x, y = (im[~known].astype(np.float64) for im in (before, after))
+    a, s = (float(f(jnp.float32(strength * PROCESS.t_max))) for f in (PROCESS.alpha, PROCESS.sigma))
+    exact = a * DEVIATION / np.hypot(a * DEVIATION, s)
+    assert abs(np.corrcoef(x, y)[0, 1] - exact) < 5 / np.sqrt(x.size) * (1 - exact**2) + 0.01
+
+
 def test_known_latents_are_those_whose_pixels_all_are():
     mask = np.ones((1, 4, 6, 1), bool)
     mask[0, 0, 3] = False
@@ -95,6 +108,7 @@ REFUSED = [
     (lambda: retouch.vary(MODEL, WEIGHTS, KEY, GOOD[..., :0], strength=0.5), "as the model draws them"),
     (lambda: retouch.vary(MODEL, WEIGHTS, KEY, GOOD / 255, strength=0.5), "uint8"),
     (lambda: retouch.vary(MODEL, WEIGHTS, KEY, GOOD, prompt="a"), "unconditional"),
+    (lambda: retouch.inpaint(MODEL, WEIGHTS, KEY, GOOD, MASK, strength=0.0), "strength"),
     (lambda: retouch.inpaint(MODEL, WEIGHTS, KEY, GOOD, MASK[:, :3]), "mask must be bool"),
     (lambda: retouch.inpaint(MODEL, WEIGHTS, KEY, GOOD, MASK.astype(np.float32)), "mask must be bool"),
 ]

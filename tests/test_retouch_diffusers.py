@@ -1,90 +1,13 @@
 """Image to image, inpainting and a distilled network against what diffusers' pipelines make of the same noise."""
 
-import json
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import retouch, samplers
-from gen_jax.codec import Latents
-from gen_jax.diffusion import process
-from gen_jax.model import Model, Sampling
-from gen_jax.pretrained import components, names
+from gen_jax import retouch
 from tests import retouch_by_diffusers as peer
-from tests.networks import stable_diffusion
+from tests.small_pipelines import FOUND, INPUTS, KEY, model
 
-FOUND = np.load(Path(__file__).with_name("retouch_by_diffusers.npz"))
-SHAPES = json.loads(str(FOUND["shapes"]))
-INPUTS = peer.inputs()
-KEY = jax.random.key(0)
-QUICK = (("vary", "ddim"), ("inpaint", "ddim"))
-
-
-class Unrounded(Latents):
-    """Latents whose images are numbers in [0, 1], not bytes."""
-
-    def decode(self, x_0, weights=None):
-        z = x_0 / self.scale + self.shift
-        return jnp.clip(self.autoencoder.build().apply(weights, z, method="decode") / 2 + 0.5, 0, 1)
-
-
-@dataclass(frozen=True)
-class Given:
-    """Texts that are encoded already: sample `i` has the `i`-th."""
-
-    guides: bool = True
-
-    def init(self, key):
-        return None
-
-    def prepare(self, batch):
-        return {}
-
-    def of_batch(self, key, batch):
-        raise NotImplementedError
-
-    def null(self, n, like=None):
-        return jnp.asarray(INPUTS["negative"])[:n]
-
-    def choose(self, key, index, label=None, prompt=None):
-        return INPUTS["context"][index]
-
-    def tell(self, params, cond):
-        return (None, cond)
-
-
-def network(name):
-    """The configuration of a part and its parameters."""
-    shapes = SHAPES[name]
-    tensors = stable_diffusion.drawn(shapes)
-    config, x = components.autoencoder(peer.VAE), jnp.zeros((1, 4, 4, 3))
-    arguments = (x,)
-    if name != "vae":
-        config = components.unet(peer.COMMON | peer.UNETS[name])
-        x = jnp.zeros((1, 4, 4, shapes["conv_in.weight"][1]))
-        arguments = (x, jnp.zeros(1), None, jnp.zeros((1, 5, 12)))
-    like = jax.eval_shape(config.build().init, KEY, *arguments)
-    return config, names.to_linen(tensors, like, part="vae" if name == "vae" else "unet")
-
-
-def model(name):
-    """The description and the weights of a pipeline."""
-    (unet, params), (vae, coding) = network(name), network("vae")
-    schedule = samplers.Schedule(spacing="leading", steps_offset=1, to_data=False)
-    described = Model(
-        replace(unet, time_offset=-1.0),
-        process.DDPM(1000, "scaled_linear", 0.00085, 0.012),
-        "eps",
-        Given(),
-        Unrounded((4, 4, 4), peer.VAE["scaling_factor"], autoencoder=vae),
-        Sampling("ddim", peer.STEPS, peer.GUIDANCE, schedule=schedule),
-        beside=5 if name == "inpaint" else 0,
-    )
-    return described, {"network": params, "autoencoder": coding}
+QUICK = (("vary", "ddim"), ("inpaint in part", "ddim"))
 
 
 CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in peer.CASES]
@@ -93,16 +16,17 @@ CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) fo
 @pytest.mark.parametrize(("name", "solver"), CASES)
 def test_images_are_those_of_diffusers(name, solver):
     """At a size that is not the model's own."""
-    m, weights = model(name)
+    m, weights = model(name.split()[0])
     options = {"noise": INPUTS["noise"], "drawn": False, "solver": solver}
-    if name == "inpaint":
+    if inpaints := name.startswith("inpaint"):
+        options["strength"] = peer.STRENGTH if name.endswith("in part") else 1.0
         ours = retouch.inpaint(m, weights, KEY, INPUTS["images"], INPUTS["known"], **options)
     else:
         ours = retouch.vary(m, weights, KEY, INPUTS["images"], strength=peer.STRENGTH, **options)
-    new = ~INPUTS["known"] if name == "inpaint" else np.ones((1, 1, 1, 1), bool)
+    new = ~INPUTS["known"] if inpaints else np.ones((1, 1, 1, 1), bool)
     error = np.abs(np.where(new, ours - FOUND[f"{name}/{solver}"], 0)).max()
     assert error <= 1e-4, error
-    if name == "inpaint":
+    if inpaints:
         np.testing.assert_array_equal(np.where(new, 0, ours), np.where(new, 0, INPUTS["images"]))
 
 

@@ -54,8 +54,8 @@ def refine(
     """
     (first, weights), (second, its_weights) = base, refiner
     _check(first, second)
-    solver = solver or first.sampling.solver or "euler"
-    nfe = first.sampling.nfe if nfe is None else nfe
+    solver, nfe = first.sampling.chosen(solver, nfe)
+    solver = "euler" if solver is None else solver
     stop, start = (_hand_over(model, solver, nfe, part) for model in (first, second))
     draw = functools.partial(
         sample,

@@ -91,7 +91,8 @@ def sample(
         guidance: weight of guidance; 1 is none, which costs half. Default: as the model says.
         rescale, rescale_of: against the overexposure of strong guidance; as of `denoiser`.
         height, width: of the images, where the model draws any size (`Model.at`); default: as the model says.
-        x_T: noise to start from, `[num, *shape]`; default: the prior's.
+        x_T: noise to start from, `[num, *shape]`; default: the prior's. Of a model with a schedule it is the `latents` of
+            diffusers, of deviation 1 (`Schedule.deviation`); with `steps` it is taken as it is.
         beside: what the network sees after the channels of `x_t`, `[num, ..., model.beside]`; `retouch.inpaint` makes it.
         steps: the plan to follow, in place of that which `solver` and `nfe` name.
         guide_model: what `weights["guide"]` are the weights of, where that is another model.
@@ -118,6 +119,8 @@ def sample(
         model, mesh, rescale=rescale, guide_model=guide_model, rescale_of=rescale_of, rounded=rounded
     )
     table = plan(model, solver, nfe) if steps is None else steps
+    if x_T is not None and steps is None:
+        x_T = x_T * np.float32(model.sampling.deviation(model.process, solver, nfe))
     w = weight(model, weights, guidance)
     cond, null = conditions(model, key, num, label=label, prompt=prompt, negative_prompt=negative_prompt)
     weights, parts = draw.place(dict(weights)), []

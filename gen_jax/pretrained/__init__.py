@@ -7,17 +7,20 @@ pretrained.save("my-model", m, weights)                                         
 """
 
 from gen_jax.pretrained import inversion, lora, safetensors, schedulers
-from gen_jax.pretrained.loading import load
+from gen_jax.pretrained.loading import is_published, load
 from gen_jax.pretrained.runs import AUTOENCODER, Run, load_autoencoder, load_run
 from gen_jax.pretrained.saving import save
+from gen_jax.pretrained.tiny import load_tiny
 
 __all__ = [
     "AUTOENCODER",
     "Run",
     "inversion",
+    "is_published",
     "load",
     "load_autoencoder",
     "load_run",
+    "load_tiny",
     "lora",
     "safetensors",
     "save",

@@ -81,7 +81,7 @@ def parameters(config: Part, channels: int | None = None) -> PyTree:
     """
     net, key = config.build(), jax.random.key(0)
     if isinstance(config, UNetConfig):
-        x = jnp.zeros((1, 8, 8, channels or 4))
+        x = jnp.zeros((1, 8, 8, 4 if channels is None else channels))
         return jax.eval_shape(net.init, key, x, jnp.ones(1))
     if isinstance(config, CLIPTextConfig):
         return jax.eval_shape(net.init, key, jnp.zeros((1, 1), jnp.int32))

@@ -8,6 +8,13 @@ from jaxtyping import DTypeLike
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import runs, stable_diffusion
+from gen_jax.training import CheckpointError
+
+
+def is_published(path: str | Path) -> bool:
+    """Whether a Stable Diffusion is at a path, a file or a folder with model_index.json, and not a run of gen_jax."""
+    path = Path(path)
+    return path.is_file() or (path / "model_index.json").exists()
 
 
 def load(
@@ -30,11 +37,17 @@ def load(
         ValueError: there is neither, options of Stable Diffusion are given for a run, or as of the two functions.
     """
     path = Path(path)
-    if path.is_file() or (path / "model_index.json").exists():
+    if is_published(path):
         return stable_diffusion.load(path, dtype=dtype, **options)  # type: ignore[arg-type]
     if options:
         raise ValueError(
             f"{', '.join(options)}: only Stable Diffusion has such options, and {path} is neither a folder with "
             "model_index.json nor a file."
         )
-    return runs.load(path, dtype=dtype, types=types)
+    try:
+        return runs.load(path, dtype=dtype, types=types)
+    except CheckpointError as error:
+        if (path / "checkpoints").is_dir():  # it is a run, and the message says what of it
+            raise
+        hint = "A Stable Diffusion is a folder with model_index.json, or a .safetensors file."
+        raise CheckpointError(f"{str(error).rstrip('.')}. {hint}") from None

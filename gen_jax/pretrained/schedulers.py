@@ -2,7 +2,7 @@
 
     config = json.loads(path.read_text())
     process, predicts, schedule, solver = schedulers.read(config)
-    plan = schedule.plan(process, solver or "euler", 20, predicts=predicts)
+    plan = schedule.plan(process, solver, 20, predicts=predicts)
 
 `schedulers.write` is the inverse. What a scheduler does that is not done here is refused by the name of the field and its
 value: a model is not drawn with other numbers than its makers' unseen.
@@ -19,7 +19,7 @@ from gen_jax.types import Betas, Predicts
 
 Meant = TypeVar("Meant")
 
-SOLVERS: Mapping[str, Mapping[object, str] | str | None] = {
+SOLVERS: Mapping[str, Mapping[object, str] | str] = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": {"fixed_small": "ddpm", "fixed_large": "ddpm_beta"},
     "PNDMScheduler": {False: "pndm_runge_kutta", True: "pndm"},
@@ -47,9 +47,9 @@ SOLVERS: Mapping[str, Mapping[object, str] | str | None] = {
         (3, "bh2"): "unipc_bh2",
     },
     "DEISMultistepScheduler": {2: "deis2", 3: "deis"},
-    "LCMScheduler": None,
+    "LCMScheduler": "lcm",
 }
-"""By class, and by the values of its fields in `CHOOSES`; None: there is no such solver here."""
+"""By class, and by the values of its fields in `CHOOSES`."""
 
 CHOOSES: Mapping[str, Mapping[str, object]] = {
     "DDPMScheduler": {"variance_type": "fixed_small"},
@@ -96,17 +96,19 @@ ALLOWED: Mapping[str, tuple[object, ...]] = {
     "predict_x0": (True,),
     "disable_corrector": ([],),
     "solver_p": (),
+    "timestep_scaling": (10.0,),
 }
 """Fields with the values that are read, besides null. They mean the same in every class that has them."""
 
 READ = {
     *("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type"),
     *("rescale_betas_zero_snr", "steps_offset", "set_alpha_to_one", "timestep_spacing", "use_karras_sigmas"),
+    "original_inference_steps",
 }
 IDLE = {
     *("dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value", "flow_shift", "time_shift_type"),
     *("skip_prk_steps", "algorithm_type", "solver_order", "solver_type"),
-    *("lower_order_final", "euler_at_final", "original_inference_steps", "timestep_scaling"),
+    *("lower_order_final", "euler_at_final"),
 }
 """Fields that change no number of the solvers that are read, or are of another class than the file's."""
 
@@ -118,8 +120,8 @@ class Scheduler(NamedTuple):
     predicts: Predicts
     schedule: Schedule
     """For any solver, as of the file that diffusers makes another scheduler of (`from_config`)."""
-    solver: str | None
-    """A name of `samplers.named`, for `schedule.plan`; None of a scheduler whose solver is not there."""
+    solver: str
+    """A name for `schedule.plan`."""
 
 
 def read(config: Mapping[str, object]) -> Scheduler:
@@ -161,6 +163,9 @@ def read(config: Mapping[str, object]) -> Scheduler:
         steps_offset=checks.whole("steps_offset", stated.get("steps_offset", 0), "time", least=0),
         to_data=_flag(stated, "set_alpha_to_one"),
         karras=_flag(stated, "use_karras_sigmas") or False,
+        original_steps=checks.whole(
+            "original_inference_steps", stated.get("original_inference_steps", 50), "step"
+        ),
     )
     return Scheduler(process, predicts, schedule, _solver(name, stated))
 
@@ -186,6 +191,7 @@ def write(process: DDPM, predicts: Predicts, schedule: Schedule, solver: str) ->
         "set_alpha_to_one": schedule.to_data,
         "timestep_spacing": schedule.spacing,
         "use_karras_sigmas": schedule.karras or None,
+        "original_inference_steps": schedule.original_steps if solver == "lcm" else None,
     }
     return {"_class_name": name, **said, **choices} | {k: v for k, v in stated.items() if v is not None}
 
@@ -231,9 +237,9 @@ def _check_known(stated: Mapping[str, object]) -> None:
             )
 
 
-def _solver(name: str, stated: Mapping[str, object]) -> str | None:
+def _solver(name: str, stated: Mapping[str, object]) -> str:
     choices, fields = SOLVERS[name], CHOOSES.get(name, {})
-    if choices is None or isinstance(choices, str):
+    if isinstance(choices, str):
         return choices
     values = [stated.get(field, default) for field, default in fields.items()]
     for key, solver in choices.items():

@@ -110,7 +110,10 @@ def load(
             missing, left over or of another shape; a file is damaged, or pickled.
     """
     path = Path(path)
-    files = _folder(path, variant) if path.is_dir() else _file(path, None if config is None else Path(config))
+    if path.is_dir():
+        files = _folder(path, variant)
+    else:
+        files = _file(path, None if config is None else Path(config), told=predicts is not None)
     model = _at_dtype(describe(files, predicts=predicts, zero_terminal_snr=zero_terminal_snr), dtype)
     model = _skipped(model, clip_skip) if clip_skip else model
     trees = {
@@ -137,14 +140,16 @@ def describe(
     if zero_terminal_snr is not None:
         process = replace(process, zero_terminal_snr=zero_terminal_snr)
     coding, side = files.configs.get("vae", {}), SIDES[files.family] // vae.factor
-    sample = files.configs.get("unet", {}).get("sample_size") or side
+    sample = files.configs.get("unet", {}).get("sample_size")
+    sample = side if sample is None else sample
     height, width = sample if isinstance(sample, list | tuple) else (sample, sample)
     xl = files.family in ("sdxl", "sdxl_refiner")
-    scale = coding.get("scaling_factor") or (0.13025 if xl else 0.18215)
+    scale, shift = coding.get("scaling_factor"), coding.get("shift_factor")
+    scale = (0.13025 if xl else 0.18215) if scale is None else scale
     codec = Latents(
         (height, width, vae.latent_channels),
         cast(float, scale),
-        cast(float, coding.get("shift_factor") or 0.0),
+        0.0 if shift is None else cast(float, shift),
         autoencoder=vae,
     )
     encoders = {part: make(part, components.text) for part in ENCODERS if part in files.tensors}
@@ -155,9 +160,14 @@ def describe(
         predicts=said.predicts if predicts is None else predicts,
         condition=_condition(files, encoders, unet, codec.image_shape),
         codec=codec,
-        sampling=Sampling(said.solver or "dpmpp", 50, 5.0 if xl else 7.5, schedule=schedule),
+        sampling=Sampling(said.solver, *_usual(said.solver, xl), schedule=schedule),
         beside=_beside(shapes["unet"], vae),
     )
+
+
+def _usual(solver: str, xl: bool) -> tuple[int, float]:
+    """Steps and guidance of diffusers' pipeline, where nothing else is asked for."""
+    return (4, 8.5) if solver == "lcm" else (50, 5.0 if xl else 7.5)
 
 
 def _condition(
@@ -209,7 +219,7 @@ def _folder(path: Path, variant: str | None) -> Files:
     return Files(family, tensors, configs, scheduler, index, tokenizers)
 
 
-def _file(path: Path, given: Path | None) -> Files:
+def _file(path: Path, given: Path | None, told: bool) -> Files:
     tensors = safetensors.read(path)
     family = single_file.family(tensors.shapes)
     found = single_file.split(tensors)
@@ -223,7 +233,7 @@ def _file(path: Path, given: Path | None) -> Files:
     )
     scheduler = inside("scheduler", "scheduler_config.json")
     if scheduler is None:
-        scheduler = _assumed(path.name, family, tensors)
+        scheduler = _assumed(path.name, family, tensors, told)
     return Files(family, found, configs, scheduler, {}, tokenizers)
 
 
@@ -232,12 +242,17 @@ def _given(file: Path) -> Mapping[str, object] | None:
     return _json(file, "it is given") if file.exists() else None
 
 
-def _assumed(name: str, family: Family, tensors: Mapping[str, np.ndarray]) -> Mapping[str, object]:
-    """The scheduler of one file: that of its family, but for what marks among the tensors say."""
+def _assumed(
+    name: str, family: Family, tensors: Mapping[str, np.ndarray], told: bool
+) -> Mapping[str, object]:
+    """The scheduler of one file: that of its family, but for what marks among the tensors say.
+
+    A warning where it is not told what the network predicts, and the family has both.
+    """
     marks = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
     marked = dict(value for mark, value in marks.items() if mark in tensors)
     scheduler = {**SCHEDULER, **ASSUMED[family], **marked}
-    if family == "sd2":
+    if family == "sd2" and not told and "v_pred" not in tensors:
         _log.warning(
             '%s does not say what its network predicts: taken is "v", as of Stable Diffusion 2.1 for 768 pixels. Give '
             'predicts="eps" for those of 512 pixels.',

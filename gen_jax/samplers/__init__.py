@@ -48,7 +48,7 @@ from gen_jax.samplers.named import recommended
 from gen_jax.samplers.pseudo import IPNDM, PNDM
 from gen_jax.samplers.sampling import sample
 from gen_jax.samplers.schedule import Schedule
-from gen_jax.samplers.solvers import DDIM, DDPM, Euler, EulerAncestral, Solver
+from gen_jax.samplers.solvers import DDIM, DDPM, LCM, Euler, EulerAncestral, Solver
 from gen_jax.samplers.stages import DPMSolverPPSingle, Heun
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "DDPM",
     "DEIS",
     "IPNDM",
+    "LCM",
     "LMS",
     "PNDM",
     "AnnealedLangevin",

@@ -158,7 +158,7 @@ def plan(process: Process, name: str | None, nfe: int, *, t_start: float | None 
     if name is None and t_start is None:
         solver, grid = recommended(process, nfe)
         return solver.plan(process, grid)
-    row = find(name or "dpmpp")
+    row = find("dpmpp" if name is None else name)
     if row.steps(nfe) < 1:
         raise ValueError(
             f"a step of {name} takes {row.stages + row.extra} evaluations, got nfe={nfe}: take more."

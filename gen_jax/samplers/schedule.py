@@ -15,6 +15,7 @@ where the last step ends. `FAMILIES` has these differences. Times are those of g
     "heun", "lms"                                HeunDiscrete, LMSDiscrete
     "dpmpp", "dpmpp_exact", "sde_dpmpp"          DPMSolverMultistep of order 2, with "midpoint" or "heun", and its SDE
     "unipc"                                      UniPCMultistep, which is of order 2 and "bh2" by default
+    "lcm"                                        LCM (but for the draws of noise); for a distilled network alone
 
 Other solvers of `samplers.named` take the grid of their like: `FAMILIES`, and that of "dpmpp" where there is no row.
 Their numbers are not those of diffusers, which has them with other coefficients ("dpmpp3", "deis") or not at all.
@@ -25,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -35,17 +37,16 @@ from gen_jax.samplers import named
 from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
 from gen_jax.samplers.multistep import Plan
 from gen_jax.samplers.pseudo import IPNDM, PNDM
-from gen_jax.samplers.solvers import DDIM, Solver
+from gen_jax.samplers.solvers import DDIM, LCM, Solver
 from gen_jax.types import Predicts, Spacing
 
 SPACINGS: tuple[Spacing, ...] = ("leading", "linspace", "trailing")
 
-OF_DIFFUSERS: Mapping[str, Solver] = {"unipc": UniPC(2, variant="bh2")}
-"""Where diffusers' solver of a name is another than that of `samplers.named`."""
+OF_DIFFUSERS: Mapping[str, Solver] = {"unipc": UniPC(2, variant="bh2"), "lcm": LCM()}
+"""Where diffusers' solver of a name is another than that of `samplers.named`, or is not there."""
 
 LARGEST = 2.0**12
-"""What diffusers puts for the infinite `sigma / alpha` of a time without signal. Here a time between T - 1 and T has it,
-where the network is asked, up to one time earlier than theirs."""
+"""What diffusers puts for the infinite `sigma / alpha` of a time without signal; a time between T - 1 and T has it."""
 
 
 class Family(NamedTuple):
@@ -61,6 +62,8 @@ class Family(NamedTuple):
     """Whether they can be Karras's; otherwise what the file says of them is of no effect."""
     strides: bool = False
     """Whether every step is `T // n` long, which is not where the next one begins unless `n` divides `T`."""
+    distilled: bool = False
+    """Whether they are some of the `original_steps` of distillation, whatever the spacing."""
 
 
 STRIDES, SIGMAS, MULTISTEP = (
@@ -72,6 +75,7 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("ddim", "ddim_half", "ddim_one", "pndm", "pndm_runge_kutta"), STRIDES),
     **dict.fromkeys(("ddpm", "ddpm_beta"), Family("leading")),
     **dict.fromkeys(("euler", "euler_ancestral", "heun", "heun_churn", "lms", "lms2", "lms3"), SIGMAS),
+    "lcm": Family(distilled=True),
 }
 """By the name of a solver; `MULTISTEP` for the others."""
 
@@ -89,15 +93,18 @@ class Schedule:
             time with noise, `t = 1`. Not stated, it does for "ddim" and does not for "pndm". All others end at the data.
         karras: `use_karras_sigmas`: times evenly spaced in `(sigma / alpha)^(1/7)`, `samplers.times.karras`, for the
             solvers that have it in diffusers: not "ddim", "pndm", "ddpm".
+        original_steps: `original_inference_steps`: how many times a distilled network was asked at, every `T //
+            original_steps`-th; "lcm" takes `n` of these.
 
     Raises:
-        ValueError: another spacing, or a negative offset.
+        ValueError: another spacing, a negative offset, or no original step.
     """
 
     spacing: Spacing | None = None
     steps_offset: int = 0
     to_data: bool | None = None
     karras: bool = False
+    original_steps: int = 50
 
     def __post_init__(self) -> None:
         if self.spacing is not None and self.spacing not in SPACINGS:
@@ -105,6 +112,7 @@ class Schedule:
                 f"spacing must be one of {', '.join(map(repr, SPACINGS))}, or None; got {self.spacing!r}."
             )
         checks.whole("steps_offset", self.steps_offset, "time", least=0)
+        checks.whole("original_steps", self.original_steps, "step")
 
     def plan(
         self,
@@ -122,18 +130,19 @@ class Schedule:
 
         Args:
             process: a discrete process.
-            solver: a name of `samplers.named`; "unipc" is diffusers' UniPC, of order 2.
+            solver: a name of `samplers.named`, or "lcm"; "unipc" is diffusers' UniPC, of order 2.
             n: number of steps of the whole grid.
             predicts: what the network says; of "v", "pndm" combines the answers as they are, as diffusers does.
             start: the first step that is taken. `first_step(n, strength)` for image to image: from data with the noise of
                 `plan.t[0]`. (Not diffusers' numbers are then those of "pndm", which begins a step earlier there and later
-                is off by one, and of "lms", which leaves out the answers that it does not have.)
+                is off by one, of "lms", which leaves out the answers that it does not have, and of "lcm" in its own
+                pipeline, which puts all steps after the noise of the strength.)
             stop: the first one that is not taken. `hand_over` for a refiner.
 
         Raises:
             ValueError: an unknown solver, a process that is not discrete, no step, or more steps than fit.
         """
-        method = OF_DIFFUSERS.get(solver, named.find(solver).solver)
+        method = find(solver)
         t, s = (end[start:stop] for end in self._steps(process, solver, n))
         if not len(t):
             raise ValueError(f"expected at least one of the {n} steps, got those from {start} to {stop}.")
@@ -147,7 +156,9 @@ class Schedule:
             end = np.concatenate([s[:1], t[1:2], s[1:]])
             return method.between(process, asked, marginals(process, begin), marginals(process, end))
         last = s[-1] if s[-1] < t[-1] else 0.0
-        return _of_few_steps(method, len(t)).plan(process, np.append(t, last))
+        return _asked_in_training(
+            _of_few_steps(method, len(t)).plan(process, np.append(t, last)), process, predicts
+        )
 
     def rounds(self, solver: str) -> bool:
         """Whether diffusers asks the network at whole times alone: `rounded` of `generate.denoiser`.
@@ -203,16 +214,19 @@ class Schedule:
         """The times as diffusers counts them, from 0."""
         family, total = _family(solver), _num_steps(process)
         spacing, m = self.spacing or family.spacing, checks.whole("n", n, "step") + family.spare
-        if spacing == "linspace":
+        most = min(self.original_steps, total) if family.distilled else total
+        if family.distilled:
+            counted = total // most * (most - np.floor(np.linspace(0, most, n, endpoint=False))) - 1
+        elif spacing == "linspace":
             counted = np.linspace(0, total - 1, m)[::-1][:n]
             counted = counted.round() if family.whole else counted
         elif spacing == "leading":
             counted = total // m * np.arange(m, dtype=float)[::-1][:n] + self.steps_offset
         else:
             counted = np.arange(total, 0, -total / n)[:n].round() - 1
-        if m > total or counted[0] > total - 1:
+        if m > most or counted[0] > total - 1:
             raise ValueError(
-                f"{n} steps of {solver} with {self} do not fit into the {total} times of the process: take fewer."
+                f"{n} steps of {solver} with {self} do not fit into the {most} times that there are: take fewer."
             )
         return counted
 
@@ -230,6 +244,11 @@ class Schedule:
         return np.asarray(np.linspace(high ** (1 / 7), low ** (1 / 7), len(counted)) ** 7)
 
 
+def find(solver: str) -> Solver:
+    """The solver that a schedule has of a name; ValueError where there is none."""
+    return OF_DIFFUSERS[solver] if solver in OF_DIFFUSERS else named.find(solver).solver
+
+
 def first_step(n: int, strength: float) -> int:
     """The first of `n` steps for image to image with this `strength` in diffusers; with 1 it is the first of all.
 
@@ -244,7 +263,7 @@ def first_step(n: int, strength: float) -> int:
 
 
 def _family(solver: str) -> Family:
-    named.find(solver)
+    find(solver)
     return FAMILIES.get(solver, MULTISTEP)
 
 
@@ -253,6 +272,31 @@ def _of_few_steps(method: Solver, n: int) -> Solver:
     if isinstance(method, DPMSolverPP | SDEDPMSolverPP | UniPC | DEIS | LMS | IPNDM) and method.order > n:
         return dataclasses.replace(method, order=n)
     return method
+
+
+def _asked_in_training(plan: Plan, process: Process, predicts: Predicts) -> Plan:
+    """The same steps, but the network is asked at T where they begin with `LARGEST`, as in diffusers, and not before T.
+
+    It says `v`, of which the denoiser makes `x0_hat` with `alpha, sigma` of the time `asked`; of the plan's time it is
+
+        alpha_t x_t - sigma_t v = (alpha_t - sigma_t alpha_asked / sigma_asked) x_t + sigma_t / sigma_asked x0_hat
+
+    Between T - 1 and T diffusers counts time by the logarithm of `sigma / alpha`.
+    """
+    t, end = np.asarray(plan.t, np.float64), float(_num_steps(process))
+    late = (t > end - 1) & (t < end)
+    if predicts not in ("v", "x0") or not late.any():
+        return plan
+    first, *log_ratio = -0.5 * np.asarray(process.log_snr(np.append(end - 1, np.where(late, t, end - 1))))
+    part = np.clip((log_ratio - first) / (np.log(LARGEST) - first), 0, 1)
+    asked = np.where(late, end - 1 + part, t)
+    columns = {"t": asked}
+    if predicts == "v":
+        at, there = marginals(process, t), marginals(process, asked)
+        x = np.where(late, at.alpha - at.sigma * there.alpha / there.sigma, 0.0)
+        x0 = np.where(late, at.sigma / there.sigma, 1.0)
+        columns |= {"h_x": np.asarray(plan.h_x + plan.h_x0 * x), "h_x0": np.asarray(plan.h_x0 * x0)}
+    return plan._replace(**{name: jnp.asarray(column, plan.t.dtype) for name, column in columns.items()})
 
 
 def _num_steps(process: Process) -> int:

@@ -127,10 +127,9 @@ def agreement(mesh: jax.sharding.Mesh) -> Callable[[int | None], int | jax.Array
     local = mesh.local_mesh.devices.size
 
     def ask(number: int | None) -> int | jax.Array:
+        number = 0 if number is None else number
         if jax.process_count() == 1:
-            return number or 0
-        return largest(
-            jax.make_array_from_process_local_data(sharding, np.full(local, number or 0, np.int32))
-        )
+            return number
+        return largest(jax.make_array_from_process_local_data(sharding, np.full(local, number, np.int32)))
 
     return ask

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
-from gen_jax import keys
+from gen_jax import checks, keys
 from gen_jax.training import Aux, Loss
 from gen_jax.vae.model import VAE, Params, Posterior, kl_to_prior
 
@@ -82,8 +82,9 @@ def iwae_loss(
     so a step with 50 samples takes little more time than decoding them. They are decoded `chunk` at a time, by default as
     many as give an output of 4 MiB, which fits in a cache.
 
-    Raises ValueError unless `1 <= gradient_samples <= num_samples`.
+    Raises ValueError unless `1 <= gradient_samples <= num_samples`, and where `chunk` is less than 1.
     """
+    chunk = None if chunk is None else checks.whole("chunk", chunk, "latent")
     if gradient_samples is not None and not 1 <= gradient_samples <= num_samples:
         raise ValueError(
             f"gradient_samples must be from 1 to num_samples = {num_samples}, got {gradient_samples}; "
@@ -95,7 +96,8 @@ def iwae_loss(
     ) -> tuple[Array, dict[str, Array]]:
         key, x, label = _inputs(key, batch, prepare)
         if gradient_samples is not None:
-            draws, size = (num_samples, gradient_samples), chunk or model.chunk_for(params, label, 2**20)
+            draws = num_samples, gradient_samples
+            size = model.chunk_for(params, label, 2**20) if chunk is None else chunk
             bound = _resampled(model, params, key, x, draws, label, doubly_reparameterised, size).mean()
         elif doubly_reparameterised:
             bound = _dreg(model, params, key, x, num_samples, label).mean()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
-from gen_jax import keys
+from gen_jax import checks, keys
 from gen_jax.likelihoods import Likelihood
 
 
@@ -148,7 +148,10 @@ class VAE:
                 gradient: a third more time, but bounded memory.
         """
         posterior = self.encode(params, x, label)
-        groups = _groups(num_samples, max(1, (chunk or self.chunk_for(params, label, 2**26)) // len(x)))
+        chunk = (
+            self.chunk_for(params, label, 2**26) if chunk is None else checks.whole("chunk", chunk, "latent")
+        )
+        groups = _groups(num_samples, max(1, chunk // len(x)))
         size = -(-num_samples // groups)
 
         def part(start: Int[Array, ""] | int) -> Float[Array, "B"]:
@@ -181,7 +184,9 @@ class VAE:
         is sharded over devices along its first axis, so is the work, with the same result.
         """
         count = len(x)
-        chunk = chunk or self.chunk_for(params, label, 2**23)
+        chunk = (
+            self.chunk_for(params, label, 2**23) if chunk is None else checks.whole("chunk", chunk, "latent")
+        )
         size = min(count, chunk, 128)
         chunks = -(-count // size)
         index = keys.example_index(count)[0] if index is None else index

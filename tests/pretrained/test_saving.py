@@ -11,10 +11,11 @@ import pytest
 from gen_jax import pretrained
 from gen_jax.codec import Pixels
 from gen_jax.diffusion.process import DDPM, VP
+from gen_jax.model import Sampling
 from gen_jax.networks import unet
 from gen_jax.pretrained import components, configs, schedulers
 from gen_jax.samplers import Schedule
-from tests import tiny_sd
+from tests import small_folder, tiny_sd
 from tests.pretrained import stable_diffusion as sd
 
 PARTS = tuple(sd.FILES)
@@ -184,6 +185,18 @@ def test_schedulers_write_is_the_inverse_of_read(solver):
         process = DDPM(500, "linear", 0.001, 0.01, zero_terminal_snr=predicts == "v")
         written = schedulers.write(process, predicts, schedule, solver)
         assert schedulers.read(written) == (process, predicts, schedule, solver)
+
+
+def test_a_distilled_model_is_what_it_was_after_save_and_load(tmp_path):
+    """With the input of its network, and the solver, steps and guidance of its pipeline."""
+    schedule = Schedule("leading", 1, False, original_steps=25)
+    network = replace(small_folder.NETWORK, guidance_features=6)
+    m = small_folder.model(network=network, sampling=Sampling("lcm", 4, 8.5, schedule=schedule))
+    weights = small_folder.weights(m)
+    pretrained.save(tmp_path / "lcm", m, weights)
+    again, read = pretrained.load(tmp_path / "lcm")
+    assert again == m
+    equal(read, weights)
 
 
 @pytest.mark.parametrize("config", [unet.sd15, unet.sd21, unet.sdxl, unet.sdxl_refiner])

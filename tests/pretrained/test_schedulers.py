@@ -68,7 +68,14 @@ SDXL = STABLE | {
             Schedule(),
             "heun",
         ),
-        ({"_class_name": "LCMScheduler"}, LATENT, "eps", Schedule(), None),
+        ({"_class_name": "LCMScheduler"}, LATENT, "eps", Schedule(), "lcm"),
+        (
+            {"_class_name": "LCMScheduler", "original_inference_steps": 25, "timestep_scaling": 10.0},
+            LATENT,
+            "eps",
+            Schedule(original_steps=25),
+            "lcm",
+        ),
     ],
 )
 def test_read_says_what_the_file_says(config, process, predicts, schedule, solver):

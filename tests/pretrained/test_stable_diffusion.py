@@ -64,3 +64,17 @@ def test_one_file_is_the_folder(name):
     for ours, theirs in zip(jax.tree.leaves(single), jax.tree.leaves(weights), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert jax.tree.structure(single) == jax.tree.structure(weights)
+
+
+@tiny_sd.needs_fixtures
+@pytest.mark.parametrize("predicts", [None, "eps"])
+def test_one_file_of_version_2_says_what_is_taken_unless_it_is_told(predicts, caplog):
+    tokenizer = tiny_sd.ROOT / "tiny-sd21" / "tokenizer"
+    with pytest.raises(ValueError, match="heads of a transformer"):  # which shapes of a tiny one do not say
+        pretrained.load(tiny_sd.ROOT / "tiny-sd21.safetensors", config=tokenizer, predicts=predicts)
+    assert ("does not say what its network predicts" in caplog.text) is (predicts is None)
+
+
+def test_load_says_what_it_reads_where_there_is_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"folder with model_index.json, or a .safetensors file"):
+        pretrained.load(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from gen_jax import samplers
 from gen_jax.diffusion import prediction
 from gen_jax.diffusion.process import DDPM, VP
-from gen_jax.samplers import Schedule, named, schedule
+from gen_jax.samplers import Schedule, multistep, named, schedule
 from tests import tiny_sd
 
 LATENT = DDPM(1000, "scaled_linear", 0.00085, 0.012)
@@ -44,6 +44,8 @@ def every(step, first, n):
         ("dpmpp", Schedule("leading", 1), every(90, 901, 10)),
         ("unipc", Schedule("trailing", 1), every(100, 999, 10)),
         ("deis", Schedule("leading", 0), every(90, 900, 10)),
+        ("lcm", Schedule("linspace", 1), every(100, 999, 10)),
+        ("lcm", Schedule(original_steps=25), [999, 919, 799, 719, 599, 519, 399, 319, 199, 119]),
     ],
 )
 def test_plan_asks_at_the_times_of_diffusers(solver, of, expected):
@@ -138,6 +140,52 @@ def test_samples_are_those_of_the_algorithm(solver, algorithm, n, to_data, spaci
         plan = Schedule(spacing, 1, to_data).plan(LATENT, solver, n, predicts=predicts)
         got = follow(plan, predicts)
     np.testing.assert_allclose(got, algorithm(timesteps, 0 if to_data else 1, predicts), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "v", "x0"])
+def test_samples_of_lcm_are_those_of_its_algorithm(predicts):
+    """`f` of the boundary conditions, then the noise of the next time; the last answer is the sample."""
+    key, x, times = jax.random.key(0), START, [999, 759, 499, 259]
+    with jax.enable_x64(True):
+        plan = STABLE.plan(LATENT, "lcm", 4, predicts=predicts)
+        for i, (t, s) in enumerate(zip(times, [*times[1:], -1], strict=True)):
+            x_0 = move(x, network(x, t), t + 1, 0.0, predicts)
+            skip, out = 0.25 / ((10 * t) ** 2 + 0.25), 10 * t / np.sqrt((10 * t) ** 2 + 0.25)
+            z = multistep.noise(key, jnp.int32(i), jnp.asarray(START), None)
+            alpha, sigma = LATENT.alpha(np.float64(s + 1)), LATENT.sigma(np.float64(s + 1))
+            x = alpha * (skip * x + out * x_0) + sigma * np.asarray(z)
+        np.testing.assert_allclose(follow(plan, predicts), x, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_lcm_draws_the_data_where_the_network_says_the_end_of_the_flow(n):
+    """Which on normal data is linear in `x_t`; of any number of steps."""
+    mean, deviation, num = 0.7, 0.3, 20_000
+
+    def flow(x, t):
+        alpha, sigma = VP().alpha(t), VP().sigma(t)
+        return mean + deviation * (x - alpha * mean) / jnp.sqrt((alpha * deviation) ** 2 + sigma**2)
+
+    plan = samplers.LCM().plan(VP(), np.append(np.linspace(1, 0.2, n), 0.0))
+    x_T = VP().prior(jax.random.key(1), (num, 1))
+    x = np.asarray(jax.jit(lambda x: samplers.sample(jax.random.key(2), flow, plan, x))(x_T), np.float64)
+    assert abs(x.mean() - mean) < 5 * deviation / np.sqrt(num)
+    assert abs(x.std() / deviation - 1) < 5 / np.sqrt(2 * num)
+
+
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize("solver", ["euler", "dpmpp"])
+def test_the_last_time_without_signal_is_asked_at_itself(solver, karras):
+    """Of `v`, which says `x_0` there; the plan follows diffusers' `sigma / alpha` of 4096."""
+    zero = DDPM(1000, "scaled_linear", 0.00085, 0.012, zero_terminal_snr=True)
+    plan = Schedule("trailing", karras=karras).plan(zero, solver, 20, predicts="v")
+    v = lambda x, t: jnp.sin(t / 3) + 0.1 * x
+    t, alpha, sigma = float(plan.t[0]), 4096.0**-1, 1.0
+    assert t == pytest.approx(1000, abs=1e-3)
+    denoise = prediction.as_denoiser(lambda x, t: v(x, t[0]), zero, predicts="v")
+    x = jnp.asarray(START, jnp.float32)
+    h = plan.h_x[0] * x + plan.h_x0[0] * denoise(x, plan.t[0])
+    np.testing.assert_allclose(h, alpha * x - sigma * v(x, t), atol=1e-3)
 
 
 @pytest.mark.parametrize(("combined", "order"), [("eps", 2), ("v", 1)])
@@ -235,6 +283,9 @@ def test_hand_over_divides_the_steps_between_two_models(solver):
         (lambda: schedule.first_step(10, 0.05), "leave a step, at least 0.1 of 10"),
         (lambda: schedule.first_step(10, 1.1), "strength must lie in"),
         (lambda: samplers.PNDM(combined="x0"), '"eps" or "v", got .x0'),
+        (lambda: Schedule(original_steps=0), "original_steps must be at least 1"),
+        (lambda: STABLE.plan(LATENT, "lcm", 51), "do not fit into the 50 times"),
+        (lambda: samplers.LCM(0.0), "scale must be positive"),
     ],
 )
 def test_what_can_not_be_is_an_error(make, message):

@@ -116,7 +116,8 @@ def ode(
     z = widen(x)
     dims = sum(leaf[0].size for leaf in jax.tree.leaves(z))
     exact = num_probes is None and dims <= EXACT_DIMS
-    tangents = _axes(z) if exact else _probes(key, z, num_probes or NUM_PROBES, index)
+    num_probes = NUM_PROBES if num_probes is None else num_probes
+    tangents = _axes(z) if exact else _probes(key, z, num_probes, index)
 
     def with_trace(f: Callable[[PyTree], PyTree], z: PyTree) -> tuple[PyTree, Float[Array, "B K"]]:
         value, push = jax.linearize(f, z)

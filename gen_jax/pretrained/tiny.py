@@ -1,0 +1,36 @@
+"""The tiny autoencoder from its files: TAESD, for previews of latents.
+
+see = previews.tiny(*pretrained.load_tiny("taesd"))             # a folder of diffusers, or one .safetensors file
+"""
+
+import json
+from pathlib import Path
+
+from jaxtyping import PyTree
+
+from gen_jax.networks.autoencoder_tiny import AutoencoderTinyConfig
+from gen_jax.pretrained import components, names, safetensors
+
+
+def load_tiny(path: str | Path) -> tuple[AutoencoderTinyConfig, PyTree]:
+    """The configuration and the parameters of a tiny autoencoder, in float32.
+
+    Args:
+        path: a folder with config.json, as diffusers writes it, or a `.safetensors` file with the same names, which is
+            then of TAESD's size.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else.
+    """
+    path, said = Path(path), None
+    if path.is_dir():
+        try:
+            said = json.loads((path / "config.json").read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path / 'config.json'} can not be read ({error}): expected the folder of a tiny autoencoder, as "
+                "diffusers writes it."
+            ) from None
+    tensors = safetensors.read(path)
+    config = components.tiny(said, names.shapes_of(tensors))
+    return config, names.to_linen(tensors, components.parameters(config), part="taesd", dtype="float32")
