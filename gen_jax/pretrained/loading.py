@@ -30,7 +30,7 @@ def load(
         ValueError: there is neither, options of Stable Diffusion are given for a run, or as of the two functions.
     """
     path = Path(path)
-    if path.is_file() or (path / "model_index.json").exists():
+    if path.is_file() or (path / "model_index.json").exists() or (path / "unet").exists():
         return stable_diffusion.load(path, dtype=dtype, **options)  # type: ignore[arg-type]
     if options:
         raise ValueError(
