@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 
-def whole(name: str, value: object, of: str, least: int = 1) -> int:
-    """A whole number of at least `least` as an int: `whole("num", 3, "sample")`. Neither 2.5 nor True is one."""
+def whole(name: str, value: object, of: str, least: int = 1, most: int | None = None) -> int:
+    """A whole number from `least` to `most` as an int: `whole("num", 3, "sample")`. Neither 2.5 nor True is one."""
     number = None
     if isinstance(value, SupportsIndex) and not isinstance(value, bool):
         try:
@@ -24,6 +24,8 @@ def whole(name: str, value: object, of: str, least: int = 1) -> int:
         raise ValueError(f"{name} must be a whole number of {of}s, got {came(value)}.")
     if number < least:
         raise ValueError(f"{name} must be at least {least} {of}, got {number}.")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most:,} {of}s, got {number:,}.")
     return number
 
 

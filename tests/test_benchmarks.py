@@ -166,7 +166,7 @@ def test_a_chain_that_is_named_three_times_is_one_collective():
 def test_the_samplers_program_for_a_slice_moves_nothing_between_its_devices(monkeypatch):
     """Of a network as small as can be, on this machine's devices: of rows alone, and they stay where they are."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    tpu = module("tpu_compile")
+    tpu = module("tpu_programs")
     small = unet.UNetConfig(channels=(8,), embedding=16, groups=8).build()
     monkeypatch.setattr(tpu, "network", lambda name, case: small)
     mesh = Mesh(np.array(jax.devices()), (keys.AXIS,))

@@ -45,7 +45,7 @@ class Reader:
         if have[0] != want[0] or have[1] > want[1]:
             raise ValueError(
                 f"the encoder reads {want[1]} tokens of a vocabulary of {want[0]}, the tokenizer gives {have[1]} of "
-                f"{have[0]}."
+                f"{have[0]}: take both of one model."
             )
         layers = self.encoder.layers + 1  # with the embeddings
         if self.hidden is not None and not -layers <= self.hidden < layers:

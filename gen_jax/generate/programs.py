@@ -1,7 +1,7 @@
 """The compiled sampler of a model, over the devices of a mesh."""
 
 import functools
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -105,20 +105,27 @@ class Sampler:
         return out
 
     def lower(self, *arguments: PyTree) -> jax.stages.Lowered:
-        """The program for these arguments, to read or compile it."""
-        return self._program.lower(*self.place(arguments))
+        """The program for these arguments, or for their shapes (`jax.ShapeDtypeStruct`), to read or compile it.
+
+        The mesh may be of devices that are not there (`jax.experimental.topologies`).
+        """
+        sharding = Layout(mesh=self._mesh).sharding()
+
+        def shaped(x: ArrayLike | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            known = jax.eval_shape(jnp.asarray, x)
+            place = x.sharding if self._has(x) else sharding
+            return jax.ShapeDtypeStruct(known.shape, known.dtype, sharding=place)
+
+        return self._program.lower(*jax.tree.map(shaped, arguments))
 
     def place(self, tree: PyTree) -> PyTree:
         """Arrays on all devices of the mesh; those that are there, in whatever parts, stay as they are."""
-        layout, devices = Layout(mesh=self._mesh), set(self._mesh.devices.flat)
+        layout = Layout(mesh=self._mesh)
+        return jax.tree.map(lambda x: x if self._has(x) else layout.put_data(jnp.asarray(x)), tree)
 
-        def put(x: ArrayLike) -> jax.Array:
-            if isinstance(x, jax.Array) and x.sharding.device_set == devices:
-                return x
-            placed: jax.Array = layout.put_data(jnp.asarray(x))
-            return placed
-
-        return jax.tree.map(put, tree)
+    def _has(self, x: ArrayLike | jax.ShapeDtypeStruct) -> TypeGuard[jax.Array]:
+        """Whether it is on all devices of the mesh."""
+        return isinstance(x, jax.Array) and x.sharding.device_set == set(self._mesh.devices.flat)
 
 
 def sampler(

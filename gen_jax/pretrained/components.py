@@ -79,13 +79,13 @@ def parameters(config: Part, channels: int | None = None) -> PyTree:
 
     Asked again it is the same tree: read it, and change nothing in it.
     """
-    net, key = config.build(), jax.random.key(0)
+    init, shape = partial(jax.eval_shape, config.build().init, jax.random.key(0)), jax.ShapeDtypeStruct
     if isinstance(config, UNetConfig):
-        x = jnp.zeros((1, 8, 8, 4 if channels is None else channels))
-        return jax.eval_shape(net.init, key, x, jnp.ones(1))
+        images = shape((1, 8, 8, 4 if channels is None else channels), jnp.float32)
+        return init(images, shape((1,), jnp.float32))
     if isinstance(config, CLIPTextConfig):
-        return jax.eval_shape(net.init, key, jnp.zeros((1, 1), jnp.int32))
-    return jax.eval_shape(net.init, key, jnp.zeros((1, config.factor, config.factor, config.in_channels)))
+        return init(shape((1, 1), jnp.int32))
+    return init(shape((1, config.factor, config.factor, config.in_channels), jnp.float32))
 
 
 def linear(config: UNetConfig) -> bool:
@@ -109,6 +109,9 @@ def _unet_said(config: object) -> seen.Given:
         fields.refuse(kind, "layers_per_block", said["layers_per_block"], "as many at each level")
     layers = by_level("transformer_layers_per_block", fields.MOST)
     depth = tuple(n if c else 0 for n, c in zip(layers, cross, strict=True))
+    fields.few(kind, "layers_per_block", said["layers_per_block"], sum(blocks))
+    name = "transformer_layers_per_block"
+    fields.few(kind, name, said[name], sum(n * d for n, d in zip(blocks, depth, strict=True)))
     if next((n for n in reversed(depth) if n), 0) != layers[-1]:
         fields.refuse(
             kind,
@@ -186,6 +189,8 @@ def _autoencoder_said(config: object) -> seen.Given:
         fields.refuse(
             kind, " and ".join(flags), [said[name] for name in flags], "true or false, the last two alike"
         )
+    blocks = fields.whole(kind, "layers_per_block", said["layers_per_block"], fields.MOST)
+    fields.few(kind, "layers_per_block", blocks, len(channels) * blocks)
     return {
         **fields.sizes(kind, said),
         "channels": channels,

@@ -19,15 +19,19 @@ __all__ = [
     "VAE",
     "Fields",
     "by_level",
+    "few",
     "listed",
+    "number",
     "refuse",
+    "sides",
     "sizes",
     "values",
     "whole",
 ]
 
-MOST = 100
-"""Blocks or layers in a row: more are a damaged file, and would take forever to build."""
+MOST, MOST_LEVELS = 100, 10
+"""Blocks or layers in a row, of all levels together, and levels: more are a damaged file, and would take forever to
+build."""
 LARGEST = 2**24
 """Of any size."""
 
@@ -214,8 +218,8 @@ def values(config: object, fields: Fields) -> dict[str, object]:
 def refuse(fields: Fields, name: str, value: object, expected: str) -> NoReturn:
     """ValueError for a field that has no such value here."""
     raise ValueError(
-        f"{fields.name}: {name} is {value!r}, which gen_jax does not have; it expects {expected}. Is this a Stable "
-        "Diffusion 1, 2 or XL?"
+        f"{fields.name}: {name} is {checks.came(value)}, which gen_jax does not have; it expects {expected}. Is this a "
+        "Stable Diffusion 1, 2 or XL?"
     )
 
 
@@ -224,6 +228,25 @@ def whole(fields: Fields, name: str, value: object, most: int = LARGEST) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most:
         return value
     refuse(fields, name, value, f"a whole number from 1 to {most}")
+
+
+def number(fields: Fields, name: str, value: object) -> float:
+    """A number within float32. ValueError for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 3e38:
+        return float(value)
+    refuse(fields, name, value, "a finite number")
+
+
+def sides(fields: Fields, name: str, value: object) -> tuple[int, int]:
+    """Height and width, given as such or once for both. ValueError for anything else."""
+    height, width = by_level(fields, name, value, 2, 2**16)
+    return height, width
+
+
+def few(fields: Fields, name: str, said: object, count: int) -> None:
+    """ValueError where what is said of a field makes more than `MOST` blocks or layers."""
+    if count > MOST:
+        refuse(fields, name, said, f"at most {MOST} of them in all levels together, which here are {count}")
 
 
 def sizes(fields: Fields, said: Mapping[str, object]) -> dict[str, object]:
@@ -245,6 +268,6 @@ def by_level(fields: Fields, name: str, value: object, levels: int, most: int = 
 
 def listed(fields: Fields, name: str, value: object, most: int = LARGEST) -> tuple[int, ...]:
     """A list of whole numbers, one for each level."""
-    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MOST:
-        refuse(fields, name, value, "a list of whole numbers, one for each level")
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MOST_LEVELS:
+        refuse(fields, name, value, f"a list of whole numbers, one for each of at most {MOST_LEVELS} levels")
     return by_level(fields, name, value, len(value), most)

@@ -12,9 +12,9 @@ from gen_jax.training import CheckpointError
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether a Stable Diffusion is at a path, a file or a folder with model_index.json, and not a run of gen_jax."""
+    """Whether a Stable Diffusion is at a path, and not a run of gen_jax: a file, or a folder with its parts."""
     path = Path(path)
-    return path.is_file() or (path / "model_index.json").exists()
+    return path.is_file() or any((path / name).exists() for name in ("model_index.json", "unet"))
 
 
 def load(

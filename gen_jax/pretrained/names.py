@@ -196,13 +196,18 @@ def to_linen(
         put: puts an array where it is to be, by default on JAX's default device.
 
     Raises:
-        ValueError: tensors are missing or left over, or have other shapes; it names them.
+        ValueError: tensors are missing or left over, have other shapes, or are not of floating point; it names them.
     """
     wanted, theirs = entries(shapes, part), shapes_of(tensors)
     found = _check(wanted, theirs, part)
 
     def read(name: str, entry: Entry) -> Array:
         tensor = np.asarray(tensors[found[name]])
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise ValueError(
+                f"{part}: {found[name]} is of the type {tensor.dtype}; expected floating-point numbers: take a "
+                "file in float32, float16, bfloat16 or float8; quantised ones are not read."
+            )
         if dtype is not None:  # in order, which is three times as fast as across
             tensor = tensor.astype(jnp.dtype(dtype), copy=False)
         return put(np.array(entry.to_linen(tensor), order="C"))

@@ -100,6 +100,8 @@ ALLOWED: Mapping[str, tuple[object, ...]] = {
 }
 """Fields with the values that are read, besides null. They mean the same in every class that has them."""
 
+MOST_STEPS = 100_000
+"""Of a process, whose table is in memory."""
 READ = {
     *("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type"),
     *("rescale_betas_zero_snr", "steps_offset", "set_alpha_to_one", "timestep_spacing", "use_karras_sigmas"),
@@ -144,13 +146,15 @@ def read(config: Mapping[str, object]) -> Scheduler:
     if not isinstance(name, str) or name not in SOLVERS:
         hint = " Models of flow matching are not read." if str(name).startswith("FlowMatch") else ""
         raise ValueError(
-            f"_class_name must be one of {', '.join(SOLVERS)}; got {name!r}.{hint}"
+            f"_class_name must be one of {', '.join(SOLVERS)}; got {checks.came(name)}.{hint}"
             f"{checks.nearest(name, SOLVERS)}"
         )
     _check_known(stated)
     low, high, betas = DEFAULT_BETAS.get(name, DDPM_BETAS)
     process = DDPM(
-        num_steps=checks.whole("num_train_timesteps", stated.get("num_train_timesteps", 1000), "time"),
+        num_steps=checks.whole(
+            "num_train_timesteps", stated.get("num_train_timesteps", 1000), "time", most=MOST_STEPS
+        ),
         schedule=_one_of("beta_schedule", stated.get("beta_schedule", betas), BETAS),
         beta_min=checks.finite("beta_start", stated.get("beta_start", low)),
         beta_max=checks.finite("beta_end", stated.get("beta_end", high)),
@@ -160,7 +164,9 @@ def read(config: Mapping[str, object]) -> Scheduler:
     spacing = stated.get("timestep_spacing")
     schedule = Schedule(
         spacing=None if spacing is None else _one_of("timestep_spacing", spacing, {s: s for s in SPACINGS}),
-        steps_offset=checks.whole("steps_offset", stated.get("steps_offset", 0), "time", least=0),
+        steps_offset=checks.whole(
+            "steps_offset", stated.get("steps_offset", 0), "time", least=0, most=MOST_STEPS
+        ),
         to_data=_flag(stated, "set_alpha_to_one"),
         karras=_flag(stated, "use_karras_sigmas") or False,
         original_steps=checks.whole(
@@ -217,7 +223,7 @@ def _key_of(field: str, value: str, means: Mapping[str, str]) -> str:
         if meant == value:
             return key
     raise ValueError(
-        f"{field} is {value!r}, and schedulers of diffusers have {', '.join(means.values())} alone."
+        f"{field} is {checks.came(value)}, and schedulers of diffusers have {', '.join(means.values())} alone."
     )
 
 
@@ -227,12 +233,13 @@ def _check_known(stated: Mapping[str, object]) -> None:
         if field in ALLOWED and value is not None and value not in ALLOWED[field]:
             expected = " or ".join(map(repr, (*ALLOWED[field], None)))
             raise ValueError(
-                f"{field} is {value!r}, and of a scheduler only {expected} is read: change it in the file if you know "
-                "that the model was not made for it."
+                f"{field} is {checks.came(value)}, and of a scheduler only {expected} is read: change it in the file "
+                "if you know that the model was not made for it."
             )
         if field not in {*ALLOWED, *READ, *IDLE} and value:
             raise ValueError(
-                f"{field} is {value!r}, and is not known of a scheduler: take it out of the file if it changes nothing."
+                f"{field} is {checks.came(value)}, and is not known of a scheduler: take it out of the file if it "
+                "changes nothing."
                 f"{checks.nearest(field, {*ALLOWED, *READ, *IDLE})}"
             )
 
@@ -245,7 +252,7 @@ def _solver(name: str, stated: Mapping[str, object]) -> str:
     for key, solver in choices.items():
         if values == (list(key) if isinstance(key, tuple) else [key]):
             return solver
-    got = ", ".join(f"{field} {value!r}" for field, value in zip(fields, values, strict=True))
+    got = ", ".join(f"{field} {checks.came(value)}" for field, value in zip(fields, values, strict=True))
     raise ValueError(
         f"{', '.join(fields)} of {name} must be one of {', '.join(map(str, choices))}; got {got}."
     )
@@ -254,12 +261,12 @@ def _solver(name: str, stated: Mapping[str, object]) -> str:
 def _one_of(field: str, value: object, means: Mapping[str, Meant]) -> Meant:
     if isinstance(value, str) and value in means:
         return means[value]
-    raise ValueError(f"{field} must be one of {', '.join(map(repr, means))}; got {value!r}.")
+    raise ValueError(f"{field} must be one of {', '.join(map(repr, means))}; got {checks.came(value)}.")
 
 
 def _flag(stated: Mapping[str, object], field: str) -> bool | None:
     """Whether it is so; None where it is not stated."""
     value = stated.get(field)
     if value is not None and not isinstance(value, bool):
-        raise ValueError(f"{field} must be true or false, got {value!r}.")
+        raise ValueError(f"{field} must be true or false, got {checks.came(value)}.")
     return value

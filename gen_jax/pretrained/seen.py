@@ -11,7 +11,7 @@ from functools import partial
 
 from gen_jax.pretrained.fields import MOST
 
-__all__ = ["Given", "autoencoder", "text", "tiny", "unet"]
+__all__ = ["Given", "along", "autoencoder", "text", "tiny", "unet"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Given = dict[str, object]
@@ -20,7 +20,7 @@ Given = dict[str, object]
 
 def unet(shapes: Shapes) -> Given:
     """Fields of `UNetConfig`. ValueError where a tensor is missing, as for all here."""
-    size = partial(_size, "U-Net", shapes)
+    size = partial(along, "U-Net", shapes)
     levels = range(_count(shapes, r"down_blocks\.(\d+)\."))
     inside = lambda level: _count(
         shapes, rf"down_blocks\.{level}\.attentions\.0\.transformer_blocks\.(\d+)\."
@@ -53,7 +53,7 @@ def unet(shapes: Shapes) -> Given:
 
 def autoencoder(shapes: Shapes) -> Given:
     """Fields of `AutoencoderKLConfig`."""
-    size = partial(_size, "autoencoder", shapes)
+    size = partial(along, "autoencoder", shapes)
     levels = range(_count(shapes, r"encoder\.down_blocks\.(\d+)\."))
     return {
         "in_channels": size("encoder.conv_in.weight", 1),
@@ -68,7 +68,7 @@ def autoencoder(shapes: Shapes) -> Given:
 
 def text(shapes: Shapes) -> Given:
     """Fields of `CLIPTextConfig`."""
-    size = partial(_size, "text encoder", shapes)
+    size = partial(along, "text encoder", shapes)
     vocabulary, width = (size("text_model.embeddings.token_embedding.weight", axis) for axis in (0, 1))
     projected = "text_projection.weight" in shapes
     return {
@@ -85,7 +85,7 @@ def text(shapes: Shapes) -> Given:
 
 def tiny(shapes: Shapes) -> Given:
     """Fields of `AutoencoderTinyConfig`, with the blocks of TAESD."""
-    size = partial(_size, "tiny autoencoder", shapes)
+    size = partial(along, "tiny autoencoder", shapes)
     return {
         "in_channels": size("encoder.layers.0.weight", 1),
         "out_channels": size("decoder.layers.18.weight", 0),
@@ -94,7 +94,7 @@ def tiny(shapes: Shapes) -> Given:
     }
 
 
-def _size(what: str, shapes: Shapes, name: str, axis: int) -> int:
+def along(what: str, shapes: Shapes, name: str, axis: int) -> int:
     """Of an axis of a tensor that must be there."""
     if name not in shapes or len(shapes[name]) <= axis:
         got = shapes.get(name, "none of this name")

@@ -8,7 +8,6 @@ What model it is follows from the shapes of its tensors, and of a folder from wh
 as its `scheduler_config.json` says, with the grids of diffusers.
 """
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -19,8 +18,9 @@ from typing import NamedTuple, cast
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import DTypeLike
+from jaxtyping import DTypeLike, PyTree
 
+from gen_jax import small_files
 from gen_jax.codec import Latents
 from gen_jax.conditioning import Reader, Text
 from gen_jax.generate import Weights
@@ -28,7 +28,17 @@ from gen_jax.model import Model, Sampling
 from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
 from gen_jax.networks.text import CLIPTextConfig
 from gen_jax.networks.unet import UNetConfig
-from gen_jax.pretrained import components, names, parts, safetensors, schedulers, single_file, vocabulary
+from gen_jax.pretrained import (
+    components,
+    fields,
+    names,
+    parts,
+    safetensors,
+    schedulers,
+    seen,
+    single_file,
+    vocabulary,
+)
 from gen_jax.pretrained.single_file import Family
 from gen_jax.text import Tokenizer
 from gen_jax.types import Predicts
@@ -110,22 +120,22 @@ def load(
             missing, left over or of another shape; a file is damaged, or pickled.
     """
     path = Path(path)
-    if path.is_dir():
-        files = _folder(path, variant)
-    else:
-        files = _file(path, None if config is None else Path(config), told=predicts is not None)
-    model = _at_dtype(describe(files, predicts=predicts, zero_terminal_snr=zero_terminal_snr), dtype)
-    model = _skipped(model, clip_skip) if clip_skip else model
-    trees = {
-        place.path: names.to_linen(
-            _used(files.tensors[part], place.config),
-            components.parameters(place.config, place.channels),
-            part=place.rows,
-            dtype=place.config.param_dtype,
-        )
-        for part, place in parts.places(model).items()
-    }
+    with small_files.named(path):
+        given = None if config is None else Path(config)
+        files = _folder(path, variant) if path.is_dir() else _file(path, given, told=predicts is not None)
+        model = _at_dtype(describe(files, predicts=predicts, zero_terminal_snr=zero_terminal_snr), dtype)
+        model = _skipped(model, clip_skip) if clip_skip else model
+        trees = {place.path: _tree(part, files, place) for part, place in parts.places(model).items()}
     return model, traverse_util.unflatten_dict(trees)
+
+
+def _tree(part: str, files: Files, place: parts.Place) -> PyTree:
+    """The parameters of a part."""
+    shapes = components.parameters(place.config, place.channels)
+    with small_files.named(part):
+        return names.to_linen(
+            _used(files.tensors[part], place.config), shapes, part=place.rows, dtype=place.config.param_dtype
+        )
 
 
 def describe(
@@ -135,21 +145,23 @@ def describe(
     shapes = {part: names.shapes_of(tensors) for part, tensors in files.tensors.items()}
     make = lambda part, of: of(files.configs.get(part), shapes[part])
     unet, vae = make("unet", components.unet), make("vae", components.autoencoder)
-    said = schedulers.read(files.scheduler)
+    with small_files.named("scheduler/scheduler_config.json"):
+        said = schedulers.read(files.scheduler)
     process = said.process
     if zero_terminal_snr is not None:
         process = replace(process, zero_terminal_snr=zero_terminal_snr)
-    coding, side = files.configs.get("vae", {}), SIDES[files.family] // vae.factor
-    sample = files.configs.get("unet", {}).get("sample_size")
-    sample = side if sample is None else sample
-    height, width = sample if isinstance(sample, list | tuple) else (sample, sample)
+    coding, sample = files.configs.get("vae", {}), files.configs.get("unet", {}).get("sample_size")
+    side = SIDES[files.family] // vae.factor if sample is None else sample
     xl = files.family in ("sdxl", "sdxl_refiner")
-    scale, shift = coding.get("scaling_factor"), coding.get("shift_factor")
-    scale = (0.13025 if xl else 0.18215) if scale is None else scale
+
+    def number(name: str, default: float) -> float:
+        value = coding.get(name)
+        return default if value is None else fields.number(fields.VAE, name, value)
+
     codec = Latents(
-        (height, width, vae.latent_channels),
-        cast(float, scale),
-        0.0 if shift is None else cast(float, shift),
+        (*fields.sides(fields.UNET, "sample_size", side), vae.latent_channels),
+        number("scaling_factor", 0.13025 if xl else 0.18215),
+        number("shift_factor", 0.0),
         autoencoder=vae,
     )
     encoders = {part: make(part, components.text) for part in ENCODERS if part in files.tensors}
@@ -199,13 +211,16 @@ def _condition(
 
 
 def _folder(path: Path, variant: str | None) -> Files:
-    index = _json(path / "model_index.json", "expected the folder of a model, as diffusers writes it")
+    index = small_files.json_of(path / "model_index.json", "a folder of diffusers has one")
     found = [part for part in PARTS if (path / part).is_dir()]
-    if missing := {"unet", "vae"} - set(found):
+    listed = {part for part in PARTS if isinstance(said := index.get(part), list) and any(said)}
+    reads = (listed | set(found)) & set(ENCODERS)
+    if missing := {"unet", "vae", *listed, *(() if reads else ["text_encoder"])} - set(found):
         raise ValueError(
-            f"{path} has no {' and no '.join(sorted(missing))}: models with other parts are not read."
+            f"{path} has no {' and no '.join(sorted(missing))}, which a Stable Diffusion has: fetch all of it. Models "
+            "with other parts are not read."
         )
-    configs = {part: _json(path / part / "config.json", "every part has one") for part in found}
+    configs = {part: small_files.json_of(path / part / "config.json", "every part has one") for part in found}
     tensors = {part: safetensors.read(path / part, variant=variant) for part in found}
     family: Family = "sd1"
     if "text_encoder_2" in found:
@@ -215,7 +230,9 @@ def _folder(path: Path, variant: str | None) -> Files:
         for part in found
         if part in ENCODERS
     }
-    scheduler = _json(path / "scheduler" / "scheduler_config.json", "it says how noise was added")
+    scheduler = small_files.json_of(
+        path / "scheduler" / "scheduler_config.json", "it says how noise was added"
+    )
     return Files(family, tensors, configs, scheduler, index, tokenizers)
 
 
@@ -239,7 +256,7 @@ def _file(path: Path, given: Path | None, told: bool) -> Files:
 
 def _given(file: Path) -> Mapping[str, object] | None:
     """What a file of the given folder says; None where it is not there."""
-    return _json(file, "it is given") if file.exists() else None
+    return small_files.json_of(file) if file.exists() else None
 
 
 def _assumed(
@@ -261,26 +278,15 @@ def _assumed(
     return scheduler
 
 
-def _json(path: Path, why: str) -> Mapping[str, object]:
-    """An object in JSON; ValueError where there is none."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} can not be read ({error}): {why}.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected an object, got {type(found).__name__}.")
-    return found
-
-
 def _beside(shapes: Mapping[str, tuple[int, ...]], vae: AutoencoderKLConfig) -> int:
     """The channels of the U-Net's input that are not those of the noise: 5 for inpainting."""
-    beside = shapes["conv_in.weight"][1] - vae.latent_channels
-    if beside not in (0, 1 + vae.latent_channels):
+    reads, latent = seen.along("U-Net", shapes, "conv_in.weight", 1), vae.latent_channels
+    if reads not in (latent, 1 + 2 * latent):
         raise ValueError(
-            f"the U-Net reads {shapes['conv_in.weight'][1]} channels: expected {vae.latent_channels}, or for inpainting "
-            f"{1 + 2 * vae.latent_channels}."
+            f"the U-Net reads {reads} channels: expected {latent}, or for inpainting {1 + 2 * latent}, since the "
+            f"autoencoder has {latent} latent channels. Are both of one model?"
         )
-    return beside
+    return reads - latent
 
 
 def _at_dtype(model: Model, dtype: DTypeLike | None) -> Model:

@@ -3,11 +3,11 @@
 see = previews.tiny(*pretrained.load_tiny("taesd"))             # a folder of diffusers, or one .safetensors file
 """
 
-import json
 from pathlib import Path
 
 from jaxtyping import PyTree
 
+from gen_jax import small_files
 from gen_jax.networks.autoencoder_tiny import AutoencoderTinyConfig
 from gen_jax.pretrained import components, names, safetensors
 
@@ -22,15 +22,9 @@ def load_tiny(path: str | Path) -> tuple[AutoencoderTinyConfig, PyTree]:
     Raises:
         ValueError: there is no such file, or it holds something else.
     """
-    path, said = Path(path), None
-    if path.is_dir():
-        try:
-            said = json.loads((path / "config.json").read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path / 'config.json'} can not be read ({error}): expected the folder of a tiny autoencoder, as "
-                "diffusers writes it."
-            ) from None
-    tensors = safetensors.read(path)
-    config = components.tiny(said, names.shapes_of(tensors))
-    return config, names.to_linen(tensors, components.parameters(config), part="taesd", dtype="float32")
+    path = Path(path)
+    with small_files.named(path):
+        said = small_files.json_of(path / "config.json") if path.is_dir() else None
+        tensors = safetensors.read(path)
+        config = components.tiny(said, names.shapes_of(tensors))
+        return config, names.to_linen(tensors, components.parameters(config), part="taesd", dtype="float32")

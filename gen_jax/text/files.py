@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple, TypedDict, cast
 
+from gen_jax import small_files
 from gen_jax.text.words import END, START
 
 CLIP_LENGTH = 77
@@ -44,9 +45,13 @@ def read(folder: str | os.PathLike[str]) -> Files:
     """The tokenizer in a folder: `vocab.json` and `merges.txt`, or else `tokenizer.json`. ValueError if neither."""
     folder = Path(folder)
     try:
-        vocabulary, merges, added = _vocabulary(folder)
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected the files of a tokenizer in {folder}: {error!r}.") from error
+        return _read(folder)
+    except (KeyError, TypeError, AttributeError) as error:  # of JSON of another form
+        raise ValueError(f"{folder}: expected the files of a tokenizer of CLIP, got {error!r}.") from error
+
+
+def _read(folder: Path) -> Files:
+    vocabulary, merges, added = _vocabulary(folder)
     config = _json(folder / "tokenizer_config.json") | _json(folder / "special_tokens_map.json")
     length, pad = config.get("model_max_length"), config.get("pad_token")
     known = isinstance(length, int | float) and length < _UNLIMITED
@@ -98,7 +103,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], tuple[str, ...], dict[str
     added |= {token["content"]: int(i) for i, token in listed.items()}
     added |= cast(dict[str, int], _json(folder / "added_tokens.json"))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        lines = small_files.text_of(folder / "merges.txt").split("\n")
         merges = [line for i, line in enumerate(lines) if line and (i or "#version" not in line)]
         return cast(dict[str, int], _json(folder / "vocab.json")), tuple(merges), added
     if not whole:
@@ -110,13 +115,5 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], tuple[str, ...], dict[str
 
 
 def _json(path: Path) -> dict[str, object]:
-    """A file as a dictionary, empty if it is not there. ValueError if it is none."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON in UTF-8: {error}.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"expected {path} to hold a JSON object, got a {type(found).__name__}.")
-    return found
+    """A file as a dictionary, empty if it is not there."""
+    return small_files.json_of(path) if path.is_file() else {}

@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Int
 
+from gen_jax import small_files
 from gen_jax.text import files
 from gen_jax.text.words import BYTES, END, START, STOP, normal, to_bytes, words
 from gen_jax.types import Text
@@ -85,8 +86,9 @@ class Tokenizer:
         Raises:
             ValueError: the files are not there, or their vocabulary is not the one that follows from their merges.
         """
-        found = files.read(folder)
-        tokenizer = cls(found.merges, found.length, found.pad or END, found.added)
+        with small_files.named(folder):
+            found = files.read(folder)
+            tokenizer = cls(found.merges, found.length, found.pad or END, found.added)
         if found.vocabulary != tokenizer.vocabulary:
             theirs, ours = found.vocabulary, tokenizer.vocabulary
             differ = sorted(token for token in {*theirs, *ours} if theirs.get(token) != ours.get(token))

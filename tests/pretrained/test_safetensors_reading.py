@@ -235,7 +235,7 @@ INDICES = {
     "zero": ({"weight_map": {"a": "x\0.safetensors"}}, "files of its own folder"),
     "itself": ({"weight_map": {"a": "x.safetensors.index.json"}}, "files of its own folder"),
     "no name": ({"weight_map": {"a": ""}}, "files of its own folder"),
-    "half a character": ({"weight_map": {"a": "\ud800.safetensors"}}, "which is not there"),
+    "half a character": ({"weight_map": {"a": "\ud800.safetensors"}}, "half a character"),
     "pickled": ({"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}, "is pickled"),
     "absent": ({"weight_map": {"a": "y.safetensors"}}, "'y.safetensors', which is not there"),
     "one more": ({"weight_map": {"a": FILE, "d": FILE}}, f"{FILE} has no 'd', which x.safetensors.index.json says"),

@@ -5,25 +5,19 @@ entries["conv_in.weight"].dtype, entries["conv_in.weight"].shape
 begin = header.text(entries, metadata)                     # bytes to begin a file with
 
 A header may be hostile. So nothing is allocated by what it says: its numbers are compared with the size of the file, and
-JSON that would take much memory, or much time, is refused before it is parsed.
+its JSON is read within bounds (`gen_jax.small_files`).
 """
 
 import json
 import math
-import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import checks
+from gen_jax import checks, small_files
 
-MOST_BYTES = 100_000_000
-"""Of a header, as in the `safetensors` package."""
-MOST_VALUES = 2_000_000
-"""Of a header, ten for a tensor: as Python objects they take 70 to 200 bytes each, and two bytes of JSON make one."""
 MOST_AXES = 64
 """Of an array, as in NumPy."""
 METADATA = "__metadata__"
@@ -79,14 +73,10 @@ def parse(raw: bytes, length: int) -> tuple[dict[str, Entry], dict[str, str]]:
     """
     if raw[:1] != b"{":
         raise ValueError(f"a header begins with '{{', got {raw[:8]!r}")
-    found = json_object(raw)
+    found = small_files.json_object(small_files.decoded(raw))
     metadata = found.pop(METADATA, {})
     if not is_texts(metadata):
         raise ValueError(f"{METADATA} has to be an object of strings, got {_came(metadata)}")
-    try:
-        "".join([*found, *metadata, *metadata.values()]).encode()
-    except UnicodeEncodeError:
-        raise ValueError("a name, or the metadata, has half a character (a lone surrogate)") from None
     entries = {name: _entry(name, value) for name, value in found.items()}
     _check_places(entries, length)
     return entries, metadata
@@ -104,30 +94,9 @@ def text(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
     found = json.dumps({METADATA: dict(metadata), **rows}, ensure_ascii=False, separators=(",", ":"))
     raw = found.encode()
     raw += b" " * (-len(raw) % 8)
-    if _is_too_large(found) or len(raw) > MOST_BYTES:
+    if small_files.is_too_large(found) or len(raw) > small_files.MOST_BYTES:
         raise ValueError(f"too much for a header: {len(entries):,} tensors, {len(raw):,} bytes. Take shards.")
     return len(raw).to_bytes(8, "little") + raw
-
-
-def json_object(raw: bytes) -> dict[str, object]:
-    """The JSON object of a file. ValueError if it is none in UTF-8, repeats a key, or is made to exhaust the machine."""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
-    if _is_too_large(text):
-        raise ValueError(
-            f"it is too large: more than {MOST_VALUES:,} values, or {MOST_BYTES:,} wide characters"
-        )
-    try:
-        found = json.loads(text, object_pairs_hook=_without_repeats, parse_int=_whole)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON: {error.msg} at character {error.pos}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"expected a JSON object, got a {type(found).__name__}")
-    return found
 
 
 def is_texts(value: object) -> TypeGuard[dict[str, str]]:
@@ -139,24 +108,6 @@ def short(names: Iterable[str]) -> str:
     """The first of some names and how many more, for messages."""
     first, *more = sorted(names) or [""]
     return f"{first[:100]!r}" + (f" and {len(more):,} more" if more else "")
-
-
-def _is_too_large(text: str) -> bool:
-    """Whether JSON has too many values (before each stands a comma or a bracket), or takes too much memory as a text."""
-    return sum(map(text.count, ",[{")) > MOST_VALUES or sys.getsizeof(text) > 2 * MOST_BYTES + 100
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        count = Counter(name for name, _ in pairs)
-        raise ValueError(f"it repeats the key {short(name for name in count if count[name] > 1)}")
-    return found
-
-
-def _whole(digits: str) -> int | float:
-    """An int that fits 64 bits; infinity where there are too many digits, which take quadratic time."""
-    return int(digits) if len(digits) < 20 and digits != "-0" else math.inf
 
 
 def _came(value: object) -> str:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from gen_jax import small_files
 from gen_jax.pretrained.safetensors import header
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
@@ -122,14 +123,7 @@ def _read_shards(index: Path) -> Tensors:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    if not index.is_file() or index.stat().st_size > header.MOST_BYTES:
-        raise ValueError(
-            f"expected an index of at most {header.MOST_BYTES:,} bytes at {index}, there is none."
-        )
-    try:
-        found = header.json_object(index.read_bytes()).get("weight_map")
-    except ValueError as error:
-        raise ValueError(f"{index} is no index of shards: {error}.") from None
+    found = small_files.json_of(index, "the index of shards").get("weight_map")
     if not header.is_texts(found) or not found:
         raise ValueError(f'{index} is no index of shards: expected "weight_map", names of files by tensors.')
     return found
@@ -157,14 +151,14 @@ def _read_file(path: Path) -> Tensors:
         raise ValueError(_pickled(path))
     if not path.is_file():  # to open a pipe would be to wait
         raise ValueError(f"expected a .safetensors file, an index or a folder, there is none at {path}.")
-    with path.open("rb") as file:
+    with small_files.named(path), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = _header_length(path, file.read(9), size)
         file.seek(8)
         try:
             entries, metadata = header.parse(file.read(length), size - 8 - length)
         except ValueError as error:
-            raise ValueError(f"{path} is no sound safetensors file: {error}.") from None
+            raise ValueError(f"{path} is no sound safetensors file: {str(error).rstrip('.')}.") from None
         data = np.memmap(file, np.uint8, "r", shape=(size,))[8 + length :]
     files = MappingProxyType(dict.fromkeys(entries, data))
     return Tensors(path, MappingProxyType(metadata), MappingProxyType(entries), files)
@@ -173,7 +167,7 @@ def _read_file(path: Path) -> Tensors:
 def _header_length(path: Path, first: bytes, size: int) -> int:
     """In bytes, from the first nine bytes of a file."""
     length = int.from_bytes(first[:8], "little")
-    if len(first) == 9 and length <= min(header.MOST_BYTES, size - 8) and first[8:] == b"{":
+    if len(first) == 9 and length <= min(small_files.MOST_BYTES, size - 8) and first[8:] == b"{":
         return length
     if first.startswith(b"PK\x03\x04") or (
         first[:1] == b"\x80" and first[1:2] in (b"\2", b"\3", b"\4", b"\5")
@@ -185,7 +179,7 @@ def _header_length(path: Path, first: bytes, size: int) -> int:
         )
     raise ValueError(
         f"{path} is no safetensors file, or cut off: of its {size:,} bytes the first 8 say that a header of {length:,} "
-        f"follows (at most {header.MOST_BYTES:,}), which begins with '{{'; got {first[8:]!r}."
+        f"follows (at most {small_files.MOST_BYTES:,}), which begins with '{{'; got {first[8:]!r}."
     )
 
 
