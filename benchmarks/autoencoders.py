@@ -77,7 +77,7 @@ class Config:
 def fit(variant: Variant, steps: int, classifier: Classifier, frozen: PyTree) -> latent.Params:
     """The parameters after so many steps of 64 images."""
     seen = critics.classifier_features(classifier)
-    perceptual = critics.Perceptual(seen, 20.0) if variant.perceptual else None
+    perceptual = critics.Perceptual(seen, 1000.0) if variant.perceptual else None
     critic = PatchDiscriminator((16, 32))
     adversary = critics.Adversary(critic, 0.5, start=steps // 4) if variant.adversary else None
     loss = latent.loss(
