@@ -208,11 +208,15 @@ def test_configs_unet_is_the_inverse_of_components(config):
 
 @tiny_sd.needs_fixtures
 def test_diffusers_loads_what_save_wrote(saved):
-    """Its U-Net and text encoders give the same numbers as with the folder that was read."""
+    """The bits of the folder that was read, in every part; and what was computed with it, on other machines too."""
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     name, root = saved
     found = np.load(tiny_sd.ROOT / name / "expected.npz")
-    pipe = diffusers.DiffusionPipeline.from_pretrained(root / "folder")
+    pipe, before = map(diffusers.DiffusionPipeline.from_pretrained, (root / "folder", tiny_sd.ROOT / name))
+    for part in (part for part in PARTS if hasattr(pipe, part)):
+        ours, theirs = (getattr(each, part).state_dict() for each in (pipe, before))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     x, t, context = (torch.tensor(found[key]) for key in ("latents", "unet_t", "unet_context"))
     added = {
         key: torch.tensor(found[f"unet_{key}"])
@@ -224,6 +228,6 @@ def test_diffusers_loads_what_save_wrote(saved):
         text = pipe.text_encoder(torch.tensor(found["input_ids"])).last_hidden_state.numpy()
         image = pipe.vae.decode(x).sample.numpy()
     for ours, key in ((out, "unet_out"), (text, "text_last"), (image, "vae_decoded")):
-        assert sd.relative(ours, found[key]) < 1e-6
+        assert sd.relative(ours, found[key]) < 1e-5
     ids = pipe.tokenizer(["a large red seven above a small blue three"], padding="max_length").input_ids
     np.testing.assert_array_equal(ids, found["input_ids"][:1])
