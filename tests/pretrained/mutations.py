@@ -87,8 +87,8 @@ def model(xl=False, width=8):
     )
 
 
-def write(path, of):
-    """A folder of zeros."""
+def zeros(of):
+    """Weights of a model."""
     weights = {}
     for place in parts.places(of).values():
         tree = weights
@@ -96,7 +96,12 @@ def write(path, of):
             tree = tree.setdefault(name, {})
         shapes = components.parameters(place.config, place.channels)
         tree[place.path[-1]] = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    pretrained.save(path, of, weights)
+    return weights
+
+
+def write(path, of):
+    """A folder of zeros."""
+    pretrained.save(path, of, zeros(of))
 
 
 def files(folder, *ends):
