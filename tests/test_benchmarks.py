@@ -163,6 +163,24 @@ def test_a_chain_that_is_named_three_times_is_one_collective():
     assert hlo.collectives(GATHERS) == {"all-gather": (4, 4 * 2 * 64 * 8)}
 
 
+SCATTER = """
+%all-reduce-scatter.1 (input.1: bf16[64,8]) -> bf16[16,8] {
+  %input.1 = bf16[64,8]{1,0} parameter(0)
+  %all-reduce.3 = bf16[64,8]{1,0} all-reduce(%input.1), channel_id=13, to_apply=%add
+  ROOT %slice = bf16[16,8]{1,0} dynamic-slice(%all-reduce.3, %i, %j), dynamic_slice_sizes={16,8}
+}
+
+ENTRY %main (a: bf16[64,8]) -> bf16[16,8] {
+  %a = bf16[64,8]{1,0} parameter(0)
+  ROOT %fusion = bf16[16,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():
+    assert hlo.collectives(SCATTER) == {"reduce-scatter": (1, 2 * 16 * 8)}
+
+
 def test_the_samplers_program_for_a_slice_moves_nothing_between_its_devices(monkeypatch):
     """Of a network as small as can be, on this machine's devices: of rows alone, and they stay where they are."""
     monkeypatch.syspath_prepend(BENCHMARKS)

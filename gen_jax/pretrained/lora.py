@@ -5,7 +5,8 @@
     images, _ = generate.sample(m, changed, key, 4, prompt="a lighthouse")
 
 `merge` is a function of arrays: it starts from the weights that it is given, which stay as they are, and a program that
-draws takes the result in their place without being compiled again. Its gradient with respect to a `Lora` trains one.
+draws takes the result in their place without being compiled again. Its gradient with respect to a `Lora` trains one; new
+ones are made and trained by `training.lora`, as trees beside the parameters, which `pretrained.lora_writing` writes.
 
     layout                            names
     kohya                             lora_unet_{path}.lora_down.weight, .lora_up.weight, .alpha; lora_te_, lora_te1_, ...

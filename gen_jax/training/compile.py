@@ -47,7 +47,8 @@ def compile_step(
       the program takes the rows `select(step, K)` from it.
     - `parallel="jit"`: one program sees the whole batch, split over `"data"`. Parameters, averages and the state of the
       optimizer are on every device. With `fsdp=True` each large array of them is split along its largest dimension that
-      the mesh divides, and a step gathers the parameters once.
+      the mesh divides. A step gathers each parameter where the loss uses it, again where its gradient does, and reduces
+      the gradient to the parts; with microbatches it gathers all parameters once.
     - `parallel="pmap"`: a program on each device sees its slice of the batch; gradients and metrics are then averaged
       over the devices.
     - `frozen` is a tree of weights that the loss uses and no gradient changes (`make_step(aux=True)`). It is an argument
@@ -124,9 +125,12 @@ class Compiled:
     ) -> tuple[TrainState, Metrics]:
         step = partial(self._step, axis_name=axis_name)
         if self.layout.fsdp:
-            # parameters whole, and so their gradients, or the compiler would sooner move activations
+            # parameters whole, and gradients until they are split, or the compiler would sooner move activations
             gather = lambda tree: jax.lax.with_sharding_constraint(tree, self.layout.sharding())
-            step, frozen = partial(step, gather=gather), gather(frozen)
+            split = lambda tree: jax.lax.with_sharding_constraint(
+                gather(tree), self.layout.state_sharding(tree)
+            )
+            step, frozen = partial(step, gather=gather, split=split), gather(frozen)
         if frozen is not None:
             step = partial(step, frozen=frozen)
 

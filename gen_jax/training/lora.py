@@ -7,7 +7,8 @@
     loss = lambda low, key, batch, aux: ... net.apply(lora.merge(aux.frozen, low), x_t, t) ...
 
 Trained are the kernels whose path matches a pattern, by default all maps of the attentions of `networks.transformer`.
-`pretrained.lora_writing` writes files of it for other programs.
+`pretrained.lora_writing` writes files of it for other programs, and `pretrained.lora` reads and merges such files, its
+`Lora` being the form that changes have there.
 """
 
 import re

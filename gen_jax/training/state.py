@@ -1,11 +1,13 @@
 """What training carries from step to step, and the one step that every family of models trains with."""
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from gen_jax.training import ema as averages
@@ -20,6 +22,11 @@ Loss = Callable[..., tuple[Float[Array, ""], Metrics]]
 
 With `make_step(aux=True)` it is `loss(params, key, batch, aux)`.
 """
+
+Move = Callable[[PyTree], PyTree]
+"""To other places on the devices, the values as they are."""
+WHOLE = "whole"
+"""The name of parameters that were gathered."""
 
 
 class Aux(NamedTuple):
@@ -100,13 +107,14 @@ class Step(Protocol):
         *,
         frozen: PyTree = None,
         axis_name: str | None = None,
-        gather: Callable[[PyTree], PyTree] = lambda params: params,
+        gather: Move | None = None,
+        split: Move = lambda grads: grads,
     ) -> tuple[TrainState, Metrics]:
         """Gradients and metrics are averaged over `axis_name`, where one is bound; the loss is of `gather(params)`.
 
-        `frozen` is for the loss (`Aux`), whole on every device. `gather` changes where arrays are, not their values:
-        under FSDP parameters and gradients are split over the devices, and it makes them whole. Both are given only
-        where they are needed.
+        `frozen` is for the loss (`Aux`), whole on every device. `gather` and `split` change where arrays are, not their
+        values: under FSDP parameters and gradients are split over the devices, one makes parameters whole and the other
+        gradients split. They are given only where they are needed.
         """
 
 
@@ -155,7 +163,8 @@ def make_step(
         *,
         frozen: PyTree = None,
         axis_name: str | None = None,
-        gather: Callable[[PyTree], PyTree] = lambda params: params,
+        gather: Move | None = None,
+        split: Move = lambda grads: grads,
     ) -> tuple[TrainState, Metrics]:
         tracks = averages.by_name(state.ema_params, state.params)
         if set(tracks) != set(decays):
@@ -166,14 +175,18 @@ def make_step(
                 "there are frozen weights but the loss does not take them: make_step(..., aux=True)"
             )
         key = jax.random.fold_in(state.key, state.step)
-        extra = (Aux(state.step, gather(state.ema_params), frozen),) if aux else ()
-        whole, differentiate = gather(state.params), jax.value_and_grad(loss, has_aux=True)
+        whole = gather or (lambda params: params)
+        extra = (Aux(state.step, whole(state.ema_params), frozen),) if aux else ()
         if microbatches == 1:
-            (value, metrics), grads = differentiate(whole, key, batch, *extra)
-        else:
-            part = lambda key_p, rows: differentiate(whole, key_p, rows, *extra)
+            of_split = loss if gather is None else _gathered(loss, gather)
+            (value, metrics), grads = jax.value_and_grad(of_split, has_aux=True)(
+                state.params, key, batch, *extra
+            )
+        else:  # gathered once, not for each part
+            params, differentiate = whole(state.params), jax.value_and_grad(loss, has_aux=True)
+            part = lambda key_p, rows: differentiate(params, key_p, rows, *extra)
             (value, metrics), grads = mean_over_parts(part, key, batch, microbatches)
-        grads = gather(grads)
+        grads = split(grads)
         if taken := {"loss", "grad_norm", "skipped"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
         if axis_name is not None:
@@ -192,6 +205,13 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state, ema_params, state.key), metrics
 
     return step
+
+
+def _gathered(loss: Loss, gather: Move) -> Loss:
+    """The loss of parameters that are split. They are gathered for it, and again for its gradient: none is kept whole."""
+    name = partial(checkpoint_name, name=WHOLE)
+    again = jax.checkpoint_policies.save_anything_except_these_names(WHOLE)
+    return jax.checkpoint(lambda params, *rest: loss(jax.tree.map(name, gather(params)), *rest), policy=again)
 
 
 def mean_over_parts(

@@ -59,36 +59,43 @@ TEXTS = (
 )
 
 
-def model(xl=False, width=8):
-    """As small as the norms allow, with one encoder or with two and sizes."""
+def model(xl=False, width=8, refiner=False, **network):
+    """As small as the norms allow: with one encoder; with two and sizes; or with the second alone and a score."""
     tokenizer = text.train(["a large red seven above a small blue three"], num_merges=20, length=16)
     encoder = CLIPTextConfig(tokenizer.vocab_size, 16, 2, 2, 32, 16)
-    second = replace(encoder, act="gelu", projection=12)
-    readers = (
-        (Reader(tokenizer, encoder, -2), Reader(tokenizer, second, -2))
-        if xl
-        else (Reader(tokenizer, encoder),)
-    )
-    small = {"channels": (width, 2 * width), "depth": (1, 0), "groups": 4, "embedding": 4 * width}
-    vector = {"cond_features": 12 + 6 * 4, "cond_layers": 2} if xl else {}
+    first, second = Reader(tokenizer, encoder), replace(encoder, act="gelu", projection=12)
+    last_but_one = [Reader(tokenizer, each, -2) for each in (encoder, second)]
+    readers = (last_but_one[1],) if refiner else tuple(last_but_one) if xl else (first,)
+    size, square = (16.0, 16.0, 0.0, 0.0), (16.0, 16.0)
+    sizes = {"sizes": (*size, 6.0), "null_sizes": (*size, 2.5)} if refiner else {"sizes": (*size, *square)}
+    told = sizes | {"size_features": 4, "zero_null": not refiner} if xl or refiner else {}
+    vector = {"cond_features": 12 + 4 * len(sizes["sizes"]), "cond_layers": 2} if told else {}
     net = replace(
-        unet.sd15, heads=2, context_features=16 * len(readers), sinusoid_features=width, **small, **vector
+        unet.sd15,
+        channels=(width, 2 * width),
+        depth=(1, 0),
+        heads=2,
+        groups=4,
+        embedding=4 * width,
+        sinusoid_features=width,
+        context_features=16 * len(readers),
+        **vector,
+        **network,
     )
-    sizes = {"sizes": (16.0, 16.0, 0.0, 0.0, 16.0, 16.0), "size_features": 4, "zero_null": True} if xl else {}
     coding = replace(autoencoder_kl.sd, channels=(8, 8), groups=4)
     schedule = samplers.Schedule("leading", 1, False)
     return Model(
         net,
         DDPM(1000, "scaled_linear", 0.00085, 0.012),
         "eps",
-        Text(readers, **sizes),
-        Latents((8, 8, 4), 0.13025 if xl else 0.18215, autoencoder=coding),
+        Text(readers, **told),
+        Latents((8, 8, 4), 0.13025 if told else 0.18215, autoencoder=coding),
         Sampling("euler", 4, 5.0, schedule=schedule),
     )
 
 
-def write(path, of):
-    """A folder of zeros."""
+def zeros(of):
+    """Weights of a model."""
     weights = {}
     for place in parts.places(of).values():
         tree = weights
@@ -96,7 +103,12 @@ def write(path, of):
             tree = tree.setdefault(name, {})
         shapes = components.parameters(place.config, place.channels)
         tree[place.path[-1]] = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    pretrained.save(path, of, weights)
+    return weights
+
+
+def write(path, of):
+    """A folder of zeros."""
+    pretrained.save(path, of, zeros(of))
 
 
 def files(folder, *ends):

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from gen_jax import pretrained
+from gen_jax.pretrained import lora as files
 from gen_jax.pretrained import lora_writing, names, single_file
 from gen_jax.training import lora
 from tests import tiny_sd
+from tests.pretrained import mutations
 
 
 def matrices(network, xl):
@@ -37,6 +39,23 @@ def test_write_has_what_is_added_to_each_matrix(name, tmp_path):
     for name in changed:
         down, up, alpha = (found[f"lora_unet_{name}.{side}"] for side in sides)
         np.testing.assert_allclose(after[name] - before[name], alpha / 3 * up @ down, atol=2e-5)
+
+
+@pytest.mark.parametrize("xl", [False, True])
+def test_what_is_trained_and_written_is_what_is_read(xl, tmp_path):
+    """`training.lora.merge` of the factors and `pretrained.lora.merge` of their file give the same weights."""
+    m, rng = mutations.model(xl=xl), np.random.default_rng(0)
+    network = mutations.zeros(m)["network"]
+    low = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32), lora.init(jax.random.key(0), network, 3)
+    )
+    lora_writing.write(tmp_path / "lora.safetensors", low, network, alpha=1.5, xl=xl)
+    read = files.load(tmp_path / "lora.safetensors", m)
+    ours, theirs = lora.merge(network, low, 0.5), files.merge({"network": network}, [(read, 1.0)])
+    compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    jax.tree.map(compare, ours, theirs["network"])
+    changed = [np.any(x) for x in jax.tree.leaves(ours)]
+    assert 0 < sum(changed) < len(changed)
 
 
 @tiny_sd.needs_fixtures

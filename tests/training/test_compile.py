@@ -219,17 +219,33 @@ def test_only_parameters_and_gradients_move_between_devices(options):
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])
-def test_a_step_gathers_parameters_and_gradients_once(microbatches):
-    """Of a batch in parts too: outside of the loop over them and of what is differentiated, where numbers are traced."""
+def test_a_step_gathers_parameters_in_what_is_differentiated_or_once_for_all_parts(microbatches):
+    """Numbers are traced in what is differentiated, and in the loop over the parts of a batch."""
     step, state, _ = toy.setup(20, microbatches=microbatches)
-    seen = []
+    seen = {"gather": [], "split": []}
 
-    def gather(tree):
-        seen.append([isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)])
-        return tree
+    def note(kind):
+        def move(tree):
+            seen[kind].append({isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)})
+            return tree
 
-    step(state, {name: x[:64] for name, x in toy.InMemory().arrays.items()}, gather=gather)
-    assert seen == [[False] * len(jax.tree.leaves(state.params))] * 2
+        return move
+
+    batch = {name: x[:64] for name, x in toy.InMemory().arrays.items()}
+    step(state, batch, gather=note("gather"), split=note("split"))
+    assert seen == {"gather": [{microbatches == 1}], "split": [{False}]}
+
+
+def test_a_step_keeps_no_gathered_parameter_for_the_gradient():
+    """Of what is kept from the loss to its gradient, none has the shape of a matrix of the parameters."""
+    step, state, _ = toy.setup(20)
+    batch = {name: x[:64] for name, x in toy.InMemory().arrays.items()}
+    text = str(
+        jax.make_jaxpr(lambda s: step(s, batch, gather=lambda p: jax.tree.map(lambda x: 2 * x, p)))(state)
+    )
+    kept = str(jax.make_jaxpr(lambda s: step(s, batch))(state))
+    assert text.count("name=whole") > kept.count("name=whole") == 0
+    assert "checkpoint" in text or "remat" in text
 
 
 @pytest.mark.parametrize("mode", ["jit-8", "fsdp-8", "pmap-8"])
