@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,9 @@ WHOLE = {"unet": "unet", "decoder": "vae"}
 COMPARED = tuple(WHOLE)
 CONFIGS = {"unet": unet.sd15, "vae": autoencoder_kl.sd, "text_encoder": text.clip_l}
 ROWS: dict[str, names.Part] = {"unet": "unet", "vae": "vae", "text_encoder": "text"}
+TYPES: tuple[Type, ...] = ("float32", "bfloat16")
+SETTINGS = ("eager", "eager, channels last", "compiled, channels last")
+"""Of diffusers, in PyTorch's inference mode, with its own attention."""
 MERGES = 48_894
 """Of CLIP's vocabulary."""
 
@@ -58,8 +61,8 @@ class Config:
     """What to measure."""
 
     parts: tuple[Part, ...] = ("unet", "decoder", "load", "sample")
-    dtypes: tuple[Type, ...] = ("float32", "bfloat16")
-    rounds: int = 5
+    dtypes: tuple[Type, ...] = TYPES
+    rounds: int = 3
     steps: int = 20
     """Of `sample`."""
     threads: int = os.cpu_count() or 1
@@ -131,13 +134,13 @@ def theirs(
         return once
 
     last, first = torch.channels_last, torch.contiguous_format
-    settings = {"eager": call(run, first), "eager, channels last": call(run, last)}
+    calls = [call(run, first), call(run, last)]
     if compiled:
         import torch._inductor.config
 
         torch._inductor.config.freezing = True
-        settings["compiled, channels last"] = call(torch.compile(run), last)
-    return settings
+        calls.append(call(torch.compile(run), last))
+    return dict(zip(SETTINGS, calls, strict=False))
 
 
 def inputs_of(part: str) -> dict[str, np.ndarray]:
@@ -311,40 +314,33 @@ def features() -> str:
 
 def page(found: dict[str, Any], config: Config) -> str:
     """STABLE_DIFFUSION.md."""
-    of = lambda part: {name.split()[1]: x for name, x in found.items() if name.split()[0] == part}
-    compared = [(part, dtype, x) for part in COMPARED for dtype, x in of(part).items()]
+    of = lambda *parts: [(p, d, found[f"{p} {d}"]) for p in parts for d in TYPES if f"{p} {d}" in found]
     gb = lambda x: f"{x / 1e9:.2f}"
     calls = [["", "dtype", "gen_jax, s", "diffusers, s", "times its speed", "difference"]] + [
         [part, dtype, f"{x['ours']:.2f}", f"{x['theirs']:.2f}", f"{x['ratio']:.2f}", f"{x['difference']:.0e}"]
-        for part, dtype, x in compared
+        for part, dtype, x in of(*COMPARED)
     ]
-    settings = list(dict.fromkeys(name for *_, x in compared for name in x["tried"]))
-    tried = [["", "dtype", *settings]] + [
-        [part, dtype, *(f"{x['tried'][name]:.2f}" if name in x["tried"] else "" for name in settings)]
-        for part, dtype, x in compared
+    tried = [["", "dtype", *SETTINGS]] + [
+        [part, dtype, *(f"{x['tried'][name]:.2f}" if name in x["tried"] else "" for name in SETTINGS)]
+        for part, dtype, x in of(*COMPARED)
     ]
     loads = [["dtype", "file, GB", "seconds", "memory, GB", "times the file"]] + [
         [dtype, gb(x["size"]), f"{x['seconds']:.1f}", gb(x["peak"]), f"{x['peak'] / x['size']:.2f}"]
-        for dtype, x in of("load").items()
+        for _, dtype, x in of("load")
     ]
     samples = [["dtype", "needed, s", "first time, s", "ratio", "next time, s", "ratio", "memory, GB"]]
-    for dtype, x in of("sample").items():
+    for _, dtype, x in of("sample"):
         needed = config.steps * x["unet"] + x["decoder"]
-        times = [
-            word for name in ("first", "second") for word in (f"{x[name]:.0f}", f"{x[name] / needed:.2f}")
-        ]
+        times = [said for t in (x["first"], x["second"]) for said in (f"{t:.0f}", f"{t / needed:.2f}")]
         samples.append([dtype, f"{needed:.0f}", *times, gb(x["peak"])])
+    tables = {"calls": calls, "tried": tried, "loads": loads, "samples": samples}
     return PAGE.format(
         commit=commit(),
         machine=machine(),
         features=features(),
         versions=versions("jax", "flax", "torch", "diffusers"),
-        rounds=config.rounds,
-        steps=config.steps,
-        calls=markdown(calls),
-        tried=markdown(tried),
-        loads=markdown(loads),
-        samples=markdown(samples),
+        **asdict(config),
+        **{name: markdown(rows) if len(rows) > 1 else "Not measured." for name, rows in tables.items()},
     )
 
 
