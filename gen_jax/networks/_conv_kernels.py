@@ -5,7 +5,9 @@ XLA's CPU backend (jax 0.10) is fast with some forms only (`benchmarks/conv.py`)
 - the input gradient is a convolution with flipped weights;
 - the weight gradient is a sum of matrix products: lax's own runs at about 1 GFLOP/s inside a `scan` or `while`;
 - a 1 x 1 convolution is one matrix product with a row for each pixel: with four axes XLA would transpose them;
-- in bfloat16 all three are matrix products, which run three times as fast as its convolutions (computed in float32).
+- in bfloat16 all three are matrix products, which run three times as fast as its convolutions (computed in float32);
+- where there are fewer pixels than channels, most of the time of a convolution goes into its weights, and the output is
+  one matrix product of the weights as they are.
 
 Both functions take two of the three arrays `x`, `w`, `g` and return the third (see `gen_jax.networks.conv`).
 """
@@ -24,6 +26,8 @@ LARGE = 4 * PIXELS
 """Pixels of a map above which one product for each tap would take too much memory."""
 FEW = 16
 """Channels below which matrix products do not pay."""
+WIDE = 512
+"""Channels from which on a batch of at most twice as many pixels is few, see above."""
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 Out = Literal["y", "x", "w"]
@@ -61,6 +65,8 @@ def on_cpu(a: Array, b: Array, *, out: Out, image: Shape, kernel: Shape, stride:
     if out == "x" and odd:
         out, a, b = "y", b, jnp.flip(a, (0, 1)).swapaxes(2, 3)
         image, kernel = a.shape, b.shape
+    if out == "y" and odd and min(kernel[2:]) >= WIDE and image[0] * image[1] * image[2] <= 2 * WIDE:
+        return _gathered(a, b)
     worth = min(kernel[2:]) >= FEW and image[1] * image[2] <= LARGE
     if a.dtype == jnp.bfloat16 and odd and worth:
         return _products(a, b)
@@ -75,6 +81,14 @@ def _rows(a: Array, b: Array, out: Out) -> Array:
         return jnp.dot(rows(a).T, rows(b), preferred_element_type=kind).astype(a.dtype)[None, None]
     x, matrix = (a, b[0, 0]) if out == "y" else (b, a[0, 0].T)
     return jnp.dot(rows(x), matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
+def _gathered(x: Float[Array, "B H W C"], w: Float[Array, "k l C D"]) -> Float[Array, "B H W D"]:
+    """The output: one product, in which the row of a pixel has the channels of all its neighbours."""
+    (rows, columns), (_, height, width, _) = w.shape[:2], x.shape
+    x = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
+    near = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+    return _rows(jnp.concatenate(near, axis=-1), w.reshape(1, 1, -1, w.shape[-1]), "y")
 
 
 def _chunks(x: Array, *others: Array) -> tuple[Array, ...]:

@@ -1,14 +1,20 @@
 """Attention with several heads, over a sequence itself or over a context with a mask."""
 
+from functools import partial
 from typing import TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 __all__ = ["Dtypes", "attend", "by_rows"]
+
+
+TABLE = 2**19
+"""Numbers of a table of logits that stay in the cache of a CPU's core."""
 
 
 class Dtypes(TypedDict):
@@ -70,13 +76,50 @@ def attend(
     source = x if context is None else context.astype(dtype)
     query, key, value = project("query", x), project("key", source), project("value", source)
     allowed = None if mask is None else mask[:, None, None]
-    out = jax.nn.dot_product_attention(query, key, value, mask=allowed, is_causal=causal)
+    out = _mix(query, key, value, allowed, causal)
     if context is not None and module.is_mutable_collection("intermediates"):
         module.sow("intermediates", f"{name}_weights", _weights(query, key, allowed))
     start = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
     dense = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), kernel_init=start, name=f"{name}_out", **kind)
     out = apply(dense, out)
     return out if mask is None else jnp.where(mask.any(1)[:, None, None], out, 0)
+
+
+def _mix(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Float[Array, "B N H d"]:
+    """`softmax(q k^T / sqrt(d)) v`; on a CPU by parts, where the logits are many and all are used."""
+    plain = partial(jax.nn.dot_product_attention, mask=mask, is_causal=causal)
+    if mask is not None or causal or query.shape[1] * key.shape[1] <= TABLE:
+        return plain(query, key, value)
+    return lax.platform_dependent(query, key, value, cpu=_by_parts, default=plain)
+
+
+def _by_parts(
+    query: Float[Array, "B N H d"], key: Float[Array, "B L H d"], value: Float[Array, "B L H d"]
+) -> Float[Array, "B N H d"]:
+    """For some queries of a head at a time: the logits never leave the cache, and backward they are computed again.
+
+    Queries are columns of the tables, so that maxima and sums are of whole vectors of the processor.
+    """
+    length, most = query.shape[1], max(TABLE // key.shape[1], 1)
+    size = next(n for n in range(min(most, length), 0, -1) if length % n == 0)
+    heads = tuple(a.swapaxes(1, 2).reshape(-1, a.shape[1], a.shape[3]) for a in (query, key, value))
+    kind, scale = query.dtype, query.shape[3] ** -0.5
+
+    def each(head: tuple[Array, Array, Array]) -> Array:
+        query, key, value = head
+
+        @jax.checkpoint
+        def part(query: Array) -> Array:
+            logits = scale * jnp.dot(key, query.T, preferred_element_type=jnp.float32)
+            weights = jnp.exp(logits - logits.max(0, keepdims=True))
+            sums = weights.sum(0, keepdims=True)
+            return jnp.dot(value.T, weights.astype(kind), preferred_element_type=jnp.float32) / sums
+
+        return lax.map(part, query.reshape(-1, size, query.shape[1]))
+
+    out = lax.map(each, heads).astype(kind)  # [B H, N / n, d, n]
+    out = out.swapaxes(2, 3).reshape(*query.swapaxes(1, 2).shape)
+    return out.swapaxes(1, 2)
 
 
 def _weights(

@@ -205,8 +205,7 @@ class Decoder(nn.Module):
             for i in range(c.blocks + 1):
                 h = block(c.channels[level], name=f"up_{level}_{i}")(h)
             if level > 0:
-                h = layers.upsample(h, (len(h), 2 * h.shape[1], 2 * h.shape[2]))
-                h = convolve(c.channels[level], name=f"up_{level}")(h)
+                h = convolve(c.channels[level], enlarge=True, name=f"up_{level}")(h)
         h = convolve(c.patch**2 * c.out_channels, name="out")(_out_norm(c, h))
         return layers.depth_to_space(h, c.patch, (len(h), c.patch * h.shape[1], c.patch * h.shape[2]))
 

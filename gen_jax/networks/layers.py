@@ -1,5 +1,6 @@
 """The layers of the networks here: convolution, norms, time embedding, residual block, attention, resampling."""
 
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -10,6 +11,9 @@ from jaxtyping import Array, Float, Num
 
 from gen_jax.networks.attention import Dtypes, attend
 from gen_jax.networks.conv import conv
+
+LARGE_MAP = 2**18
+"""Numbers of a feature map from which on `conv_enlarged` saves time."""
 
 
 class GroupDtypes(Dtypes):
@@ -31,6 +35,8 @@ class Conv(nn.Module):
     centred: bool = False
     """Where the zeros are with a stride, see `gen_jax.networks.conv.conv`."""
     bias: bool = True
+    enlarge: bool = False
+    """Convolve the map enlarged to twice its sides (`upsample`)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -38,11 +44,12 @@ class Conv(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         weights = self.param("kernel", init, shape, self.param_dtype)
+        run = partial(conv, stride=self.stride, centred=self.centred) if not self.enlarge else conv_enlarged
+        y = run(x.astype(self.dtype), weights.astype(self.dtype))
         if not self.bias:
-            return conv(x.astype(self.dtype), weights.astype(self.dtype), self.stride, centred=self.centred)
+            return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x, weights, bias = (a.astype(self.dtype) for a in (x, weights, bias))
-        return conv(x, weights, self.stride, centred=self.centred) + bias[None, None, None]
+        return y + bias.astype(self.dtype)[None, None, None]
 
 
 class GroupNorm(nn.Module):
@@ -224,6 +231,29 @@ def upsample(x: Float[Array, "B h w C"], shape: tuple[int, ...]) -> Float[Array,
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)[:, : shape[1], : shape[2]]
+
+
+def conv_enlarged(x: Float[Array, "B h w C"], weights: Float[Array, "3 3 C D"]) -> Float[Array, "B H W D"]:
+    """`conv(upsample(x), weights)` at twice the height and width.
+
+    On a CPU, of a large map in float32, in 4/9 of the arithmetic: a pixel of the result sees 2 x 2 pixels of `x`. Which
+    ones, and with which sums of the weights, depends on whether its row and its column are even or odd.
+    """
+    height, width = x.shape[1:3]
+    plain = lambda x, w: conv(upsample(x, (len(x), 2 * height, 2 * width)), w)
+    if x.dtype != jnp.float32 or weights.shape[:2] != (3, 3) or x[0].size < LARGE_MAP:
+        return plain(x, weights)
+
+    def by_parity(x: Array, w: Array) -> Array:
+        sums = lambda w: (jnp.stack([w[0], w[1] + w[2]]), jnp.stack([w[0] + w[1], w[2]]))
+        four = [each.swapaxes(0, 1) for rows in sums(w) for each in sums(rows.swapaxes(0, 1))]
+        y = conv(jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0))), jnp.concatenate(four, axis=-1))
+        y = y.reshape(*y.shape[:3], 2, 2, -1)
+        part = lambda i, j: y[:, i : i + height, j : j + width, i, j]
+        y = jnp.stack([jnp.stack([part(i, 0), part(i, 1)], axis=3) for i in (0, 1)], axis=2)
+        return y.reshape(len(x), 2 * height, 2 * width, -1)
+
+    return jax.lax.platform_dependent(x, weights, cpu=by_parity, default=plain)
 
 
 def space_to_depth(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B h w P"]:

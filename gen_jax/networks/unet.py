@@ -123,8 +123,9 @@ class UNet(nn.Module):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_{i}")
                 h = attend(h, level, f"up_{level}_{i}")
             if level > 0 and c.resample_conv:
-                h = layers.upsample(h, skips[-1].shape)
-                h = layers.Conv(c.channels[level], name=f"up_{level}", **conv)(h)
+                whole = skips[-1].shape[1:3] == (2 * h.shape[1], 2 * h.shape[2])  # else it is cropped
+                h = h if whole else layers.upsample(h, skips[-1].shape)
+                h = layers.Conv(c.channels[level], enlarge=whole, name=f"up_{level}", **conv)(h)
             elif level > 0:  # reduce the channels first: there are still few pixels
                 h = nn.Dense(c.channels[level - 1], name=f"up_{level}", **conv)(h)
                 h = layers.upsample(h, skips[-1].shape)

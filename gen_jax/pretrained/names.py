@@ -210,7 +210,7 @@ def to_linen(
             )
         if dtype is not None:  # in order, which is three times as fast as across
             tensor = tensor.astype(jnp.dtype(dtype), copy=False)
-        return put(np.array(entry.to_linen(tensor), order="C"))
+        return put(_in_order(entry.to_linen(tensor)))
 
     return {"params": traverse_util.unflatten_dict({e.path: read(name, e) for name, e in wanted.items()})}
 
@@ -283,6 +283,16 @@ def shapes_of(tensors: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int, ...]
     """The shapes of tensors by name, without reading those of a file."""
     known = getattr(tensors, "shapes", None)
     return {name: np.shape(x) for name, x in tensors.items()} if known is None else known
+
+
+def _in_order(array: np.ndarray) -> np.ndarray:
+    """A copy with its axes in order, made by parts that stay in the cache: three times as fast as at once."""
+    if array.flags.c_contiguous:
+        return np.array(array)
+    copy, width = np.empty(array.shape, array.dtype), 64
+    for start in range(0, array.shape[-1], width):
+        copy[..., start : start + width] = array[..., start : start + width]
+    return copy
 
 
 def _step(name: str, part: Part, levels: int) -> tuple[str, Kind | None]:

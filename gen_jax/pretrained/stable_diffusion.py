@@ -39,7 +39,8 @@ from gen_jax.pretrained import (
     single_file,
     vocabulary,
 )
-from gen_jax.pretrained.single_file import Family
+from gen_jax.pretrained.single_file import Family, View
+from gen_jax.pretrained.single_names import How
 from gen_jax.text import Tokenizer
 from gen_jax.types import Predicts
 
@@ -323,4 +324,5 @@ def _used(tensors: Mapping[str, np.ndarray], config: object) -> Mapping[str, np.
     if not isinstance(config, CLIPTextConfig):
         return tensors
     unused = lambda name: (found := _LAYER.search(name)) and int(found[1]) >= config.layers
-    return {name: tensors[name] for name in tensors if not unused(name)}
+    shapes = names.shapes_of(tensors)
+    return View({name: (tensors, How((name,), shapes[name])) for name in shapes if not unused(name)})

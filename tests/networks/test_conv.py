@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from gen_jax.networks import _conv_kernels
 from gen_jax.networks.conv import conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -146,3 +147,24 @@ def test_conv_in_bfloat16_accumulates_in_float32():
     gradient = jax.grad(lambda w: conv(x, w).astype(jnp.float32).sum())(w)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(gradient, np.float32), 32 * 16 * 16, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_few_pixels_of_many_channels_are_one_product(monkeypatch, dtype):
+    """Other than by lax, the result is the same; in both directions."""
+    monkeypatch.setattr(_conv_kernels, "WIDE", 16)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 3, 18), dtype)
+    w = jax.random.normal(jax.random.key(1), (3, 3, 18, 17), dtype) / 12
+    program = jax.jit(conv).lower(x, w).as_text()
+    assert "stablehlo.dot_general" in program
+    assert "stablehlo.convolution" not in program
+    theirs = reference(x.astype("float32"), w.astype("float32"), 1)
+    rtol = 1e-5 if dtype == "float32" else 2e-2
+    np.testing.assert_allclose(
+        np.asarray(conv(x, w), np.float32), theirs, atol=rtol * np.abs(theirs).max(), rtol=0
+    )
+    ours, theirs = (
+        jax.grad(lambda x: scalar(c, x, w, 1).astype(jnp.float32))(x).astype(jnp.float32)
+        for c in (conv, reference)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=2 * rtol * np.abs(theirs).max(), rtol=0)

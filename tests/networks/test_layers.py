@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_jax.networks import layers
+from gen_jax.networks.conv import conv
 from tests.networks.drawn import parameters
 
 KEY = jax.random.key(0)
@@ -227,3 +228,19 @@ def test_res_block_without_an_embedding_is_one_with_a_shift_of_zero():
     with_film = {"params": params["params"] | {"Dense_0": zeros}}
     run = jax.jit(block.apply)
     np.testing.assert_allclose(run(params, x), run(with_film, x, jnp.ones((2, 1))), atol=1e-5)
+
+
+def test_conv_enlarged_is_the_convolution_of_the_enlarged_map(monkeypatch):
+    """By the parity of rows and columns, with its gradients."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 4))
+    w, g = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in ((1, (3, 3, 4, 6)), (2, (2, 10, 6, 6)))
+    )
+    run = lambda: jax.jit(jax.value_and_grad(lambda x, w: (layers.conv_enlarged(x, w) * g).sum(), (0, 1)))(
+        x, w
+    )
+    plain = run()
+    monkeypatch.setattr(layers, "LARGE_MAP", 1)
+    y = layers.conv_enlarged(x, w)
+    np.testing.assert_allclose(y, conv(layers.upsample(x, (2, 10, 6)), w), atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), run(), plain)

@@ -1,10 +1,16 @@
 """Real names and shapes, and tiny models, of Stable Diffusion: what tests of its files share."""
 
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
 
+from gen_jax.pretrained.single_file import View
+from gen_jax.pretrained.single_names import How
+from gen_jax.text import Tokenizer
+from gen_jax.text.words import BYTES
 from tests import tiny_sd
 
 MODELS = ("tiny-sd15", "tiny-sd21", "tiny-sdxl")
@@ -38,6 +44,24 @@ def folder(model):
 def empty(shapes):
     """Tensors of these shapes, of one number each."""
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+def random(shapes, dtype):
+    """Tensors of these shapes, each made when it is asked for."""
+    noise = np.random.default_rng(0).standard_normal(2**22 + 1, np.float32)
+
+    def drawn(shape):
+        deviation = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.1
+        return (np.resize(noise, shape) * np.float32(deviation)).astype(dtype)
+
+    return View({name: ({}, How((), shape, lambda s=shape: drawn(s))) for name, shape in shapes.items()})
+
+
+def vocabulary(path):
+    """`tokenizer/` in a folder, of the size of CLIP's, with made-up merges."""
+    (path / "tokenizer").mkdir()
+    pairs = itertools.islice(itertools.product(BYTES.values(), repeat=2), 48_894)
+    Tokenizer(tuple(map(" ".join, pairs))).save(path / "tokenizer")
 
 
 def relative(ours, theirs):

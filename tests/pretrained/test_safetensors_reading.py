@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import sys
 import tracemalloc
 import zipfile
 
@@ -92,6 +93,30 @@ def test_read_of_a_large_file_copies_nothing(tmp_path):
     tracemalloc.stop()
     assert sum(x.nbytes for x in all_of_them.values()) > 4e8
     assert peak < 2e7
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_of_an_array_is_given_back_with_it(tmp_path):
+    """Also where a view outlives it, which reads the file again."""
+    path, size = tmp_path / "x.safetensors", 2**24
+    names = {str(i): entry("U8", (size,), (i * size, (i + 1) * size)) for i in range(8)}
+    path.write_bytes(framed(names, b"\7" * 8 * size))
+    tensors, views = safetensors.read(path), []
+    before = mapped()
+    for name in tensors:
+        array = tensors[name]
+        assert array.sum() == 7 * size
+        views.append(array[:: 2**12])
+        assert mapped() - before >= size / 2
+        del array
+        assert mapped() - before < size / 2
+    assert all((view == 7).all() for view in views)
+
+
+def mapped():
+    """Bytes of files in the memory of this process."""
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("RssFile"))
 
 
 def test_unaligned_arrays_go_to_devices(tmp_path):

@@ -4,8 +4,10 @@ tensors = reading.read("unet", variant="fp16")
 tensors["conv_in.weight"]                      # of the file's own memory
 """
 
+import mmap
 import os
 import re
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,8 @@ _BESIDE = re.compile(r"[^/\\:\0]+\.safetensors")
 class Tensors(Mapping[str, np.ndarray]):
     """Read-only arrays by name, each made when it is asked for, of the file's own memory.
 
-    The files must not be changed while arrays are in use (`write` replaces a file, which is safe).
+    What was read of the file counts as memory of this process until the array is forgotten. The files must not be
+    changed while arrays are in use (`write` replaces a file, which is safe).
     """
 
     path: Path
@@ -39,8 +42,10 @@ class Tensors(Mapping[str, np.ndarray]):
     """For each the mapped data of the file that it is in, as bytes."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        entry = self.entries[name]
-        return self.files[name][entry.begin : entry.end].view(entry.dtype).reshape(entry.shape)
+        entry, data = self.entries[name], self.files[name]
+        array = data[entry.begin : entry.end].view(entry.dtype).reshape(entry.shape)
+        weakref.finalize(array, _give_back, data[entry.begin : entry.end]).atexit = False
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -162,6 +167,15 @@ def _read_file(path: Path) -> Tensors:
         data = np.memmap(file, np.uint8, "r", shape=(size,))[8 + length :]
     files = MappingProxyType(dict.fromkeys(entries, data))
     return Tensors(path, MappingProxyType(metadata), MappingProxyType(entries), files)
+
+
+def _give_back(data: np.ndarray) -> None:
+    """Let the system take the pages of a mapped file; a view that still uses them reads them again."""
+    mapped = getattr(data, "_mmap", None)
+    if hasattr(mapped, "madvise") and data.size:
+        start = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+        first = start - start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, start + data.size - first)
 
 
 def _header_length(path: Path, first: bytes, size: int) -> int:
