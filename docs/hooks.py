@@ -19,6 +19,7 @@ ELSEWHERE = {
     "sampling.md": "benchmarks/SAMPLING.md",
     "time_to_quality.md": "benchmarks/TIME_TO_QUALITY.md",
     "pareto.md": "benchmarks/PARETO.md",
+    "autoencoders.md": "benchmarks/AUTOENCODERS.md",
     "tpu.md": "benchmarks/TPU.md",
     "solvers.md": "gen_jax/samplers/README.md",
     "recommended.md": "gen_jax/samplers/RECOMMENDED.md",
