@@ -88,7 +88,7 @@ def sampling(name: str) -> Callable[[Case, Mesh], jax.stages.Lowered]:
         )
         cond = generate.choose(model, key, index, prompt="a lighthouse at dawn")
         weight, plan = generate.weight(model, {}), generate.plan(model)
-        return generate.sampler(model, mesh).lower(weights_of(model), key, plan, index, cond, weight)
+        return generate.sampler(model, mesh).lower(weights_of(model), key, plan, index, cond, weight, None)
 
     return program
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from gen_jax import keys
 from gen_jax.networks import unet
+from tests.pretrained import mutations
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SCRIPTS = {path.stem: ast.parse(path.read_text()) for path in sorted(BENCHMARKS.glob("*.py"))}
@@ -191,3 +192,17 @@ def test_the_samplers_program_for_a_slice_moves_nothing_between_its_devices(monk
     text = tpu.sampler_step(tpu.Case("sampler", 2), mesh).compile().as_text()
     assert mesh.size > 1
     assert hlo.collectives(text) == {}
+
+
+@pytest.mark.parametrize("name", ["sdxl call", "sdxl sampling", "sdxl fine-tuning"])
+def test_programs_of_stable_diffusion_are_lowered_from_shapes(name, monkeypatch):
+    """Of a network as small as can be, on this machine's devices."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    tpu = module("tpu_stable_diffusion")
+    monkeypatch.setattr(tpu, "model_of", lambda name, dtype: mutations.model(xl=True))
+    mesh = Mesh(np.array(jax.devices()), (keys.AXIS,))
+    case = tpu.Case(name, 1, fsdp=True, remat=True, dtype="float32")
+    text = tpu.PROGRAMS[name](case, mesh).as_text()
+    inputs = text[: text.index("->")]
+    assert f"tensor<{mesh.size}x8x8x4xf32>" in inputs or "sampling" in name
+    assert inputs.count("tensor<3x3x8x8xf32>") >= 2
