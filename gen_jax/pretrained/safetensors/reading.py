@@ -178,7 +178,7 @@ def _read_file(path: Path) -> Tensors:
 def _give_back(data: np.ndarray) -> None:
     """Let the system take the pages of a mapped file; a view that still uses them reads them again."""
     mapped = getattr(data, "_mmap", None)
-    if hasattr(mapped, "madvise") and data.size:
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise") and data.size:
         start = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
         first = start - start % mmap.PAGESIZE
         mapped.madvise(mmap.MADV_DONTNEED, first, start + data.size - first)
