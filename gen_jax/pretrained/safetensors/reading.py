@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -172,8 +171,8 @@ def _read_file(path: Path) -> Tensors:
 
 def _give_back(data: np.ndarray) -> None:
     """Let the system take the pages of a mapped file; a view that still uses them reads them again."""
-    mapped: Any = getattr(data, "_mmap", None)
-    if hasattr(mapped, "madvise") and data.size:
+    mapped = getattr(data, "_mmap", None)
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise") and data.size:
         start = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
         first = start - start % mmap.PAGESIZE
         mapped.madvise(mmap.MADV_DONTNEED, first, start + data.size - first)
