@@ -107,5 +107,5 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _whole(digits: str) -> int | float:
-    """An int that fits 64 bits; infinity where there are too many digits, which take quadratic time."""
+    """An int that fits 64 bits; infinity for -0, and where there are so many digits that they take quadratic time."""
     return int(digits) if len(digits) < 20 and digits != "-0" else math.inf
