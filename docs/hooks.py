@@ -21,6 +21,7 @@ ELSEWHERE = {
     "pareto.md": "benchmarks/PARETO.md",
     "autoencoders.md": "benchmarks/AUTOENCODERS.md",
     "tpu.md": "benchmarks/TPU.md",
+    "stable_diffusion_speed.md": "benchmarks/STABLE_DIFFUSION.md",
     "solvers.md": "gen_jax/samplers/README.md",
     "recommended.md": "gen_jax/samplers/RECOMMENDED.md",
     "contributing.md": "CONTRIBUTING.md",
