@@ -194,7 +194,9 @@ def test_the_samplers_program_for_a_slice_moves_nothing_between_its_devices(monk
     assert hlo.collectives(text) == {}
 
 
-@pytest.mark.parametrize("name", ["sdxl call", "sdxl sampling", "sdxl fine-tuning"])
+@pytest.mark.parametrize(
+    "name", ["sdxl call", "sdxl sampling", pytest.param("sdxl fine-tuning", marks=[pytest.mark.slow])]
+)
 def test_programs_of_stable_diffusion_are_lowered_from_shapes(name, monkeypatch):
     """Of a network as small as can be, on this machine's devices."""
     monkeypatch.syspath_prepend(BENCHMARKS)

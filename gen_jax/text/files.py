@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple, TypedDict, cast
 
-from gen_jax import small_files
+from gen_jax import checks, small_files
 from gen_jax.text.words import END, START
 
 CLIP_LENGTH = 77
@@ -47,7 +47,9 @@ def read(folder: str | os.PathLike[str]) -> Files:
     try:
         return _read(folder)
     except (KeyError, TypeError, AttributeError) as error:  # of JSON of another form
-        raise ValueError(f"{folder}: expected the files of a tokenizer of CLIP, got {error!r}.") from error
+        raise ValueError(
+            f"{folder}: expected the files of a tokenizer of CLIP, got {error!r:.200}."
+        ) from error
 
 
 def _read(folder: Path) -> Files:
@@ -101,11 +103,11 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], tuple[str, ...], dict[str
     listed = _json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     listed = cast(dict[str, _Token], listed)
     added |= {token["content"]: int(i) for i, token in listed.items()}
-    added |= cast(dict[str, int], _json(folder / "added_tokens.json"))
+    added |= _ids(folder / "added_tokens.json")
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         lines = small_files.text_of(folder / "merges.txt").split("\n")
         merges = [line for i, line in enumerate(lines) if line and (i or "#version" not in line)]
-        return cast(dict[str, int], _json(folder / "vocab.json")), tuple(merges), added
+        return _ids(folder / "vocab.json"), tuple(merges), added
     if not whole:
         raise ValueError(
             f"there is no tokenizer in {folder}: expected vocab.json and merges.txt, or tokenizer.json."
@@ -117,3 +119,13 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], tuple[str, ...], dict[str
 def _json(path: Path) -> dict[str, object]:
     """A file as a dictionary, empty if it is not there."""
     return small_files.json_of(path) if path.is_file() else {}
+
+
+def _ids(path: Path) -> dict[str, int]:
+    """The ids of tokens in a file."""
+    ids: dict[str, int] = {}
+    for token, i in _json(path).items():
+        if not isinstance(i, int) or isinstance(i, bool):
+            raise ValueError(f"{path}: expected a whole number as the id of {token!r}, got {checks.came(i)}.")
+        ids[token] = i
+    return ids

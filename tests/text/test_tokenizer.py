@@ -106,10 +106,10 @@ def changed(name, change):
         ),
         (
             lambda folder: (folder / "merges.txt").write_bytes(b"\xff\xfe"),
-            "expected the files of a tokenizer",
+            "merges.txt: it is not UTF-8",
         ),
-        (lambda folder: (folder / "vocab.json").write_text("[]"), "vocab.json to hold a JSON object"),
-        (lambda folder: (folder / "vocab.json").write_text("{"), "vocab.json is not JSON"),
+        (lambda folder: (folder / "vocab.json").write_text("[]"), "vocab.json: expected a JSON object"),
+        (lambda folder: (folder / "vocab.json").write_text("{"), "vocab.json: it is not JSON"),
         (lambda folder: (folder / "merges.txt").unlink(), "there is no tokenizer in"),
     ],
 )
