@@ -163,7 +163,8 @@ def test_step07_starts_from_the_parameters_of_another_run(tmp_path):
         step07.main(step07.parse(step07_arguments(tmp_path / "c", *onwards, "--latent", "3")))
 
 
-@pytest.mark.parametrize("binarize", ["static", pytest.param("dynamic", marks=pytest.mark.slow)])
+@pytest.mark.slow  # all of MNIST; in CI: tests/data/test_transforms.py, and what step 7 says, below
+@pytest.mark.parametrize("binarize", ["static", "dynamic"])
 def test_bits_are_told_apart_from_grey_values(binarize):
     """Static bits are the same in every run, test images are bits in both, and the published figures are of them."""
     load = lambda: bounds.load_images(launch.Data(), labels=True, binarize=binarize)

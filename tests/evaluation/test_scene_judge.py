@@ -222,6 +222,7 @@ def test_shift_moves_each_image_by_itself():
     assert min(found.values()) > 0
 
 
+@pytest.mark.slow  # a training; in CI: what is read of drawn scenes, above
 def test_train_learns_and_is_kept(tmp_path, monkeypatch):
     every = judging.crops("test")
     few = {"train": {key: rows[::20] for key, rows in every.items()}}  # all else is an error

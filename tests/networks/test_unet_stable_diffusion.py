@@ -30,7 +30,10 @@ def shapes(config):
     return jax.eval_shape(unet.UNet(config).init, jax.random.key(0), x, jnp.zeros(1))
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("sd15", "sdxl") else pytest.param(name, marks=pytest.mark.slow) for name in COUNTS],
+)
 def test_preset_has_the_parameters_of_stable_diffusion(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(getattr(unet, name)))) == COUNTS[name]
 

@@ -112,7 +112,9 @@ def test_sampling_from_t_start_is_the_flow_from_there(grid):
         np.testing.assert_allclose(x_0, gaussian_ode(process, X, t_start, process.t_min), atol=5e-3)
 
 
-@pytest.mark.parametrize("solver", [samplers.DDPM(), samplers.DPMSolverPP()], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [samplers.DDPM(), pytest.param(samplers.DPMSolverPP(), marks=pytest.mark.slow)], ids=repr
+)
 def test_edited_data_keep_what_the_noise_left(solver):
     """SDEdit: from x_t = alpha x_0 + sigma eps the data's law again, correlated with x_0 as the posterior says."""
     process, n = VP(), 20_000

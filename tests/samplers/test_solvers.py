@@ -47,7 +47,25 @@ class AdamsBashforth:
 
 SOLVERS = {**named.SOLVERS, "own": Named(AdamsBashforth(), order=2, to_data=False)}
 DETERMINISTIC = [name for name, row in named.SOLVERS.items() if row.order]
+VARIANTS = {
+    *(
+        "ddpm_beta",
+        "ddim_half",
+        "ddim_one",
+        "dpmpp1",
+        "dpmpp_exact",
+        "sde_dpmpp1",
+        "sde_dpmpp_exact",
+        "sde_dpmpp3",
+    ),
+    *("unipc1", "unipc2", "unipc1_bh1", "unipc1_bh2", "unipc2_bh2", "deis2", "deis4", "lms2", "lms3"),
+    *("ipndm2", "ipndm3", "pndm_runge_kutta", "dpmpp_single"),
+}
+"""Another order or setting of a solver that is in the table under another name as well."""
 each_solver = pytest.mark.parametrize("name", SOLVERS)
+each_kind = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in SOLVERS]
+)
 each_ode = pytest.mark.parametrize("name", [n for n, row in SOLVERS.items() if row.order])
 each_sde = pytest.mark.parametrize("name", [n for n, row in SOLVERS.items() if not row.order])
 each_to_data = pytest.mark.parametrize("name", [n for n, row in SOLVERS.items() if row.to_data])
@@ -233,7 +251,9 @@ def test_ddpm_has_the_moments_of_ho_et_al_after_every_step(variance):
 
 @pytest.mark.usefixtures("optimized")  # more to compute than to compile
 @each_sde
-@each_process
+@pytest.mark.parametrize(
+    "process", [DDPM(schedule="cosine"), pytest.param(VP(), marks=pytest.mark.slow)], ids=["cosine", "vp"]
+)
 def test_stochastic_solver_gives_the_data(name, process):
     """With many steps all of them sample N(MU, S^2)."""
     n = 4000
@@ -293,7 +313,7 @@ def test_last_step_to_the_data_is_the_denoised_estimate(name, process):
     assert np.abs(x[-2] - x0_hat[-1]).max() > 0
 
 
-@each_solver
+@each_kind
 @each_process
 def test_data_of_one_value_are_sampled_exactly(name, process):
     with jax.enable_x64(True):  # eps_hat at log_snr = -20 has lost them in float32
@@ -310,7 +330,7 @@ def x_0_and_shift(plan, x_T, shift):
     return samplers.sample(KEY, lambda x, t: mixture(VP())(x, t) + shift, plan, x_T)
 
 
-@each_solver
+@each_kind
 def test_sample_is_differentiable(name):
     with jax.enable_x64(True):
         plan = plan_of(name, VP(), times.log_snr(VP(), 20))
@@ -329,7 +349,7 @@ def one_by_one(plan, x_T):
     return jax.vmap(one)(x_T, jnp.arange(len(x_T)))
 
 
-@each_solver
+@each_kind
 def test_sample_under_vmap_is_the_batch(name):
     plan, x_T = plan_of(name, VP(), times.log_snr(VP(), 12)), jnp.linspace(-1.0, 1.0, 4)[:, None]
     np.testing.assert_allclose(one_by_one(plan, x_T), in_one_batch(plan, x_T), rtol=1e-4, atol=1e-5)
@@ -392,7 +412,7 @@ NEED_SIGNAL = (samplers.AnnealedLangevin, samplers.PNDM, AdamsBashforth)  # they
 
 
 @pytest.mark.usefixtures("optimized")
-@each_solver
+@each_kind
 def test_solver_takes_a_process_of_ones_own(name):
     grid = times.uniform(FLOW, 200)
     if isinstance(SOLVERS[name].solver, NEED_SIGNAL):

@@ -75,29 +75,27 @@ def check(process, t, n, first, final):
 
 @each_process
 @each_grid
-@pytest.mark.parametrize("n", [1, 30])
-def test_grid_is_n_plus_one_decreasing_times_that_a_solver_accepts(process, grid, final, n):
-    t_start = 0.9 * process.t_max if process in ENDLESS and grid in NEED_FINITE else None
-    t, reason = tried(lambda: grid(process, n, final=final, t_start=t_start))
-    if t is None:  # 30 steps are many on 37 times, or from a large t_min to 0
-        assert n == 30
-        assert re.search(r"steps are too many for a process with 37|even steps to t = 0", reason)
-    else:
-        check(process, t, n, t_start or process.t_max, final)
-
-
-@each_process
-@each_grid
-def test_grid_begins_at_t_start(process, grid, final):
+def test_grid_is_n_plus_one_decreasing_times_that_a_solver_accepts(process, grid, final):
+    """Of one step and of many; and from t_start."""
+    first = 0.9 * process.t_max if process in ENDLESS and grid in NEED_FINITE else None
+    for n in (1, 30):
+        t, reason = tried(lambda n=n: grid(process, n, final=final, t_start=first))
+        if t is None:  # 30 steps are many on 37 times, or from a large t_min to 0
+            assert n == 30
+            assert re.search(r"steps are too many for a process with 37|even steps to t = 0", reason)
+        else:
+            check(process, t, n, process.t_max if first is None else first, final)
     t_start = float(process.snap(0.6 * process.t_max))
     check(process, grid(process, 5, final=final, t_start=t_start), 5, t_start, final)
 
 
 @each_process
-@each_grid
+@pytest.mark.parametrize(
+    ("grid", "final"),
+    [(grid, final) for grid, final in GRIDS if final != "zero" and grid is not interpolated],
+    ids=lambda x: getattr(x, "__name__", x),
+)
 def test_grid_ends_at_t_end(process, grid, final):
-    if final == "zero" or grid is interpolated:
-        return
     t_start, t_end = (float(process.snap(part * process.t_max)) for part in (0.6, 0.2))
     t = grid(process, 5, final=final, t_start=t_start, t_end=t_end)
     assert t.shape == (6,)

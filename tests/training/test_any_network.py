@@ -59,8 +59,11 @@ def fit(workdir, network, num_steps, options):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"fsdp": True}, {"parallel": "pmap"}], ids=["one", "fsdp", "pmap"])
-@pytest.mark.parametrize("make", [of_nnx, of_equinox])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(of_nnx, {}), (of_nnx, {"fsdp": True}), (of_nnx, {"parallel": "pmap"}), (of_equinox, {})],
+    ids=["nnx", "nnx, fsdp", "nnx, pmap", "equinox"],
+)
 def test_parameters_of_any_library_train_resume_and_load(tmp_path, make, options):
     params, apply = make()
     whole = fit(tmp_path / "whole", (params, apply), 20, options)
