@@ -47,8 +47,8 @@ def compile_step(
       the program takes the rows `select(step, K)` from it.
     - `parallel="jit"`: one program sees the whole batch, split over `"data"`. Parameters, averages and the state of the
       optimizer are on every device. With `fsdp=True` each large array of them is split along its largest dimension that
-      the mesh divides. A step gathers each parameter where the loss uses it, again where its gradient does, and reduces
-      the gradient to the parts; with microbatches it gathers all parameters once.
+      the mesh divides. A step gathers the parameters for the loss, large ones once more for the gradient (`state.LARGE`),
+      and reduces the gradient to the parts; with microbatches it gathers all parameters once.
     - `parallel="pmap"`: a program on each device sees its slice of the batch; gradients and metrics are then averaged
       over the devices.
     - `frozen` is a tree of weights that the loss uses and no gradient changes (`make_step(aux=True)`). It is an argument

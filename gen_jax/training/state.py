@@ -27,6 +27,8 @@ Move = Callable[[PyTree], PyTree]
 """To other places on the devices, the values as they are."""
 WHOLE = "whole"
 """The name of parameters that were gathered."""
+LARGE = 2**31
+"""Bytes of all parameters from which on they are not kept whole from the loss to its gradient."""
 
 
 class Aux(NamedTuple):
@@ -178,7 +180,7 @@ def make_step(
         whole = gather or (lambda params: params)
         extra = (Aux(state.step, whole(state.ema_params), frozen),) if aux else ()
         if microbatches == 1:
-            of_split = loss if gather is None else _gathered(loss, gather)
+            of_split = loss if gather is None else _gathered(loss, gather, state.params)
             (value, metrics), grads = jax.value_and_grad(of_split, has_aux=True)(
                 state.params, key, batch, *extra
             )
@@ -207,8 +209,14 @@ def make_step(
     return step
 
 
-def _gathered(loss: Loss, gather: Move) -> Loss:
-    """The loss of parameters that are split. They are gathered for it, and again for its gradient: none is kept whole."""
+def _gathered(loss: Loss, gather: Move, params: PyTree) -> Loss:
+    """The loss of parameters that are split.
+
+    Large ones are gathered for it, and again for its gradient: none is kept whole. What is kept in their place is then
+    written out, which for small ones costs more memory than it saves (`benchmarks/TPU.md`, text to image).
+    """
+    if sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) < LARGE:
+        return lambda params, *rest: loss(gather(params), *rest)
     name = partial(checkpoint_name, name=WHOLE)
     again = jax.checkpoint_policies.save_anything_except_these_names(WHOLE)
     return jax.checkpoint(lambda params, *rest: loss(jax.tree.map(name, gather(params)), *rest), policy=again)

@@ -236,8 +236,9 @@ def test_a_step_gathers_parameters_in_what_is_differentiated_or_once_for_all_par
     assert seen == {"gather": [{microbatches == 1}], "split": [{False}]}
 
 
-def test_a_step_keeps_no_gathered_parameter_for_the_gradient():
+def test_a_step_keeps_no_large_parameter_for_the_gradient(monkeypatch):
     """Of what is kept from the loss to its gradient, none has the shape of a matrix of the parameters."""
+    monkeypatch.setattr(training.state, "LARGE", 0)
     step, state, _ = toy.setup(20)
     batch = {name: x[:64] for name, x in toy.InMemory().arrays.items()}
     text = str(
