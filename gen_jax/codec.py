@@ -249,6 +249,11 @@ class Latents:
             )
 
 
+def image_shape(codec: Codec) -> tuple[int, ...]:
+    """Of one image of a codec: that of `Latents.image_shape`, and of any other codec that of `x_0`."""
+    return codec.image_shape if isinstance(codec, Latents) else codec.shape
+
+
 def _checked(
     image: Shaped[Array | np.ndarray, "..."], shape: tuple[int, ...]
 ) -> Shaped[Array | np.ndarray, "..."]:

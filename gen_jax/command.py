@@ -208,11 +208,11 @@ def _previews(asked: Sample, model: "Model", weights: "Weights") -> "OnStep | No
 
 def _picture(path: Path, asked: Sample, model: "Model", like: "np.ndarray | None" = None) -> "np.ndarray":
     """A picture of a size that the model draws, resized until it covers that, and cropped; grey where it is a mask."""
-    from gen_jax.codec import Latents
+    from gen_jax.codec import Latents, image_shape
     from gen_jax.data import images
 
     latents = isinstance(model.codec, Latents)
-    shape = model.codec.image_shape if isinstance(model.codec, Latents) else model.codec.shape
+    shape = image_shape(model.codec)
     try:
         picture = images.load(path, shape[-1] if like is None else 1)
     except (OSError, ValueError) as error:

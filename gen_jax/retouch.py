@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped, UInt8
 
 from gen_jax import checks, generate, guidance, inverse, keys, samplers
-from gen_jax.codec import Latents
+from gen_jax.codec import Latents, image_shape
 from gen_jax.conditioning import Label, Prompt
 from gen_jax.data.transforms import to_unit
 from gen_jax.generate import OnStep, Weights
@@ -293,7 +293,7 @@ def _factor(model: Model) -> int:
 
 def _at(model: Model, images: Images) -> Model:
     """The model for images of this size; ValueError for what is no image of its kind."""
-    shape = model.codec.image_shape if isinstance(model.codec, Latents) else model.codec.shape
+    shape = image_shape(model.codec)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3:] != shape[2:] or not len(images):
         raise ValueError(
             f"images must be uint8 of shape [N, H, W, {shape[-1]}], as the model draws them; got {images.dtype} of shape "

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from gen_jax import checks, parameters, samplers
-from gen_jax.codec import Latents
+from gen_jax.codec import image_shape
 from gen_jax.conditioning import Label, Prompt, Text
 from gen_jax.generate import listening
 from gen_jax.generate.denoising import NOTHING_TO_GUIDE_BY, Weights, distilled
@@ -139,7 +139,7 @@ def sized(model: Model, height: int | None, width: int | None) -> Model:
     """The model for this size; what is not given stays."""
     if height is None and width is None:
         return model
-    shape = model.codec.image_shape if isinstance(model.codec, Latents) else model.codec.shape
+    shape = image_shape(model.codec)
     return model.at(shape[0] if height is None else height, shape[1] if width is None else width)
 
 
