@@ -20,6 +20,7 @@ ELSEWHERE = {
     "time_to_quality.md": "benchmarks/TIME_TO_QUALITY.md",
     "pareto.md": "benchmarks/PARETO.md",
     "autoencoders.md": "benchmarks/AUTOENCODERS.md",
+    "text_to_image_table.md": "benchmarks/TEXT_TO_IMAGE.md",
     "tpu.md": "benchmarks/TPU.md",
     "stable_diffusion_speed.md": "benchmarks/STABLE_DIFFUSION.md",
     "solvers.md": "gen_jax/samplers/README.md",
