@@ -37,6 +37,7 @@ LONGEST = ("test_experiments.py", "test_processes.py", "test_solvers.py", "test_
 def pytest_configure(config):
     if config.getoption("markexpr") == "not slow":
         jax.config.update("jax_disable_most_optimizations", True)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
         if jaxlib.version.__version_info__ < (0, 11):  # XLA ends the process at a flag that is no more
             os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
