@@ -12,8 +12,9 @@ import yaml
 from tests import described, documents
 
 name = lambda page: str(page.relative_to(documents.ROOT))
-LONG = {"docs/networks.md", "docs/text_to_image.md", "docs/stable_diffusion.md"}
-"""Pages that take long; in CI: tests/training/test_any_network.py, tests/test_text_model.py, tests/pretrained."""
+LONG = {f"docs/{page}.md" for page in ("steps", "networks", "text_to_image", "stable_diffusion")}
+"""Pages that take long. CI has what they show elsewhere: tests/test_experiments.py, tests/training/test_any_network.py,
+tests/test_text_model.py, tests/pretrained."""
 GUIDES = [page for page in documents.PAGES if page.parent == documents.ROOT / "docs"]
 WITH_PYTHON = [page for page in GUIDES if documents.blocks(page, "python")]
 MADE = {block.title for page in documents.PAGES for block in documents.blocks(page)}
