@@ -1,12 +1,29 @@
-"""Choices by name, and texts: type checkers know the names, at run time each is a `str`.
+"""Numbers in a range, choices by name, and texts: type checkers know the names, at run time each is a `str`.
 
 A misspelt name is to meet the ValueError of the function that takes it, which lists the choices. A `Literal` at run time
-would have it meet the type checker that the tests install instead. `Text` and `Prompt` are any
-object at run time, for the same reason.
+would have it meet the type checker that the tests install instead. `Text`, `Prompt`, `SolverName` and `Weights` are
+any object at run time, for the same reason.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from jaxtyping import PyTree
+
+from gen_jax.checks.values import Range
+
+Positive: TypeAlias = Annotated[float, Range(0, above=True)]
+"""A number above zero."""
+NotNegative: TypeAlias = Annotated[float, Range(0)]
+"""A number from zero on."""
+Fraction: TypeAlias = Annotated[float, Range(0, 1)]
+"""A number from 0 to 1."""
+Decay: TypeAlias = Annotated[float, Range(0, 1, below=True)]
+"""Of a running average: a number from 0 to below 1."""
+Count: TypeAlias = Annotated[int, Range(1)]
+"""A whole number from 1 on."""
+Size: TypeAlias = Annotated[int, Range(0)]
+"""A whole number from 0 on."""
 
 if TYPE_CHECKING:
     Betas: TypeAlias = Literal["linear", "scaled_linear", "cosine"]
@@ -47,6 +64,10 @@ if TYPE_CHECKING:
     """How the files of a Stable Diffusion are arranged: a folder, or one file."""
     Activation: TypeAlias = Literal["quick_gelu", "gelu"]
     """Of a text encoder."""
+    Weights: TypeAlias = Mapping[str, PyTree]
+    """Trees of parameters by name, as `gen_jax.generate` takes them."""
+    SolverName: TypeAlias = str
+    """Of `samplers.named`."""
     Text: TypeAlias = str | bytes
     """Bytes are UTF-8."""
     Prompt: TypeAlias = str | bytes | Sequence[str | bytes]
@@ -54,6 +75,6 @@ if TYPE_CHECKING:
 else:
     Colour = DigitSize = Relation = SceneSplit = str
     Activation = FileLayout = str
-    Text = Prompt = object
+    Text = Prompt = SolverName = Weights = object
     Betas = Rate = Predicts = Reconstruction = Terms = Final = Variance = Variant = Slope = Warmup = str
     Combined = Spacing = RescaleOf = str

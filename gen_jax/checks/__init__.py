@@ -1,0 +1,57 @@
+"""Checks of what a user hands over, on the host and before anything is compiled.
+
+A function's annotations say what it takes; `checked` holds a call to them, and `Range` to the values that an annotation
+cannot name. What only some function knows it checks with the functions here. Each fault is a ValueError that says what
+was expected, what came, and what to do. Values of traced arrays are unknown: they are not checked, unless in
+`checkified`.
+"""
+
+from gen_jax.checks.signature import checked, checked_in_loops, checkified
+from gen_jax.checks.values import (
+    Covariance,
+    Factor,
+    FieldsAs,
+    Probabilities,
+    Range,
+    as_bytes,
+    came,
+    choice,
+    finite,
+    float_type,
+    floating,
+    nearest,
+    of_shape,
+    one_key,
+    one_or_each,
+    some,
+    spread,
+    tree,
+    whole,
+    within,
+)
+
+__all__ = [
+    "Covariance",
+    "Factor",
+    "FieldsAs",
+    "Probabilities",
+    "Range",
+    "as_bytes",
+    "came",
+    "checked",
+    "checked_in_loops",
+    "checkified",
+    "choice",
+    "finite",
+    "float_type",
+    "floating",
+    "nearest",
+    "of_shape",
+    "one_key",
+    "one_or_each",
+    "some",
+    "spread",
+    "tree",
+    "whole",
+    "within",
+]

@@ -1,0 +1,295 @@
+"""Rules: what a value is, as a check of the value.
+
+`of(name, value, call)` returns the value as the function gets it, or raises a ValueError; `admits(value)` is a quick
+answer for unions; `says` is the rule in words. `annotations` makes a rule of an annotation.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax.checks.call import Call, check_traced
+from gen_jax.checks.shapes import bound, broadcasts, shown
+from gen_jax.checks.values import Range, Value, as_bytes, came, one_key
+
+FLOATS, INTEGERS, UNSIGNED, TRUTHS, BYTES = "float32", "int32", "uint32", "bool", "uint8"
+NAMES = {FLOATS: "numbers", INTEGERS: "integers", UNSIGNED: "integers", TRUTHS: "truth values", BYTES: BYTES}
+
+
+class Rule:
+    """What a value has to be."""
+
+    says: str = "anything"
+    """In words, to follow "must be"."""
+
+    def admits(self, value: Value) -> bool:
+        """Whether it is of this kind, by its type."""
+        raise NotImplementedError
+
+    def of(self, name: str, value: Value, call: Call) -> Value:
+        """The value as it is passed on, or a ValueError."""
+        raise NotImplementedError
+
+
+class Kind(Rule):
+    """A value of some type."""
+
+    def __init__(
+        self, says: str, test: Callable[[Value], bool], make: Callable[[Value], Value] = lambda v: v
+    ):
+        self.says, self.test, self.make = says, test, make
+
+    def admits(self, value: Value) -> bool:  # noqa: D102
+        return self.test(value)
+
+    def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
+        if not self.admits(value):
+            raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
+        return self.make(value)
+
+
+class Number(Rule):
+    """A number of Python; an array without axes, a traced one too, passes as one."""
+
+    def __init__(self, whole: bool, allowed: Range):
+        self.whole, self.allowed = whole, allowed
+        self.says = f"{'a whole number' if whole else 'a number'}{allowed.says}"
+
+    def admits(self, value: Value) -> bool:  # noqa: D102
+        if type(value) in (int, float):
+            return type(value) is int or not self.whole
+        if isinstance(value, (bool, np.bool)) or not hasattr(value, "dtype") or np.shape(value):
+            return False
+        return dtype_kind(value) in ("iu" if self.whole else "iuf")
+
+    def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
+        if not self.admits(value):
+            raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
+        if isinstance(value, jax.core.Tracer):
+            return check_traced(name, value, self.allowed)
+        call.ask(name, value, self.allowed)
+        return float(value) if type(value) is int and not self.whole else value
+
+
+class Numbers(Rule):
+    """An array of a shape, or what can be made one."""
+
+    def __init__(self, kind: str, dims: str, make: Value, allowed: Range | None):
+        self.kind, self.make, self.allowed = kind, make, allowed
+        self.dims = [d for d in dims.split() if d]
+        self.exact = {FLOATS: "f", INTEGERS: "i", TRUTHS: "b"}.get(kind, "")
+        self.kinds = {INTEGERS: "iu", UNSIGNED: "iu", TRUTHS: "b"}.get(kind, "fiub")
+        ranged = allowed is not None and (allowed.least > -np.inf or allowed.most < np.inf)
+        self.read = "fiu" if ranged else "f" if allowed else ""  # kinds whose values are looked at
+        self.star = next((i for i, d in enumerate(self.dims) if d == "..." or d.startswith("*")), None)
+        what = NAMES.get(kind, "an array")
+        of = "" if self.dims == ["..."] else f" of shape [{', '.join(map(shown, self.dims))}]" if dims else ""
+        one = {FLOATS: "a number", INTEGERS: "an integer", UNSIGNED: "an integer", TRUTHS: "True or False"}
+        self.says = (f"{what}{of}" if dims else one.get(kind, "one value")) + (
+            allowed.says if allowed else ""
+        )
+
+    def admits(self, value: Value) -> bool:  # noqa: D102
+        if type(value) in (list, tuple) and value and self.make is not None:
+            return all(
+                isinstance(v, (bool, int, float, list, tuple, np.number)) or hasattr(v, "dtype")
+                for v in value
+            )
+        known = isinstance(value, (bool, int, float)) or (hasattr(value, "dtype") and hasattr(value, "shape"))
+        return known and dtype_kind(value) in self.kinds
+
+    def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
+        as_it_is = isinstance(value, jax.Array) and value.dtype.kind == self.exact
+        array, before = value if as_it_is else self._array(name, value), len(call.sizes)
+        shape = array.shape if as_it_is else np.shape(array)
+        if not self._fits(shape, call.sizes):
+            sizes = dict(list(call.sizes.items())[:before])
+            known = [f"{d} = {sizes[d]} of {call.by[d]}" for d in self.dims if d in sizes]
+            given_by = f", where {' and '.join(dict.fromkeys(known))}" if known else ""
+            raise ValueError(f"{name} must be {self.says}{given_by}, got {came(value)}.")
+        if len(call.sizes) > before:
+            call.by.update(dict.fromkeys(list(call.sizes)[before:], name))
+        if isinstance(array, jax.core.Tracer):
+            return check_traced(name, array, self.allowed)
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return array
+        if dtype_kind(array) in self.read and 0 not in shape:
+            call.ask(name, array, self.allowed or Range())
+        return self.make(array) if self.make is jnp.asarray and not isinstance(array, jax.Array) else array
+
+    def _array(self, name: str, value: Value) -> Value:
+        """As an array of numpy or of JAX, of the right kind."""
+        if not self.admits(value):
+            raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
+        if isinstance(value, jax.ShapeDtypeStruct):  # in place of an array, to lower for or to restore
+            return value
+        if self.kind == BYTES and not isinstance(value, (list, tuple)):
+            return as_bytes(name, value, self.says)
+        if isinstance(value, jax.Array):
+            wrong = self.kind in (FLOATS, INTEGERS) and dtype_kind(value) != self.kind[0]
+            return value.astype(float if self.kind == FLOATS else int) if wrong else value
+        if isinstance(value, (list, tuple)):
+            try:
+                module = jnp if any(isinstance(v, jax.Array) for v in value) else np
+                return self._array(name, module.asarray(value))
+            except (ValueError, TypeError) as error:  # rows of different lengths, or another kind
+                if str(error).startswith(name):
+                    raise
+                raise ValueError(
+                    f"{name} must be {self.says}, got {came(value)} of different lengths."
+                ) from None
+        if self.kind in (FLOATS, INTEGERS) and dtype_kind(value) != self.kind[0]:
+            return np.asarray(value, float if self.kind == FLOATS else np.int64)
+        return value if self.make is None or self.make is jnp.asarray else np.asarray(value)
+
+    def has_rank(self, value: Value) -> bool:
+        """Whether this many axes can be right; of lists of different lengths they can not."""
+        try:
+            axes = np.ndim(value)
+        except ValueError:
+            return False
+        return axes == len(self.dims) if self.star is None else axes >= len(self.dims) - 1
+
+    def _fits(self, shape: tuple[int, ...], sizes: dict[str, Value]) -> bool:
+        dims, star = self.dims, self.star
+        if star is None:
+            return len(shape) == len(dims) and all(map(bound, dims, shape, [sizes] * len(dims)))
+        behind = len(dims) - star - 1
+        if len(shape) < star + behind:
+            return False
+        middle = shape[star : len(shape) - behind]
+        ends = [*zip(dims[:star], shape[:star], strict=True)]
+        ends += zip(dims[star + 1 :], shape[len(shape) - behind :], strict=True)
+        if not all(bound(d, n, sizes) for d, n in ends):
+            return False
+        if dims[star].startswith("*#"):  # fits the axes of this name
+            return broadcasts(middle, sizes.get("*" + dims[star][2:], middle))
+        return dims[star] in ("...", "*_") or sizes.setdefault(dims[star], middle) == middle
+
+
+def dtype_kind(value: Value) -> str:
+    """`f`, `i`, `u`, `b` or another letter, of a number or an array; bfloat16 and its kind are `f`."""
+    if isinstance(value, (bool, int, float)):
+        return "b" if isinstance(value, bool) else "i" if isinstance(value, int) else "f"
+    kind = value.dtype.kind if hasattr(value.dtype, "kind") else "?"
+    return "f" if kind == "V" and jnp.issubdtype(value.dtype, jnp.floating) else str(kind)
+
+
+def is_key(value: Value) -> bool:
+    """Whether it is a key of `jax.random.key`, or several."""
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+class OneKey(Kind):
+    """A key of `jax.random.key`."""
+
+    def __init__(self) -> None:
+        super().__init__("a key of jax.random.key(seed)", is_key)
+
+    def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
+        one_key(value, name)
+        return value
+
+
+class Fields(Rule):
+    """A tuple of parameters: its fields are held to their annotations as well.
+
+    A class with a static method `made_by`, such as of `samplers.Plan`, says so in messages.
+    """
+
+    def __init__(self, cls: type, rules: Mapping[str, Rule]):
+        self.cls, self.rules = cls, rules
+        made_by = getattr(cls, "made_by", None)
+        self.says = f"a {cls.__name__}" + (f", as {made_by()} makes one" if made_by else "")
+
+    def admits(self, value: Value) -> bool:  # noqa: D102
+        return isinstance(value, self.cls)
+
+    def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
+        if not isinstance(value, self.cls):
+            raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
+        fields = {}
+        for n, r in self.rules.items():
+            fields[n] = (given := getattr(value, n), r.of(f"{name}.{n}", given, call))
+        new = {n: now for n, (was, now) in fields.items() if now is not was}
+        value = value._replace(**new) if new else value  # type: ignore[attr-defined]
+        return value
+
+
+class Items(Rule):
+    """A sequence, each of whose items follows a rule."""
+
+    def __init__(self, each: Rule | None, num: int | None = None, tuples: bool = False):
+        self.each, self.num, self.tuples = each, num, tuples
+        self.says = f"a list{f' of {num}' if num else ''}: each {each.says if each else 'a value'}"
+
+    def admits(self, value: Value) -> bool:  # noqa: D102
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            return False
+        return not value or self.each is None or self.each.admits(value[0])
+
+    def admits_all(self, value: Value) -> bool:
+        """Whether the items are of this kind too."""
+        return self.each is None or all(map(self.each.admits, value))
+
+    def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
+        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        if not is_list or (self.num is not None and len(value) != self.num):
+            raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
+        if self.each is None:
+            return value
+        items, known = list(value), dict(call.sizes)  # once: a sequence may make them when it is asked
+        new = []
+        for i, item in enumerate(items):
+            new.append(self.each.of(f"{name}[{i}]", item, call))
+            if isinstance(self.each, Fields | Either):  # the letters of a tuple of parameters are its own
+                call.sizes = dict(known)
+        if all(map(operator.is_, new, items)):
+            return value
+        return tuple(new) if isinstance(value, tuple) else new
+
+
+class Tree(Rule):
+    """A tree of arrays, each of which follows a rule."""
+
+    says = "a tree of arrays"
+
+    def __init__(self, leaf: Rule):
+        self.leaf, self.says = leaf, leaf.says
+
+    def admits(self, value: Value) -> bool:  # noqa: D102
+        return value is not None
+
+    def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
+        if isinstance(value, jax.Array):
+            return self.leaf.of(name, value, call)
+        if value is None or (isinstance(value, (list, tuple)) and not value):
+            raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
+        at = lambda path, leaf: self.leaf.of(f"{name}{jax.tree_util.keystr(path)}", leaf, call)
+        return jax.tree_util.tree_map_with_path(at, value)
+
+
+class Either(Rule):
+    """One of several rules."""
+
+    def __init__(self, rules: Sequence[Rule]):
+        self.rules = rules
+        self.says = " or ".join(dict.fromkeys(r.says for r in rules))
+
+    def admits(self, value: Value) -> bool:  # noqa: D102
+        return any(r.admits(value) for r in self.rules)
+
+    def has_rank(self, value: Value) -> bool:
+        """Whether its number of axes can be right in one of them."""
+        return any(r.has_rank(value) for r in self.rules if isinstance(r, Numbers | Either))
+
+    def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
+        able = [r for r in self.rules if r.admits(value)]
+        able = [r for r in able if not isinstance(r, Items) or r.admits_all(value)] or able
+        able = [r for r in able if not isinstance(r, Numbers | Either) or r.has_rank(value)] or able
+        if able:
+            return able[0].of(name, value, call)
+        raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
