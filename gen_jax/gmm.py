@@ -10,7 +10,7 @@ answers that steps 9 and 10 are tested against. "PRML" is Bishop 2006.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from gen_jax import keys, normal
+from gen_jax import checks, keys, normal
+from gen_jax.types import Size
 
 COVARIANCES = ("full", "tied", "diagonal", "spherical")
 _LOG_2PI = float(np.log(2 * np.pi))
@@ -28,10 +29,13 @@ _PRECISION = jax.lax.Precision.HIGHEST
 class GMM(NamedTuple):
     """A mixture of `K` Gaussians in `D` dimensions."""
 
-    weights: Float[Array, "K"]
+    weights: Annotated[Float[Array, "K"], checks.Probabilities()]
     """Probabilities of the components, which sum to 1."""
     means: Float[Array, "K D"]
-    covs: Float[Array, "..."]
+    covs: (
+        Annotated[Float[Array, "#K D D"], checks.Covariance()]
+        | Annotated[Float[Array, "K #D"], checks.Range(0, above=True)]
+    )
     """Covariances `[K, D, D]` or `[1, D, D]`, or variances `[K, D]` or `[K, 1]`."""
 
 
@@ -40,15 +44,16 @@ class Whitening(NamedTuple):
 
     centre: Float[Array, "D"]
     """The mixture's mean, subtracted from `x` and the means first, so that a common offset loses no precision."""
-    factor: Float[Array, "..."]
+    factor: Float[Array, "#K D D"] | Float[Array, "K #D"]
     """Lower triangular `L_k` of each covariance `L_k L_k^T`, or the standard deviations."""
-    inverse: Float[Array, "..."]
+    inverse: Float[Array, "#K D D"] | Float[Array, "K #D"]
     """`L_k^-1`, or one over each standard deviation."""
     shift: Float[Array, "K D"]
     """`L_k^-1 (mean_k - centre)`."""
     half_log_det: Float[Array, "#K"]
 
 
+@checks.checked
 def whitening(params: GMM) -> Whitening:
     """The maps of a mixture, by Cholesky factors and triangular solves."""
     covs, dims = params.covs, params.means.shape[1]
@@ -67,6 +72,7 @@ def whitening(params: GMM) -> Whitening:
     return Whitening(centre, factors, inverse, shift, half_log_det)
 
 
+@checks.checked
 def whitened(white: Whitening, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "K D N"]:
     """`L_k^-1 (x_n - mean_k)`, with the rows on the last axis, where sums over the other axes are fast.
 
@@ -81,38 +87,45 @@ def whitened(white: Whitening, x: Float[Array | np.ndarray, "N D"]) -> Float[Arr
     return jnp.matmul(affine, with_one(x).T, precision=_PRECISION).reshape(components, dims, len(x))
 
 
+@checks.checked
 def with_one(x: Float[Array, "N D"]) -> Float[Array, "N D+1"]:
     """`x` with a last column of ones, so that an affine map is one matrix product."""
     return jnp.pad(x, ((0, 0), (0, 1)), constant_values=1)
 
 
+@checks.checked
 def log_density(white: Whitening, z: Float[Array, "K D N"]) -> Float[Array, "K N"]:
     """Log-density of each component, from whitened rows."""
     return -(jnp.square(z).sum(1) + z.shape[1] * _LOG_2PI) / 2 - white.half_log_det[:, None]
 
 
+@checks.checked
 def component_log_prob(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "N K"]:
     """`log N(x_n; mean_k, cov_k)` in nats."""
     white = whitening(params)
     return log_density(white, whitened(white, x)).T
 
 
+@checks.checked
 def log_joint(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "N K"]:
     """`log weights_k + log N(x_n; mean_k, cov_k)`: the log-density of a point and its component."""
     return jnp.log(params.weights)[None] + component_log_prob(params, x)
 
 
+@checks.checked
 def log_prob(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "N"]:
     """`log p(x_n)` in nats (PRML Eq. 9.7)."""
     return jax.nn.logsumexp(log_joint(params, x), axis=-1)
 
 
+@checks.checked
 def responsibilities(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "N K"]:
     """`p(z = k | x_n)`, whose rows sum to 1 (PRML Eq. 9.13)."""
     return jax.nn.softmax(log_joint(params, x), axis=-1)
 
 
-def sample(key: Key[Array, ""], params: GMM, n: int) -> tuple[Float[Array, "n D"], Int[Array, "n"]]:
+@checks.checked
+def sample(key: Key[Array, ""], params: GMM, n: Size) -> tuple[Float[Array, "n D"], Int[Array, "n"]]:
     """`n` draws `x` and the components `z` they came from; draw `i` depends on `key` and `i` only."""
     key_z, key_x = jax.random.split(key)
     logits = jnp.log(params.weights)
@@ -125,6 +138,7 @@ def sample(key: Key[Array, ""], params: GMM, n: int) -> tuple[Float[Array, "n D"
     return params.means[z] + jnp.einsum("nij,nj->ni", factors[z], eps, precision=_PRECISION), z
 
 
+@checks.checked
 def diffuse(params: GMM, alpha: ArrayLike, sigma: ArrayLike) -> GMM:
     """The mixture of `x_t = alpha x_0 + sigma eps`: means `alpha mean_k`, covariances `alpha^2 cov_k + sigma^2 I`."""
     alpha, sigma = jnp.asarray(alpha, params.means.dtype), jnp.asarray(sigma, params.means.dtype)
@@ -134,6 +148,7 @@ def diffuse(params: GMM, alpha: ArrayLike, sigma: ArrayLike) -> GMM:
     return GMM(params.weights, alpha * params.means, jnp.square(alpha) * params.covs + noise)
 
 
+@checks.checked
 def marginal(params: GMM, dims: Sequence[int] | np.ndarray) -> GMM:
     """The mixture of some of the variables, in the order of `dims`."""
     kept = normal.check_dims(dims, params.means.shape[1])
@@ -144,6 +159,7 @@ def marginal(params: GMM, dims: Sequence[int] | np.ndarray) -> GMM:
     return GMM(params.weights, params.means[:, kept], covs)
 
 
+@checks.checked
 def conditional(params: GMM, dims: Sequence[int] | np.ndarray, values: ArrayLike) -> GMM:
     """The mixture of the other variables, in their order, given `x[dims] = values`.
 
@@ -152,6 +168,10 @@ def conditional(params: GMM, dims: Sequence[int] | np.ndarray, values: ArrayLike
     given = normal.check_dims(dims, params.means.shape[1])
     free = np.setdiff1d(np.arange(params.means.shape[1]), given)
     values = jnp.asarray(values, params.means.dtype)
+    if values.shape != given.shape:
+        raise ValueError(
+            f"values must have one number for each of the dims {dims}, got {checks.came(values)}."
+        )
     weights = responsibilities(marginal(params, dims), values.reshape(1, -1))[0]
     if params.covs.ndim == 2:
         return marginal(params, free)._replace(weights=weights)
@@ -162,6 +182,7 @@ def conditional(params: GMM, dims: Sequence[int] | np.ndarray, values: ArrayLike
     return GMM(weights, each.mean, each.cov[: len(params.covs)])  # tied covariances stay tied
 
 
+@checks.checked
 def structure(params: GMM) -> str:
     """The covariance structure, from the shape of `covs`; the more general one for one dimension or component."""
     if params.covs.ndim == 3:
@@ -169,6 +190,7 @@ def structure(params: GMM) -> str:
     return "diagonal" if params.covs.shape[1] == params.means.shape[1] else "spherical"
 
 
+@checks.checked
 def num_parameters(params: GMM) -> int:
     """Number of free parameters of a mixture with this structure."""
     components, dims = params.means.shape
@@ -182,11 +204,15 @@ def num_parameters(params: GMM) -> int:
     return components - 1 + components * dims + each[structure(params)]
 
 
+@checks.checked
 def bic(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, ""]:
     """Bayesian information criterion `num_parameters log N - 2 log p(x)`, in nats; lower is better (Schwarz 1978)."""
+    if not len(x):
+        raise ValueError(f"x must have at least one row, got {checks.came(x)}.")
     return num_parameters(params) * np.log(len(x)) - 2 * log_prob(params, x).sum()
 
 
+@checks.checked
 def aic(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, ""]:
     """Akaike information criterion `2 num_parameters - 2 log p(x)`, in nats; lower is better (Akaike 1974)."""
     return 2 * num_parameters(params) - 2 * log_prob(params, x).sum()
@@ -201,6 +227,7 @@ class Free(NamedTuple):
     """Cholesky factors with the logarithm of their diagonals, or log standard deviations."""
 
 
+@checks.checked
 def constrain(free: Free) -> GMM:
     """`weights = softmax(logits)`, `covs = L L^T` with `diag(L) = exp(diag(factors))`."""
     if free.factors.ndim == 2:
@@ -211,6 +238,7 @@ def constrain(free: Free) -> GMM:
     return GMM(jax.nn.softmax(free.logits), free.means, covs)
 
 
+@checks.checked
 def unconstrain(params: GMM) -> Free:
     """The inverse of `constrain`."""
     if params.covs.ndim == 2:

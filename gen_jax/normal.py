@@ -14,7 +14,7 @@ Bishop 2006.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from jax.scipy.special import log_ndtr, ndtr
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from gen_jax import keys
+from gen_jax import checks, keys
+from gen_jax._observed import checked_rows, moved
+from gen_jax.types import Count, NotNegative, Size
 
 _LOG_2PI = float(np.log(2 * np.pi))
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -32,8 +34,8 @@ _PRECISION = jax.lax.Precision.HIGHEST
 class Normal(NamedTuple):
     """`N(mean, std^2)`: numbers, or arrays of one shape for several independent normals."""
 
-    mean: Float[Array, "..."]
-    std: Float[Array, "..."]
+    mean: Float[Array, "*n"]
+    std: Annotated[Float[Array, "*n"], checks.Range(0, above=True)]
     """Standard deviation, positive, in the unit of `x`."""
 
 
@@ -41,25 +43,29 @@ class MultivariateNormal(NamedTuple):
     """`N(mean, cov)` in `D` dimensions."""
 
     mean: Float[Array, "D"]
-    cov: Float[Array, "D D"]
+    cov: Annotated[Float[Array, "D D"], checks.Covariance()]
     """Covariance, symmetric and positive definite."""
 
 
 Params: TypeAlias = Normal | MultivariateNormal
 P = TypeVar("P", Normal, MultivariateNormal)
+End: TypeAlias = Annotated[ArrayLike, checks.Range(finite=False)]
+Factor: TypeAlias = Annotated[Float[Array, "D D"], checks.Factor()]
 
 
+@checks.checked
 def log_prob(params: Params, x: ArrayLike) -> Float[Array, "..."]:
     """Log-density in nats, `[...]` for `x [...]` (Normal) or `x [..., D]` (MultivariateNormal; PRML Eq. 2.43)."""
     match params:
-        case Normal(mean, std):
-            return -(jnp.square((x - mean) / std) + _LOG_2PI) / 2 - jnp.log(std)
+        case Normal(_, std):
+            return -(jnp.square(_standard(params, x)) + _LOG_2PI) / 2 - jnp.log(std)
         case MultivariateNormal(mean, cov):
             factor = cholesky(cov)
             z = whiten(factor, jnp.asarray(x) - _as_row(mean, x))
             return -(jnp.square(z).sum(-1) + len(mean) * _LOG_2PI) / 2 - _half_log_det(factor)
 
 
+@checks.checked
 def cdf(params: Params, x: ArrayLike) -> Float[Array, "..."]:
     """`P(X <= x)`.
 
@@ -69,25 +75,28 @@ def cdf(params: Params, x: ArrayLike) -> Float[Array, "..."]:
         raise ValueError(
             "A MultivariateNormal has no closed-form cdf; take `marginal(params, i)` of one variable, or count samples."
         )
-    return ndtr((jnp.asarray(x) - params.mean) / params.std)
+    return ndtr(_standard(params, x))
 
 
-def interval(params: Normal, low: ArrayLike, high: ArrayLike) -> Float[Array, "..."]:
+@checks.checked
+def interval(params: Normal, low: End, high: End) -> Float[Array, "..."]:
     """`P(low < X <= high)`, accurate in both tails; the ends may be `-inf` and `inf`.
 
     In the upper tail it is `Phi(-a) - Phi(-b)`, a difference of small numbers and not of two numbers near 1.
     """
-    a, b = ((jnp.asarray(end) - params.mean) / params.std for end in (low, high))
+    a, b = _standard(params, low, "low"), _standard(params, high, "high")
     upper = a > 0
     return ndtr(jnp.where(upper, -a, b)) - ndtr(jnp.where(upper, -b, a))
 
 
+@checks.checked
 def log_cdf(params: Normal, x: ArrayLike) -> Float[Array, "..."]:
     """`log P(X <= x)`, finite far into the lower tail."""
-    return log_ndtr((jnp.asarray(x) - params.mean) / params.std)
+    return log_ndtr(_standard(params, x))
 
 
-def sample(key: Key[Array, ""], params: Params, n: int) -> Float[Array, "n ..."]:
+@checks.checked
+def sample(key: Key[Array, ""], params: Params, n: Size) -> Float[Array, "n ..."]:
     """`n` independent draws; draw `i` depends on `key` and `i` only."""
     z = keys.normal(key, (n, *jnp.shape(params.mean)))
     match params:
@@ -97,15 +106,22 @@ def sample(key: Key[Array, ""], params: Params, n: int) -> Float[Array, "n ..."]
             return mean[None] + jnp.matmul(z, cholesky(cov).T, precision=_PRECISION)
 
 
+@checks.checked
 def fit(
-    x: ArrayLike, *, weights: ArrayLike | None = None, unbiased: bool = False, regularization: float = 0.0
+    x: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    unbiased: bool = False,
+    regularization: NotNegative = 0.0,
 ) -> Params:
     """Maximum likelihood: the weighted mean and covariance (PRML Eqs. 2.121, 2.122).
 
         mean = sum_n w_n x_n / W      cov = sum_n w_n (x_n - mean)(x_n - mean)^T / C      W = sum_n w_n
 
     with `C = W`, or with `unbiased=True` `C = W - sum_n w_n^2 / W` (`N - 1` if all weights are 1). The sums are of
-    centred data, so a large offset loses no precision.
+    centred data, so a large offset loses no precision. Data of the host in float64, or in large integers, are centred
+    there, before they become float32: of times in seconds since 1970 the deviation is right to all digits. The mean is
+    then the nearest float32, which at 1.7e9 is a multiple of 128: take `x - x[0]` for densities.
 
     Args:
         x: `[N]` for a Normal, `[N, D]` for a MultivariateNormal.
@@ -120,7 +136,7 @@ def fit(
     """
     if jnp.ndim(x) not in (1, 2) or jnp.size(x) == 0:
         raise ValueError(f"Expected x of shape [N] or [N, D] with at least one row, got {jnp.shape(x)}.")
-    x, w = checked_rows(x, weights)
+    x, w, offset = checked_rows(x, weights)
     total = w.sum()
     count = total - jnp.square(w).sum() / total if unbiased else total
     shares = (w / total).reshape(-1, *[1] * (x.ndim - 1))
@@ -128,7 +144,7 @@ def fit(
     start = start + (shares * (x - start)).sum(0, keepdims=True)
     centred = x - start
     rest = (shares * centred).sum(0, keepdims=True)
-    centred, mean = centred - rest, (start + rest)[0]
+    centred, mean = centred - rest, moved((start + rest)[0], offset)
     if x.ndim == 1:
         params: Params = Normal(mean, jnp.sqrt((w * centred**2).sum() / count + regularization))
     else:
@@ -138,6 +154,7 @@ def fit(
     return params
 
 
+@checks.checked
 def entropy(params: Params) -> Float[Array, "..."]:
     """`E[-log p(x)]` in nats: `(1 + log(2 pi)) D / 2 + log det(cov) / 2` (PRML Eq. 2.283)."""
     match params:
@@ -147,6 +164,7 @@ def entropy(params: Params) -> Float[Array, "..."]:
             return _half_log_det(cholesky(cov)) + len(mean) * (1 + _LOG_2PI) / 2
 
 
+@checks.checked
 def kl(p: Params, q: Params) -> Float[Array, "..."]:
     """`E_p[log p(x) - log q(x)]` in nats, for two distributions of the same kind.
 
@@ -166,6 +184,7 @@ def kl(p: Params, q: Params) -> Float[Array, "..."]:
             raise ValueError(f"kl compares two of a kind, got {type(p).__name__} and {type(q).__name__}.")
 
 
+@checks.checked
 def marginal(params: MultivariateNormal, dims: int | Sequence[int]) -> Params:
     """The distribution of some of the variables: a Normal for one index, else a MultivariateNormal (PRML Eq. 2.98)."""
     if isinstance(dims, int):
@@ -174,6 +193,7 @@ def marginal(params: MultivariateNormal, dims: int | Sequence[int]) -> Params:
     return MultivariateNormal(params.mean[kept], params.cov[np.ix_(kept, kept)])
 
 
+@checks.checked
 def conditional(
     params: MultivariateNormal, dims: Sequence[int] | np.ndarray, values: ArrayLike
 ) -> MultivariateNormal:
@@ -196,6 +216,7 @@ def conditional(
     return MultivariateNormal(mean, cov - jnp.matmul(explained.T, explained, precision=_PRECISION))
 
 
+@checks.checked
 def affine(params: P, scale: ArrayLike, offset: ArrayLike = 0.0) -> P:
     """The distribution of `scale x + offset`; for a MultivariateNormal `scale` is a number or a matrix `[E, D]`."""
     scale, offset = jnp.asarray(scale, params.mean.dtype), jnp.asarray(offset, params.mean.dtype)
@@ -215,48 +236,26 @@ def affine(params: P, scale: ArrayLike, offset: ArrayLike = 0.0) -> P:
             )
 
 
-def cholesky(cov: Float[Array, "*K D D"]) -> Float[Array, "*K D D"]:
-    """Lower triangular `L` with `L L^T = cov`; NaN where `cov` is not positive definite."""
+@checks.checked
+def cholesky(cov: Annotated[Float[Array, "*K D D"], checks.Covariance()]) -> Float[Array, "*K D D"]:
+    """Lower triangular `L` with `L L^T = cov`; under `jit`, NaN where `cov` is not positive definite."""
     return jnp.linalg.cholesky(cov)
 
 
-def whiten(factor: Float[Array, "D D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+@checks.checked
+def whiten(factor: Factor, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """`L^-1 x` for each row `x`."""
     return whiten_columns(factor, x.reshape(-1, x.shape[-1]).T).T.reshape(x.shape)
 
 
-def whiten_columns(factor: Float[Array, "D D"], x: Float[Array, "D N"]) -> Float[Array, "D N"]:
+@checks.checked
+def whiten_columns(factor: Factor, x: Float[Array, "D N"]) -> Float[Array, "D N"]:
     """`L^-1 x`."""
     return solve_triangular(factor, x, lower=True)
 
 
-def checked_rows(x: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
-    """Data and weights, as floats of one type.
-
-    Raises ValueError if a fit cannot use them; the values of traced arrays are not checked.
-    """
-    weights = np.ones(jnp.shape(x)[0]) if weights is None else weights
-    if jnp.shape(weights) != jnp.shape(x)[:1]:
-        raise ValueError(
-            f"Expected one weight for each of {jnp.shape(x)[0]} rows, got weights of shape {jnp.shape(weights)}."
-        )
-    if not isinstance(x, jax.core.Tracer) and not isinstance(weights, jax.core.Tracer):
-        for name, rows in (("x", np.asarray(x)), ("weights", np.asarray(weights))):
-            bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(1))
-            if len(bad):
-                shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-                raise ValueError(
-                    f"{name} has NaN or infinite values in {len(bad)} of {len(rows)} rows: {shown}. "
-                    "Remove or mend them."
-                )
-        if not (np.asarray(weights) >= 0).all() or not (np.asarray(weights) > 0).any():
-            raise ValueError("weights must not be negative, and at least one must be positive.")
-    x = jnp.asarray(x)
-    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
-    return x, jnp.asarray(weights, x.dtype)
-
-
-def check_dims(dims: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+@checks.checked
+def check_dims(dims: Sequence[int] | np.ndarray, size: Count) -> np.ndarray:
     """Checked indices of variables, from 0 to `size - 1`."""
     index = np.atleast_1d(np.asarray(dims, int))
     if not len(index) or len(set(index % size)) < len(index) or not ((-size <= index) & (index < size)).all():
@@ -272,6 +271,7 @@ class Free(NamedTuple):
     """Log standard deviation, or the Cholesky factor with the logarithm of its diagonal."""
 
 
+@checks.checked
 def constrain(free: Free) -> Params:
     """`std = exp(factor)`; `cov = L L^T` with `diag(L) = exp(diag(factor))`, for a square `factor` of `mean`'s size."""
     if free.factor.shape == free.mean.shape:
@@ -280,6 +280,7 @@ def constrain(free: Free) -> Params:
     return MultivariateNormal(free.mean, jnp.matmul(factor, factor.T, precision=_PRECISION))
 
 
+@checks.checked
 def unconstrain(params: Params) -> Free:
     """The inverse of `constrain`."""
     match params:
@@ -289,12 +290,14 @@ def unconstrain(params: Params) -> Free:
             return Free(mean, unconstrain_factor(cholesky(cov)))
 
 
+@checks.checked
 def constrain_factor(free: Float[Array, "D D"]) -> Float[Array, "D D"]:
     """Lower triangular with the diagonal `exp(diag(free))`; entries above the diagonal are ignored."""
     return jnp.tril(free, -1) + jnp.diag(jnp.exp(jnp.diagonal(free)))
 
 
-def unconstrain_factor(factor: Float[Array, "D D"]) -> Float[Array, "D D"]:
+@checks.checked
+def unconstrain_factor(factor: Factor) -> Float[Array, "D D"]:
     """The inverse of `constrain_factor`."""
     return jnp.tril(factor, -1) + jnp.diag(jnp.log(jnp.diagonal(factor)))
 
@@ -318,6 +321,17 @@ def _check_density(params: Params, x: Array) -> None:
                 f"the covariance of {x.shape[0]} rows and {x.shape[1]} columns is singular: its correlation matrix "
                 f"has an eigenvalue of {least:.1e}. {advice}"
             )
+
+
+def _standard(params: Normal, x: ArrayLike, name: str = "x") -> Array:
+    """`(x - mean) / std`, for an `x` and parameters of shapes that fit."""
+    try:
+        np.broadcast_shapes(jnp.shape(x), jnp.shape(params.mean))
+    except ValueError:
+        raise ValueError(
+            f"{name} has the shape {jnp.shape(x)} and params {jnp.shape(params.mean)}: their last axes must be equal."
+        ) from None
+    return (jnp.asarray(x) - params.mean) / params.std
 
 
 def _as_row(mean: Array, x: ArrayLike) -> Array:

@@ -10,9 +10,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from gen_jax import keys, normal
-from gen_jax.em.steps import CHUNK, Statistics, check_covariance, e_step, m_step
+from gen_jax import checks, keys
+from gen_jax._observed import checked_rows, moved
+from gen_jax.em.steps import CHUNK, Statistics, check_covariance, e_step, m_step, over_rows, padded
 from gen_jax.gmm import GMM
+from gen_jax.types import Count, NotNegative
 
 _EMPTY = 1e-2
 """A component with less mass than this fraction of a row's average weight is empty, and is reseeded."""
@@ -43,19 +45,20 @@ class Fit(NamedTuple):
     """Number of times that an empty component was reseeded."""
 
 
+@checks.checked
 def fit(
     key: Key[Array, ""],
     x: ArrayLike,
-    num_components: int,
+    num_components: Count,
     *,
     covariance: str = "full",
     init: str | GMM = "kmeans++",
-    num_restarts: int = 1,
-    max_iters: int = 200,
-    tol: float = 1e-4,
-    regularization: float = 1e-6,
+    num_restarts: Count = 1,
+    max_iters: Count = 200,
+    tol: NotNegative = 1e-4,
+    regularization: NotNegative = 1e-6,
     weights: ArrayLike | None = None,
-    chunk_size: int = CHUNK,
+    chunk_size: Count = CHUNK,
     mesh: Mesh | None = None,
 ) -> Fit:
     """Fit a mixture to the rows of `x` by expectation maximisation.
@@ -66,7 +69,8 @@ def fit(
 
     Args:
         key: of the initial parameters and of reseeding; restart `i` has `fold_in(key, i)`.
-        x: data `[N, D]`; float64 in JAX's x64 mode, else float32.
+        x: data `[N, D]`; float64 in JAX's x64 mode, else float32. Data of the host in float64 are centred there first, so
+            that variances do not suffer from a large offset, as in `normal.fit`.
         num_components: `K`, at most the number of distinct rows.
         covariance: "full", "tied", "diagonal" or "spherical".
         init: "kmeans++" (rows far from each other; Arthur & Vassilvitskii 2007), "random" (any rows), or a mixture.
@@ -86,22 +90,19 @@ def fit(
     if jnp.ndim(x) != 2 or jnp.size(x) == 0:
         advice = " For one variable give x[:, None]." if jnp.ndim(x) == 1 else ""
         raise ValueError(f"Expected x of shape [N, D] with at least one row, got {jnp.shape(x)}.{advice}")
-    x, w = normal.checked_rows(x, weights)
+    x, w, offset = checked_rows(x, weights)
     check_covariance(covariance)
     if isinstance(init, GMM):
         _check_init(init, num_components, x.shape[1], covariance)
-        init = GMM(*(jnp.asarray(a, x.dtype) for a in init))
+        start = init.means if offset is None else np.asarray(init.means, np.float64) - offset
+        init = GMM(*(jnp.asarray(a, x.dtype) for a in (init.weights, start, init.covs)))
     elif init not in ("kmeans++", "random"):
-        raise ValueError(f'init must be "kmeans++", "random" or a GMM, got {init!r}.')
-    if num_restarts < 1 or max_iters < 1 or not tol >= 0 or not regularization >= 0 or chunk_size < 1:
-        raise ValueError(
-            "num_restarts, max_iters and chunk_size must be at least 1, tol and regularization not negative; got "
-            f"{num_restarts}, {max_iters}, {chunk_size}, {tol} and {regularization}."
-        )
+        near = checks.nearest(init, ("kmeans++", "random"))
+        raise ValueError(f'init must be "kmeans++", "random" or a GMM, got {init!r}.{near}')
     _check_distinct(x, w, num_components)
     if mesh is not None:
-        missing = -len(x) % mesh.shape[keys.AXIS]
-        x, w = jnp.concatenate([x, x[:missing]]), jnp.pad(w, (0, missing))
+        mesh = over_rows(mesh)
+        x, w = padded(x, w, mesh.shape[keys.AXIS])
         x, w = jax.device_put((x, w), NamedSharding(mesh, PartitionSpec(keys.AXIS)))
     start, how = (init, None) if isinstance(init, GMM) else (None, init)
     found = _fit(
@@ -119,6 +120,7 @@ def fit(
         mesh=mesh,
         how=how,
     )
+    found = found._replace(params=found.params._replace(means=moved(found.params.means, offset)))
     if isinstance(found.num_iters, jax.core.Tracer):
         return found
     return found._replace(
@@ -278,8 +280,6 @@ def _cov_shape(covariance: str, components: int, dims: int) -> tuple[int, ...]:
 
 def _check_distinct(x: Array, w: Array, num_components: int) -> None:
     """Raise ValueError if there are fewer distinct rows than components."""
-    if num_components < 1:
-        raise ValueError(f"num_components must be at least 1, got {num_components}.")
     if isinstance(x, jax.core.Tracer) or isinstance(w, jax.core.Tracer):
         return
     for size in (10 * num_components, len(x)):  # the first rows are nearly always enough
@@ -288,5 +288,5 @@ def _check_distinct(x: Array, w: Array, num_components: int) -> None:
         if distinct >= num_components:
             return
     raise ValueError(
-        f"{num_components} components need as many distinct rows with a positive weight, x has {distinct}."
+        f"num_components={num_components} components need as many distinct rows with a positive weight, x has {distinct}."
     )

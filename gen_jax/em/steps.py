@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,39 +10,49 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float
 
-from gen_jax import gmm, keys
+from gen_jax import checks, gmm, keys
 from gen_jax.gmm import GMM
+from gen_jax.types import Count
 
 _PRECISION = jax.lax.Precision.HIGHEST
 CHUNK = 2048
 """Rows that an E-step takes at a time, so that its arrays stay in the cache."""
+Weights: TypeAlias = Annotated[Float[Array | np.ndarray, "N"], checks.Range(0)]
+"""How often each row counts."""
+Ridge: TypeAlias = Annotated[ArrayLike, checks.Range(0)]
 
 
 class Statistics(NamedTuple):
     """The sufficient statistics for the M-step: sums over rows, of differences from `centre`, the means of the E-step."""
 
     centre: Float[Array, "K D"]
-    mass: Float[Array, "K"]
+    mass: Annotated[Float[Array, "K"], checks.Range(0)]
     """`sum_n w_n r_nk`."""
     first: Float[Array, "K D"]
     """`sum_n w_n r_nk (x_n - centre_k)`."""
-    second: Float[Array, "..."]
+    second: Float[Array, "K D D"] | Float[Array, "K D"]
     """`sum_n w_n r_nk (x_n - centre_k)(x_n - centre_k)^T`, `[K, D, D]`, or its diagonal, `[K, D]`."""
     log_likelihood: Float[Array, ""]
     """`sum_n w_n log p(x_n)` in nats, under the parameters of the E-step."""
-    weight: Float[Array, ""]
-    """`sum_n w_n`."""
+    weight: Annotated[Float[Array, ""], checks.Range(0)]
+    """`sum_n w_n`, the sum of `mass`."""
 
 
+@checks.checked
 def e_step(
     params: GMM,
     x: Float[Array | np.ndarray, "N D"],
-    weights: Float[Array | np.ndarray, "N"] | None = None,
+    weights: Weights | None = None,
     *,
-    chunk_size: int = CHUNK,
+    chunk_size: Count = CHUNK,
     axis_name: str | None = None,
 ) -> Statistics:
-    """Expected sufficient statistics of `x`, `chunk_size` rows at a time, summed over the devices of `axis_name`."""
+    """Expected sufficient statistics of `x`, `chunk_size` rows at a time, summed over the devices of `axis_name`.
+
+    `weights` say how often each row counts, 1 by default. ValueError where there are no rows.
+    """
+    if not len(x):
+        raise ValueError(f"x must have at least one row, got {checks.came(x)}.")
     x, size, chunk = jnp.asarray(x), len(x), min(chunk_size, len(x))
     (components, dims), matrices = params.means.shape, params.covs.ndim == 3
     white, log_weights = gmm.whitening(params), jnp.log(params.weights)[:, None]
@@ -82,12 +92,14 @@ def e_step(
     return Statistics(params.means, *(stats if axis_name is None else jax.lax.psum(stats, axis_name)))
 
 
-def m_step(stats: Statistics, *, covariance: str = "full", regularization: ArrayLike = 1e-6) -> GMM:
+@checks.checked
+def m_step(stats: Statistics, *, covariance: str = "full", regularization: Ridge = 1e-6) -> GMM:
     """The mixture that maximises the expected log-likelihood (PRML Eqs. 9.24 to 9.27).
 
     `covariance` is one of `gmm.COVARIANCES`; "full" and "tied" need statistics with matrices. `regularization` is added
-    to variances, in the squared unit of `x`.
+    to variances, in the squared unit of `x`. ValueError for statistics of rows that all have weight 0.
     """
+    _check_mass(stats)
     count = jnp.maximum(stats.mass, jnp.finfo(stats.mass.dtype).tiny)
     shift = stats.first / count[:, None]
     matrices = stats.second.ndim == 3
@@ -109,6 +121,7 @@ def m_step(stats: Statistics, *, covariance: str = "full", regularization: Array
     return GMM(stats.mass / stats.weight, stats.centre + shift, covs)
 
 
+@checks.checked
 def recentre(stats: Statistics, centre: Float[Array, "K D"]) -> Statistics:
     """The same statistics, with differences from another centre."""
     move = stats.centre - centre
@@ -122,12 +135,23 @@ def recentre(stats: Statistics, centre: Float[Array, "K D"]) -> Statistics:
     )
 
 
-def stepwise(stats: Statistics | None, batch: Statistics, rate: ArrayLike) -> Statistics:
+@checks.checked
+def stepwise(
+    stats: Statistics | None, batch: Statistics, rate: Annotated[ArrayLike, checks.Range(0, 1)]
+) -> Statistics:
     """Running statistics of a stream, per row: `(1 - rate) stats + rate batch` (Cappe & Moulines 2009, Eq. 12).
 
     Both are first divided by their weight and recentred on the newer means. `rate = (k + 2)^-0.7` at step `k` decreases
     slowly enough to converge. With `stats=None` the result is the batch alone.
     """
+    _check_mass(batch, "batch")
+    if stats is not None:
+        _check_mass(stats)
+        if stats.second.ndim != batch.second.ndim:
+            raise ValueError(
+                f"stats and batch must be of one covariance, but stats.second is {checks.came(stats.second)} and "
+                f"batch.second {checks.came(batch.second)}."
+            )
     mean = lambda s: Statistics(s.centre, *(a / s.weight for a in s[1:]))
     if stats is None:
         return mean(batch)
@@ -136,13 +160,14 @@ def stepwise(stats: Statistics | None, batch: Statistics, rate: ArrayLike) -> St
     return Statistics(batch.centre, *mixed)
 
 
+@checks.checked
 def step(
     params: GMM,
     x: Float[Array | np.ndarray, "N D"],
-    weights: Float[Array | np.ndarray, "N"] | None = None,
+    weights: Weights | None = None,
     *,
-    regularization: ArrayLike = 1e-6,
-    chunk_size: int = CHUNK,
+    regularization: Ridge = 1e-6,
+    chunk_size: Count = CHUNK,
     axis_name: str | None = None,
 ) -> tuple[GMM, Float[Array, ""]]:
     """One iteration: the new mixture, of the same structure, and the mean log-likelihood in nats of the old one."""
@@ -151,12 +176,13 @@ def step(
     return new, stats.log_likelihood / stats.weight
 
 
+@checks.checked
 def compile_step(
     *,
     parallel: str = "jit",
     mesh: Mesh | None = None,
-    regularization: ArrayLike = 1e-6,
-    chunk_size: int = CHUNK,
+    regularization: Ridge = 1e-6,
+    chunk_size: Count = CHUNK,
 ) -> Callable[..., tuple[GMM, Float[Array, ""]]]:
     """`step(params, x, weights)`, compiled, with rows split over the devices and parameters replicated.
 
@@ -164,14 +190,15 @@ def compile_step(
     the local devices. If their number is not a multiple of the devices, rows of weight 0 are added.
     """
     if parallel not in ("jit", "pmap"):
-        raise ValueError(f'parallel must be "jit" or "pmap", got {parallel!r}.')
+        near = checks.nearest(parallel, ("jit", "pmap"))
+        raise ValueError(f'parallel must be "jit" or "pmap", got {parallel!r}.{near}')
     one = partial(step, regularization=regularization, chunk_size=chunk_size, axis_name=keys.AXIS)
     if parallel == "pmap":
         devices = jax.local_device_count()
         mapped = jax.pmap(one, keys.AXIS, in_axes=(None, 0, 0), out_axes=None)
         shape = lambda a: a.reshape(devices, -1, *a.shape[1:])
     else:
-        mesh = Mesh(np.array(jax.devices()), (keys.AXIS,)) if mesh is None else mesh
+        mesh = Mesh(np.array(jax.devices()), (keys.AXIS,)) if mesh is None else over_rows(mesh)
         devices, rows = mesh.shape[keys.AXIS], PartitionSpec(keys.AXIS)
         none = PartitionSpec()
         mapped = jax.jit(
@@ -180,18 +207,52 @@ def compile_step(
         shape = lambda a: a
 
     def compiled(params: GMM, x: ArrayLike, weights: ArrayLike | None = None):
-        x = jnp.asarray(x)
+        x, dims = jnp.asarray(x), params.means.shape[-1]
+        if x.ndim != 2 or x.shape[1] != dims or not len(x):
+            raise ValueError(
+                f"x must be numbers of shape [N, {dims}], at least one row, got {checks.came(x)}."
+            )
         weights = jnp.ones(len(x), x.dtype) if weights is None else jnp.asarray(weights, x.dtype)
-        missing = -len(x) % devices
-        if missing:
-            x, weights = jnp.concatenate([x, x[:missing]]), jnp.pad(weights, (0, missing))
+        checks.of_shape("weights", weights, (len(x),))
+        x, weights = padded(x, weights, devices)
         return mapped(params, shape(x), shape(weights))
 
     return compiled
+
+
+def over_rows(mesh: Mesh) -> Mesh:
+    """The mesh with axes that the compiler lays out (`jax.make_mesh` has others); ValueError without an axis for rows."""
+    if keys.AXIS not in mesh.axis_names:
+        raise ValueError(
+            f"mesh must have an axis {keys.AXIS!r}, over which rows are split; it has {mesh.axis_names}."
+        )
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def padded(x: Array, weights: Array, parts: int) -> tuple[Array, Array]:
+    """Rows and weights that divide into so many parts: some rows again, with weight 0."""
+    missing = -len(x) % parts
+    if not missing:
+        return x, weights
+    again = x[jnp.arange(missing) % len(x)]
+    return jnp.concatenate([x, again]), jnp.pad(weights, (0, missing))
+
+
+def _check_mass(stats: Statistics, name: str = "stats") -> None:
+    """ValueError for known statistics without weight, or of components that do not share it."""
+    if isinstance(stats.mass, jax.core.Tracer) or isinstance(stats.weight, jax.core.Tracer):
+        return
+    mass, weight = float(np.asarray(stats.mass, np.float64).sum()), float(stats.weight)
+    if not weight > 0 or abs(mass - weight) > 1e-3 * weight:
+        raise ValueError(
+            f"{name}.mass must sum to {name}.weight, above 0, got {mass:g} and {weight:g}: take the statistics of e_step "
+            "of rows whose weights are not all 0."
+        )
 
 
 def check_covariance(covariance: str) -> None:
     """Raise ValueError unless `covariance` is one of `gmm.COVARIANCES`."""
     if covariance not in gmm.COVARIANCES:
         choices = ", ".join(map(repr, gmm.COVARIANCES))
-        raise ValueError(f"covariance must be one of {choices}; got {covariance!r}.")
+        near = checks.nearest(covariance, gmm.COVARIANCES)
+        raise ValueError(f"covariance must be one of {choices}; got {covariance!r}.{near}")

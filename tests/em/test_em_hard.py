@@ -87,7 +87,7 @@ def test_what_is_not_finite_is_never_converged():
         (np.eye(3), {"weights": np.zeros(3)}, "at least one must be positive"),
         (np.eye(3), {"weights": np.ones(4)}, "one weight"),
         (np.eye(3), {"max_iters": 0}, "at least 1"),
-        (np.eye(3), {"tol": -1.0}, "not negative"),
+        (np.eye(3), {"tol": -1.0}, "tol must be at least 0, got -1"),
     ],
 )
 def test_fit_refuses(x, options, message):
