@@ -10,22 +10,25 @@ All sampling is by `samplers.sample`; these functions call it with the right noi
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Key, PyTree
 
-from gen_jax import keys, samplers
+from gen_jax import checks, keys, samplers
+from gen_jax.diffusion import matching
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process, expand
 from gen_jax.samplers import Plan, Solver
+from gen_jax.samplers.multistep import Index, Noise, check_index, check_state
 
 
+@checks.checked
 def sdedit(
     key: Key[Array, ""],
     denoise: Denoiser,
     process: Process,
     plan: Plan,
-    x_0: PyTree[Shaped[Array | np.ndarray, "..."]],
+    x_0: PyTree[Noise],
     *,
-    index: Int[Array, "B"] | None = None,
+    index: Index | None = None,
 ) -> PyTree[Float[Array, "..."]]:
     """SDEdit: adds noise to data, to the first time of the plan, and samples from there.
 
@@ -59,21 +62,25 @@ def sdedit(
                 f"plan must run from a time in [{process.t_min:g}, {process.t_max:g}] of this process down to the data; "
                 f"got {first:g}, ..., {last:g}: a grid of samplers.times with t_start."
             )
-    x_0 = samplers.init(plan, x_0).x  # checks it; float32 or better
+    matching.check_plan(plan.t, plan.levels, denoise, process)
+    check_state("x_0", x_0)
+    check_index(index, x_0, "x_0")
+    x_0 = samplers.init(plan, x_0).x  # float32 or better
     noise, rest = jax.random.split(key)
     leaves, tree = jax.tree.flatten(x_0)
     split = jax.random.split(noise, len(leaves))
     eps = [keys.normal(k, x.shape, index).astype(x.dtype) for k, x in zip(split, leaves, strict=True)]
-    x_t = jax.tree.map(lambda x, z: process.perturb(x, plan.t[0], z), x_0, jax.tree.unflatten(tree, eps))
+    x_t = process.perturb(x_0, plan.t[0], jax.tree.unflatten(tree, eps))
     return samplers.sample(rest, denoise, plan, x_t, index=index)
 
 
+@checks.checked
 def encode(
     denoise: Denoiser,
     process: Process,
     solver: Solver,
     grid: Float[Array | np.ndarray, "nodes"],
-    x_0: PyTree[Shaped[Array | np.ndarray, "..."]],
+    x_0: PyTree[Noise],
 ) -> PyTree[Float[Array, "..."]]:
     """Maps data to noise with a deterministic solver on the reversed grid (DDIM inversion).
 
@@ -98,28 +105,33 @@ def encode(
     Source: Song, Meng & Ermon 2021, Section 4.3 and Eq. 14.
     """
     grid = _checked(process, grid)
+    matching.check(denoise, process)
+    check_state("x_0", x_0)
     return samplers.sample(jax.random.key(0), denoise, _deterministic(solver, process, grid[::-1]), x_0)
 
 
+@checks.checked
 def decode(
     denoise: Denoiser,
     process: Process,
     solver: Solver,
     grid: Float[Array | np.ndarray, "nodes"],
-    x_T: PyTree[Shaped[Array | np.ndarray, "..."]],
+    x_T: PyTree[Noise],
 ) -> PyTree[Float[Array, "..."]]:
     """Maps noise from `encode` to data, on the same grid: `samplers.sample` with a deterministic solver.
 
     Arguments and errors are those of `encode`.
     """
     grid = _checked(process, grid)
+    matching.check(denoise, process)
     return samplers.sample(jax.random.key(0), denoise, _deterministic(solver, process, grid), x_T)
 
 
+@checks.checked
 def interpolate(
-    x_a: PyTree[Float[Array, "B ..."]],
-    x_b: PyTree[Float[Array, "B ..."]],
-    weight: float | Float[Array, "..."],
+    x_a: PyTree[Float[Array | np.ndarray, "B ..."]],
+    x_b: PyTree[Float[Array | np.ndarray, "B ..."]],
+    weight: float | Float[Array | np.ndarray, "..."],
 ) -> PyTree[Float[Array, "B ..."]]:
     """Spherical interpolation of noise, example by example: `x_a` at weight 0, `x_b` at weight 1.
 

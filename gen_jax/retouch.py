@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped, UInt8
 
-from gen_jax import checks, generate, guidance, inverse, keys, samplers
+from gen_jax import checks, generate, guidance, inverse, keys, parameters, samplers
 from gen_jax.codec import Latents, image_shape
 from gen_jax.conditioning import Label, Prompt
 from gen_jax.data.transforms import to_unit
 from gen_jax.generate import OnStep, Weights
 from gen_jax.model import Model
 from gen_jax.samplers import schedule
-from gen_jax.types import RescaleOf
+from gen_jax.types import Count, Fraction, RescaleOf, SolverName
 
 Images: TypeAlias = Shaped[np.ndarray, "..."]
 """uint8 `[N, H, W, C]`."""
@@ -33,6 +33,7 @@ Images: TypeAlias = Shaped[np.ndarray, "..."]
 Noise: TypeAlias = Float[Array | np.ndarray, "N ..."]
 
 
+@checks.checked
 def vary(
     model: Model,
     weights: Weights,
@@ -43,10 +44,10 @@ def vary(
     label: Label | None = None,
     prompt: Prompt | None = None,
     negative_prompt: Prompt | None = None,
-    solver: str | None = None,
-    nfe: int | None = None,
+    solver: SolverName | None = None,
+    nfe: Count | None = None,
     guidance: float | None = None,
-    rescale: float = 0.0,
+    rescale: Fraction = 0.0,
     rescale_of: RescaleOf = "x0",
     noise: Noise | None = None,
     drawn: bool = True,
@@ -75,7 +76,7 @@ def vary(
     Source: Meng et al. 2022, Algorithm 1.
     """
     _check_strength(strength)
-    checks.one_key(key)
+    parameters.check(model, weights)
     model = _at(model, images)
     steps = _from_strength(model, strength, solver, nfe)
     key_codec, key_noise, key_draw = jax.random.split(key, 3)
@@ -99,6 +100,7 @@ def vary(
     return out
 
 
+@checks.checked
 def inpaint(
     model: Model,
     weights: Weights,
@@ -107,14 +109,14 @@ def inpaint(
     mask: Shaped[np.ndarray, "..."],
     *,
     strength: float = 1.0,
-    resample: int = 5,
+    resample: Count = 5,
     label: Label | None = None,
     prompt: Prompt | None = None,
     negative_prompt: Prompt | None = None,
-    solver: str | None = None,
-    nfe: int | None = None,
+    solver: SolverName | None = None,
+    nfe: Count | None = None,
     guidance: float | None = None,
-    rescale: float = 0.0,
+    rescale: Fraction = 0.0,
     rescale_of: RescaleOf = "x0",
     noise: Noise | None = None,
     drawn: bool = True,
@@ -143,7 +145,7 @@ def inpaint(
     Source: Rombach et al. 2022, Section 4.5; Lugmayr et al. 2022, Algorithm 1.
     """
     _check_strength(strength)
-    checks.one_key(key)
+    parameters.check(model, weights)
     model = _at(model, images)
     _check_mask(images, mask)
     said = {"label": label, "prompt": prompt, "negative_prompt": negative_prompt}
@@ -181,10 +183,13 @@ def inpaint(
     return np.asarray(run(dict(weights), key, plan, images, mask, cond, null, weight, noise))
 
 
-def known_latents(mask: Bool[Array, "M H W 1"], factor: int) -> Bool[Array, "M h w 1"]:
+@checks.checked
+def known_latents(mask: Bool[Array | np.ndarray, "M H W 1"], factor: Count) -> Bool[Array, "M h w 1"]:
     """True for the latents of which all `factor` x `factor` pixels are known."""
     m, height, width, _ = mask.shape
-    squares = mask.reshape(m, height // factor, factor, width // factor, factor, 1)
+    if height % factor or width % factor:
+        raise ValueError(f"factor must divide the sides of the mask, {height} x {width}; got {factor}.")
+    squares = jnp.asarray(mask).reshape(m, height // factor, factor, width // factor, factor, 1)
     return squares.all((2, 4))
 
 
@@ -272,6 +277,8 @@ def _repaint(
     ) -> UInt8[Array, "N H W C"]:
         key_prior, key_noise = jax.random.split(key)
         x_0 = model.codec.encode({"image": images}, weights.get("autoencoder"))
+        if noise is not None:
+            checks.of_shape("noise", noise, x_0.shape)
         known = known_latents(mask, _factor(model))
         denoise = generate.denoiser(
             model, weights, cond, weight, null=null, rescale=rescale, rescale_of=rescale_of

@@ -30,15 +30,15 @@ CALLS = {
     "refine": lambda **given: generate.refine(STAGE, STAGE, KEY, **{"num": 2, **given}),
     "tile": lambda **given: plots.tile(np.zeros((2, 4, 4, 1), np.uint8), **given),
 }
-SHARED = {"nfe": "nfe must be at least 1", "solver": "solver must be one of .* got ''"}
+SHARED = {"nfe": "nfe must be at least 1", "solver": "solver must be the name of one of .* got ''"}
 GIVEN = {
     "plan": SHARED,
     "sample": {
         **SHARED,
         "num": "num must be",
         "chunk": "chunk must be",
-        "height": "must be .* positive",
-        "width": "positive",
+        "height": "height must be at least 1",
+        "width": "width must be at least 1",
     },
     "vary": {**SHARED, "strength": "strength must be"},
     "inpaint": {**SHARED, "strength": "strength must be", "resample": "resample"},

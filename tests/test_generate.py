@@ -94,7 +94,7 @@ def test_given_noise_is_where_samples_start(unconditional):
     ("options", "said"),
     [
         ({"label": 10}, "from 0 to 9, got 10"),
-        ({"num": 0}, "at least 1 sample"),
+        ({"num": 0}, "num must be at least 1, got 0"),
         ({"solver": "rk4"}, "rk4"),
         ({"x_T": np.zeros((3, 28, 28, 1), np.float32)}, r"x_T must have the shape \(1, 28"),
     ],
@@ -176,7 +176,7 @@ def test_rescale_reaches_the_samples(conditional):
     draw = lambda **options: generate.sample(*conditional, KEY, 2, guidance=8.0, **options)[0].astype(int)
     plain, data, output = draw(), draw(rescale=1.0), draw(rescale=1.0, rescale_of="output")
     assert min(np.abs(plain - data).max(), np.abs(plain - output).max(), np.abs(data - output).max()) > 1
-    with pytest.raises(ValueError, match=r"rescale_of must be .x0. or .output., got 'noise'"):
+    with pytest.raises(ValueError, match=r"rescale_of must be .x0. or .output.; got 'noise'"):
         draw(rescale_of="noise")
 
 
@@ -360,9 +360,9 @@ def test_denoiser_is_that_of_the_network(unconditional):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"nfe": 0}, "nfe must be at least 1 evaluation, got 0"),
-        ({"nfe": -1}, "nfe must be at least 1 evaluation, got -1"),
-        ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
+        ({"nfe": 0}, "nfe must be at least 1, got 0"),
+        ({"nfe": -1}, "nfe must be at least 1, got -1"),
+        ({"guidance": float("nan")}, "guidance must be finite, got nan"),
     ],
 )
 def test_numbers_out_of_range_are_not_taken_for_defaults(conditional, options, said):

@@ -63,7 +63,7 @@ def test_other_sizes_are_drawn_as_the_model_says_them():
     ("options", "said"),
     [
         ({"height": 9}, "2 must divide height and width of images, got 9 x 8"),
-        ({"width": 0}, "got 8 x 0"),
+        ({"width": 0}, "width must be at least 1, got 0"),
         ({"height": 12, "x_T": NOISE}, r"x_T must have the shape \(3, 6, 4, 4\)"),
         ({"beside": NOISE}, r"beside must have the shape \(3, 4, 4, 0\)"),
         ({"model": replace(MODEL, beside=5)}, "draws into pictures that exist, by retouch.inpaint"),

@@ -281,8 +281,8 @@ def test_classifier_loss_is_least_for_the_exact_classifier():
         (lambda: guidance.classifier_free(MODEL, MODEL, jnp.ones(3))(X, 0.4), "each of the 20 samples"),
         (lambda: guidance.linear([MODEL], [1.0, 0.0]), "got 2 for 1 denoisers"),
         (lambda: guidance.linear([MODEL, MODEL], [1.0, 1.0]), "must sum to 1"),
-        (lambda: guidance.interval(2.0, PROCESS, 0.2, 1.5), "0 <= low < high <= 1, got 0.2 and 1.5"),
-        (lambda: guidance.interval(2.0, PROCESS, 0.5, 0.5), "inside the process"),
+        (lambda: guidance.interval(2.0, PROCESS, 0.2, 1.5), "0 <= low < high <= 1; got 0.2 and 1.5"),
+        (lambda: guidance.interval(2.0, PROCESS, 0.5, 0.5), "an interval of the process"),
         (lambda: guidance.cfg_plus_plus(0.5, PROCESS, np.array([0.1, 0.5])), "decreasing times"),
         (
             lambda: guidance.classifier_free_batched(by_label, jnp.zeros(20, int), jnp.zeros(20), 2.0),

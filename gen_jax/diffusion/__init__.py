@@ -4,3 +4,5 @@ A network knows nothing of diffusion. `prediction.as_denoiser` makes a *denoiser
 `gen_jax.samplers`, `guidance`, `inverse` and `likelihood` all take denoisers. `oracle` has exact ones, for data whose
 distribution is known; `variance` is for networks that also predict a variance.
 """
+
+__all__ = ["likelihood", "loss", "oracle", "prediction", "process", "variance"]

@@ -24,8 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Shaped
 
+from gen_jax import checks
+from gen_jax.diffusion import asking
 from gen_jax.diffusion.marginals import Marginals
-from gen_jax.diffusion.prediction import Denoiser, check_like
+from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process, at_log_snr
 
 Solver: TypeAlias = diffrax.AbstractSolver[Any]
@@ -56,6 +58,7 @@ RightSide: TypeAlias = Callable[[PathPoint, States], States]
 """`(point, state) -> d state / d phi`."""
 
 
+@checks.checked
 def slope(
     denoise: Denoiser, point: PathPoint, z: PyTree[Float[Array, "B ..."]]
 ) -> PyTree[Float[Array, "B ..."]]:
@@ -64,6 +67,7 @@ def slope(
     return jax.tree.map(lambda z, x0: (z - x0) / point.sin.astype(z.dtype), scaled(point.cos, z), x0_hat)
 
 
+@checks.checked
 def half_step(
     denoise: Denoiser, process: Process, y: PyTree[Float[Array, "B ..."]]
 ) -> PyTree[Float[Array, "B ..."]]:
@@ -72,6 +76,7 @@ def half_step(
     return jax.tree.map(lambda y, x0: (y - x0) / 2, y, x0_hat)
 
 
+@checks.checked
 def solve(
     slope: RightSide[States],
     process: Process,
@@ -127,19 +132,22 @@ def solve(
     return end, _evaluations(tableau, solution.stats["num_steps"]), success
 
 
+@checks.checked
 def ask(denoise: Denoiser, x_t: PyTree[Float[Array, "B ..."]], t: ArrayLike) -> PyTree[Float[Array, "B ..."]]:
     """`x0_hat`, in the dtype of `x_t`; ValueError if it does not look like `x_t`."""
-    x0_hat = denoise(x_t, jnp.asarray(t, jax.tree.leaves(x_t)[0].dtype))
-    check_like(x0_hat, x_t, "the denoiser")
+    x0_hat = asking.ask(denoise, x_t, jnp.asarray(t, jax.tree.leaves(x_t)[0].dtype))
     return jax.tree.map(lambda x0, x: x0.astype(x.dtype), x0_hat, x_t)
 
 
+@checks.checked
 def widen(x: PyTree[Shaped[Array | np.ndarray, "..."]]) -> PyTree[Float[Array, "B ..."]]:
     """All arrays in the widest of their dtypes, float32 at least; ValueError as of `samplers.adaptive.ode`."""
     leaves = jax.tree.leaves(x)
-    for leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"x must be floating-point; got {leaf.dtype}. For bytes: x / 127.5 - 1.")
+    checks.floating("x", x)
+    if any(0 in leaf.shape for leaf in leaves):
+        raise ValueError(
+            f"x must have at least one number, got the shapes {[leaf.shape for leaf in leaves]}."
+        )
     if len({leaf.shape[:1] for leaf in leaves} | {()}) != 2:
         raise ValueError(
             f"x must be arrays [B, ...] with one B; got the shapes {[leaf.shape for leaf in leaves]}."
@@ -148,11 +156,13 @@ def widen(x: PyTree[Shaped[Array | np.ndarray, "..."]]) -> PyTree[Float[Array, "
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), x)
 
 
+@checks.checked
 def scaled(factor: ArrayLike, x: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
     """`factor x`, in the dtype of `x`."""
     return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, x)
 
 
+@checks.checked
 def check_time(process: Process, t: float | int, name: str) -> float:
     """`t` as a float, if it is 0 or in [t_min, t_max]; else a ValueError."""
     slack = 1e-6  # a time may have been float32

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from gen_jax import checks
 from gen_jax.diffusion.process import Process
 
 
@@ -18,6 +19,7 @@ class Marginals(NamedTuple):
     log_snr: Float[np.ndarray, "n"]
 
 
+@checks.checked
 def marginals(process: Process, times: Float[np.ndarray, "n"]) -> Marginals:
     """`alpha`, `sigma` and `log_snr` at `times`, in float64 even where the process is written in jax.numpy."""
     with jax.enable_x64(True), jax.ensure_compile_time_eval():

@@ -10,24 +10,29 @@ the rest:
     samplers.sample(key, den, plan, x_T)      # all error is the solver's
     den.log_prob(x_t, t), den.score(x_t, t), den.posterior(x_t, t)
 
-Rows of `x_t [B, ...]` are data points; further axes are flattened. `t` is a scalar with `sigma_t > 0`. Oracles are
-pytrees: pass them through `jit`, `vmap` and `grad`, or close over them.
+Rows of `x_t [B, ...]` are data points; further axes are flattened. `t` is a scalar. At `t = 0` the denoiser and the
+posterior are their limits, also of data that are points, which have no density there: `log_prob` and `score` are not
+finite. Oracles are pytrees: pass them through `jit`, `vmap` and `grad`, or close over them.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
+from gen_jax import checks
 from gen_jax import normal as _normal
 from gen_jax.diffusion.process import Process
 from gen_jax.gmm import GMM
 
 _LOG_2PI = float(np.log(2 * np.pi))
 _PRECISION = jax.lax.Precision.HIGHEST
+_LEAST = 1e-20
+"""A variance as good as none, for the limit of the posterior of points."""
 _CHUNK = 256
 """Number of data points that `Empirical` compares with at once."""
 
@@ -60,44 +65,59 @@ class Mixture:
 
     def __call__(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
         """`E[x_0 | x_t]`."""
-        alpha_t, variance, z = self._along_axes(x_t, t)
+        alpha_t, variance, z = self._along_axes(x_t, t, _LEAST)
         each = self.means[None] + self._back(z * (alpha_t * self.values / variance)[None])
         return self._expected(variance, z, each).reshape(x_t.shape)
 
+    @checks.checked_in_loops
     def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
         """`grad log p_t(x_t)`."""
         _, variance, z = self._along_axes(x_t, t)
         return self._expected(variance, z, -self._back(z / variance[None])).reshape(x_t.shape)
 
+    @checks.checked_in_loops
     def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
         """`log p_t(x_t)` in nats."""
         _, variance, z = self._along_axes(x_t, t)
         return jax.nn.logsumexp(self._log_joint(variance, z), axis=-1)
 
+    @checks.checked_in_loops
     def posterior(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B K"]:
         """`p(z = k | x_t)`."""
-        _, variance, z = self._along_axes(x_t, t)
+        _, variance, z = self._along_axes(x_t, t, _LEAST)
         return jax.nn.softmax(self._log_joint(variance, z), axis=-1)
 
-    def log_class(self, x_t: Float[Array, "B *x"], t: ArrayLike, label: Int[Array, "B"]) -> Float[Array, "B"]:
-        """`log p(y = label | x_t)`, one label per row: the exact noise-conditional classifier."""
+    @checks.checked_in_loops
+    def log_class(
+        self, x_t: Float[Array, "B *x"], t: ArrayLike, label: Int[Array | np.ndarray, "B"]
+    ) -> Float[Array, "B"]:
+        """`log p(y = label | x_t)`, one label per row: the exact noise-conditional classifier.
+
+        ValueError for a label that no component has; minus infinity where that is not known.
+        """
+        _check_label(label, self.labels)
         _, variance, z = self._along_axes(x_t, t)
         log_joint = self._log_joint(variance, z)
         member = self.labels[None] == label[:, None]
         return jax.nn.logsumexp(log_joint, axis=-1, where=member) - jax.nn.logsumexp(log_joint, axis=-1)
 
-    def given(self, label: ArrayLike) -> "Mixture":
-        """The oracle of the data of one class, from the components with that label. `label` may be traced."""
+    @checks.checked
+    def given(self, label: int | Int[Array | np.ndarray, ""]) -> "Mixture":
+        """The oracle of the data of one class, from the components with that label. `label` may be traced.
+
+        ValueError for a label that no component has; NaN where that is not known.
+        """
+        _check_label(label, self.labels)
         log_weights = jnp.where(self.labels == label, self.log_weights, -jnp.inf)
         return replace(self, log_weights=jax.nn.log_softmax(log_weights))
 
     def _along_axes(
-        self, x_t: Float[Array, "B *x"], t: ArrayLike
+        self, x_t: Float[Array, "B *x"], t: ArrayLike, least: float = 0.0
     ) -> tuple[Float[Array, ""], Float[Array, "#K #D"], Float[Array, "B K D"]]:
         """`alpha_t`, the noised variances along the axes of each component, and the differences from its mean."""
         rows = _rows(x_t, self.means.shape[1])
         alpha_t, sigma_t = _coefficients(self.process, t)
-        variance = jnp.square(alpha_t) * self.values + jnp.square(sigma_t)
+        variance = jnp.maximum(jnp.square(alpha_t) * self.values + jnp.square(sigma_t), least)
         z = rows[:, None] - alpha_t * self.means[None]
         if self.vectors is not None:
             z = jnp.matmul(z[:, :, None], self.vectors[None], precision=_PRECISION)[:, :, 0]
@@ -135,13 +155,15 @@ class Gaussian:
     def __call__(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
         """`E[x_0 | x_t] = mean + alpha_t v (x_t - alpha_t mean) / (alpha_t^2 v + sigma_t^2)`."""
         alpha_t, mean, noised = self._noised(x_t, t)
-        return mean + alpha_t * self.variance / noised * (x_t - alpha_t * mean)
+        return mean + alpha_t * self.variance / jnp.maximum(noised, _LEAST) * (x_t - alpha_t * mean)
 
+    @checks.checked_in_loops
     def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
         """`grad log p_t(x_t)`."""
         alpha_t, mean, noised = self._noised(x_t, t)
         return -(x_t - alpha_t * mean) / noised
 
+    @checks.checked_in_loops
     def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
         """`log p_t(x_t)` in nats."""
         alpha_t, mean, noised = self._noised(x_t, t)
@@ -177,18 +199,25 @@ class Empirical:
         """`E[x_0 | x_t]`."""
         return self._softmax(x_t, t)[1].reshape(x_t.shape)
 
+    @checks.checked_in_loops
     def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
         """`grad log p_t(x_t)`."""
         alpha_t, sigma_t = _coefficients(self.process, t)
         return (alpha_t * self(x_t, t) - x_t) / jnp.square(sigma_t)
 
+    @checks.checked_in_loops
     def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
         """`log p_t(x_t)` in nats."""
         _, sigma_t = _coefficients(self.process, t)
         return self._softmax(x_t, t)[0] - self.data.shape[1] * (jnp.log(sigma_t) + _LOG_2PI / 2)
 
-    def given(self, label: ArrayLike) -> "Empirical":
-        """The oracle of the data of one class. `label` may be traced."""
+    @checks.checked
+    def given(self, label: int | Int[Array | np.ndarray, ""]) -> "Empirical":
+        """The oracle of the data of one class. `label` may be traced.
+
+        ValueError for a label that no point has; NaN where that is not known.
+        """
+        _check_label(label, self.labels)
         log_weights = jnp.where(self.labels == label, self.log_weights, -jnp.inf)
         return replace(self, log_weights=jax.nn.log_softmax(log_weights))
 
@@ -207,7 +236,7 @@ class Empirical:
             data, log_weights = part(self.data), part(self.log_weights)
             log_weights = jnp.where(start + jnp.arange(chunk) < i * chunk, -jnp.inf, log_weights)
             distance = jnp.square(rows[:, None] - alpha_t * data[None]).sum(-1)
-            logits = log_weights[None] - distance / (2 * jnp.square(sigma_t))
+            logits = log_weights[None] - distance / jnp.maximum(2 * jnp.square(sigma_t), _LEAST)
             # any shift gives the same result; the derivative of a maximum is 0 / 0 where XLA rounds the logits twice
             above = jax.lax.stop_gradient(jnp.maximum(highest, logits.max(1)))
             finite = jnp.where(jnp.isfinite(above), above, 0)
@@ -221,14 +250,26 @@ class Empirical:
         return highest + jnp.log(total), mean / total[:, None]
 
 
-def mixture(params: GMM, process: Process, *, labels: ArrayLike | None = None) -> Mixture:
+class _Points(NamedTuple):
+    """Of a `GMM`, with covariances that may be singular, or 0."""
+
+    weights: Annotated[Float[Array, "K"], checks.Probabilities()]
+    means: Float[Array, "K D"]
+    covs: (
+        Annotated[Float[Array, "#K D D"], checks.Covariance(semi=True)]
+        | Annotated[Float[Array, "K #D"], checks.Range(0)]
+    )
+
+
+@checks.checked
+def mixture(
+    params: Annotated[GMM, checks.FieldsAs(_Points)],
+    process: Process,
+    *,
+    labels: Int[Array | np.ndarray, "K"] | None = None,
+) -> Mixture:
     """The exact denoiser of data from a mixture, with any covariances; `labels` are the classes of its components."""
-    components = len(params.weights)
-    labels = jnp.arange(components) if labels is None else jnp.asarray(labels)
-    if labels.shape != (components,):
-        raise ValueError(
-            f"Expected a label for each of {components} components, got labels of shape {labels.shape}."
-        )
+    labels = jnp.arange(len(params.weights)) if labels is None else jnp.asarray(labels)
     vectors, values = None, params.covs
     if params.covs.ndim == 3:
         values, vectors = jnp.linalg.eigh(params.covs)
@@ -236,6 +277,7 @@ def mixture(params: GMM, process: Process, *, labels: ArrayLike | None = None) -
     return Mixture(jnp.log(params.weights), params.means, vectors, values, labels, process)
 
 
+@checks.checked
 def gaussian(params: _normal.Params, process: Process) -> Mixture | Gaussian:
     """The exact denoiser of normal data: `Normal` for every number, or `MultivariateNormal` for rows."""
     match params:
@@ -245,22 +287,37 @@ def gaussian(params: _normal.Params, process: Process) -> Mixture | Gaussian:
             return mixture(GMM(jnp.ones(1, mean.dtype), mean[None], cov[None]), process)
 
 
+@checks.checked
 def empirical(
-    data: ArrayLike, process: Process, *, weights: ArrayLike | None = None, labels: ArrayLike | None = None
+    data: Annotated[Shaped[Array | np.ndarray, "N ..."], checks.Range()],
+    process: Process,
+    *,
+    weights: Annotated[Float[Array | np.ndarray, "N"], checks.Range(0)] | None = None,
+    labels: Int[Array | np.ndarray, "N"] | None = None,
 ) -> Empirical:
-    """The exact denoiser of the data points `data [N, ...]`, with `labels [N]` for `given`."""
+    """The exact denoiser of the data points `data [N, ...]`, with `labels [N]` for `given`.
+
+    `weights [N]` are not negative, and one at least is positive; by default all are 1.
+    """
+    checks.floating("data", data)
     data = jnp.asarray(data)
-    if not jnp.issubdtype(data.dtype, jnp.floating) or data.ndim < 2 or len(data) < 1:
-        raise ValueError(
-            f"Expected floating data of shape [N, ...], got {data.dtype} of shape {data.shape}; bytes: x / 127.5 - 1."
-        )
+    if data.ndim < 2 or not data.size:
+        raise ValueError(f"data must have the shape [N, ...] and at least one point, got {data.shape}.")
     weights = jnp.ones(len(data), data.dtype) if weights is None else jnp.asarray(weights, data.dtype)
     labels = jnp.zeros(len(data), jnp.int32) if labels is None else jnp.asarray(labels)
-    if weights.shape != (len(data),) or labels.shape != (len(data),):
-        raise ValueError(
-            f"Expected a weight and a label for each of {len(data)} points, got {weights.shape} and {labels.shape}."
-        )
+    if not isinstance(weights, jax.core.Tracer) and not np.asarray(weights).any():
+        raise ValueError("weights must not all be 0: leave them out for points that count alike.")
     return Empirical(data.reshape(len(data), -1), jnp.log(weights / weights.sum()), labels, process)
+
+
+def _check_label(label: ArrayLike, labels: Array) -> None:
+    """ValueError for a label that is known not to be there."""
+    if isinstance(label, jax.core.Tracer) or isinstance(labels, jax.core.Tracer):
+        return
+    known, asked = np.unique(np.asarray(labels)), np.unique(np.asarray(label))
+    if strange := sorted(set(asked.tolist()) - set(known.tolist())):
+        shown = ", ".join(map(str, known[:20])) + (", ..." if len(known) > 20 else "")
+        raise ValueError(f"label must be one of the labels, {shown}; got {strange[0]}.")
 
 
 def _rows(x_t: Array, dims: int) -> Array:

@@ -16,12 +16,16 @@ every prediction.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from gen_jax import checks
+from gen_jax.diffusion import matching
+from gen_jax.diffusion.asking import check_like
 from gen_jax.diffusion.process import Process, Times, expand
 from gen_jax.types import Predicts as Predicts
 
@@ -33,19 +37,27 @@ Apply: TypeAlias = Callable[[PyTree, Shaped[Array, "B"]], PyTree]
 Denoiser: TypeAlias = Callable[[PyTree, Times], PyTree]
 """`(x_t [B, ...], t []) -> x0_hat`, of the shape of `x_t`: an estimate of `E[x_0 | x_t]`."""
 
-Coefficient: TypeAlias = Float[Array, ""] | Float[Array, "B"]
+Coefficient: TypeAlias = (
+    Annotated[Float[Array | np.ndarray, ""], checks.Range(0)]
+    | Annotated[Float[Array | np.ndarray, "B"], checks.Range(0)]
+)
 """`alpha_t` or `sigma_t`: one for all rows, or one for each."""
 
 
+@checks.checked
 def check_predicts(predicts: str) -> None:
     """Raises a ValueError that names the choices, unless `predicts` is one of them."""
     if predicts not in PREDICTIONS:
-        raise ValueError(f"predicts must be one of {', '.join(map(repr, PREDICTIONS))}; got {predicts!r}.")
+        raise ValueError(
+            f"predicts must be one of {', '.join(map(repr, PREDICTIONS))}; got {predicts!r}."
+            f"{checks.nearest(predicts, PREDICTIONS)}"
+        )
 
 
-def _target_weights(alpha_t: Array, sigma_t: Array, predicts: Predicts) -> tuple[Array, Array]:
+def _target_weights(alpha: Coefficient, sigma: Coefficient, predicts: Predicts) -> tuple[Array, Array]:
     """`a, b` of `y = a x_0 + b eps`."""
     check_predicts(predicts)
+    alpha_t, sigma_t = jnp.asarray(alpha), jnp.asarray(sigma)
     zero, one = jnp.zeros_like(alpha_t), jnp.ones_like(alpha_t)
     return {
         "eps": lambda: (zero, one),
@@ -56,9 +68,10 @@ def _target_weights(alpha_t: Array, sigma_t: Array, predicts: Predicts) -> tuple
     }[predicts]()
 
 
-def _x0_weights(alpha_t: Array, sigma_t: Array, predicts: Predicts) -> tuple[Array, Array]:
+def _x0_weights(alpha: Coefficient, sigma: Coefficient, predicts: Predicts) -> tuple[Array, Array]:
     """`p, q` of `x0_hat = p x_t + q y`."""
     check_predicts(predicts)
+    alpha_t, sigma_t = jnp.asarray(alpha), jnp.asarray(sigma)
     power = alpha_t**2 + sigma_t**2
     return {
         "eps": lambda: (1 / alpha_t, -sigma_t / alpha_t),
@@ -69,6 +82,7 @@ def _x0_weights(alpha_t: Array, sigma_t: Array, predicts: Predicts) -> tuple[Arr
     }[predicts]()
 
 
+@checks.checked
 def target(
     x_0: Float[Array, "B *x"],
     eps: Float[Array, "B *x"],
@@ -89,6 +103,7 @@ def target(
     return expand(a, x_0) * x_0 + expand(b, x_0) * eps
 
 
+@checks.checked
 def to_x0(
     prediction: Float[Array, "B *x"],
     x_t: Float[Array, "B *x"],
@@ -102,12 +117,22 @@ def to_x0(
     For "eps" and "score" it is ill-conditioned where `alpha_t` is small: at `alpha_t = 0` they do not determine `x_0`.
 
     Raises:
-        ValueError: `predicts` is not one of `PREDICTIONS`.
+        ValueError: `predicts` is not one of `PREDICTIONS`; or `alpha_t` is known to be 0, and `predicts` is one of those.
     """
+    check_predicts(predicts)
+    if predicts in ("eps", "score"):
+        checks.within("alpha_t", alpha_t, 0, above=True)
+    return _to_x0(prediction, x_t, alpha_t, sigma_t, predicts)
+
+
+def _to_x0(
+    prediction: Array, x_t: Array, alpha_t: Coefficient, sigma_t: Coefficient, predicts: Predicts
+) -> Array:
     p, q = _x0_weights(alpha_t, sigma_t, predicts)
     return expand(p, x_t) * x_t + expand(q, x_t) * prediction
 
 
+@checks.checked
 def from_x0(
     x0_hat: Float[Array, "B *x"],
     x_t: Float[Array, "B *x"],
@@ -122,17 +147,26 @@ def from_x0(
     be 0.
 
     Raises:
-        ValueError: `predicts` is not one of `PREDICTIONS`.
+        ValueError: `predicts` is not one of `PREDICTIONS`; or `sigma_t` is known to be 0, and `predicts` is not "x0".
     """
-    p, q = _x0_weights(alpha_t, sigma_t, predicts)
-    return (x0_hat - expand(p, x_t) * x_t) / expand(q, x_t)
+    check_predicts(predicts)
+    if predicts != "x0":
+        checks.within("sigma_t", sigma_t, 0, above=True)
+        a, b = _target_weights(alpha_t, sigma_t, predicts)
+        eps_hat = (x_t - expand(alpha_t, x_t) * x0_hat) / expand(sigma_t, x_t)
+        return expand(a, x_t) * x0_hat + expand(b, x_t) * eps_hat
+    return x0_hat
 
 
-def error_ratio(alpha_t: Coefficient, sigma_t: Coefficient, *, predicts: Predicts = "eps") -> Coefficient:
+@checks.checked
+def error_ratio(
+    alpha_t: Coefficient, sigma_t: Coefficient, *, predicts: Predicts = "eps"
+) -> Float[Array, ""] | Float[Array, "B"]:
     """The squared error in `x_0` for a squared error of 1 in the prediction, `q^2 = |x_0 - x0_hat|^2 / |y - y_hat|^2`.
 
     "eps": `sigma_t^2 / alpha_t^2`; "x0": 1; "v": `sigma_t^2 / (alpha_t^2 + sigma_t^2)^2`; "score":
-    `sigma_t^4 / alpha_t^2`; "velocity": `sigma_t^2 / (alpha_t + sigma_t)^2`.
+    `sigma_t^4 / alpha_t^2`; "velocity": `sigma_t^2 / (alpha_t + sigma_t)^2`. Of "eps" and "score" it is infinite at
+    `alpha_t = 0`.
 
     Raises:
         ValueError: `predicts` is not one of `PREDICTIONS`.
@@ -140,6 +174,7 @@ def error_ratio(alpha_t: Coefficient, sigma_t: Coefficient, *, predicts: Predict
     return jnp.square(_x0_weights(alpha_t, sigma_t, predicts)[1])
 
 
+@checks.checked
 def as_denoiser(
     apply: Apply,
     process: Process,
@@ -174,8 +209,10 @@ def as_denoiser(
         time: `t [] -> []`, from the process's time to the network's, in any dtype; None keeps `t`.
 
     Returns:
-        `denoise(x_t [B, ...], t []) -> x0_hat [B, ...]`. When traced it raises a ValueError if the network's output
-        has another structure, shape or dtype than `x_t`, or if `time(t)` is not a scalar.
+        `denoise(x_t [B, ...], t []) -> x0_hat [B, ...]`, which knows its process (`diffusion.matching`). When traced it
+        raises a ValueError if the network's output has another structure, shape or dtype than `x_t`, or if `t` or
+        `time(t)` is not a scalar; and where `alpha_t` is known to be 0, if `predicts` is "eps" or "score", which do not
+        determine `x_0` there (inside `jit` `x0_hat` is NaN).
 
     Raises:
         ValueError: `predicts` is not one of `PREDICTIONS`.
@@ -183,6 +220,9 @@ def as_denoiser(
     check_predicts(predicts)
 
     def denoise(x_t: PyTree, t: Times) -> PyTree:
+        if np.ndim(t):
+            raise ValueError(f"t must be one time of all samples, a scalar; got the shape {np.shape(t)}.")
+        _check_signal(process, t, predicts)
         t = jnp.asarray(t)
         batch = jax.tree.leaves(x_t)[0].shape[0]
         asked = t if time is None else jnp.asarray(time(t))
@@ -193,11 +233,23 @@ def as_denoiser(
         y = apply(x_t, jnp.broadcast_to(asked, (batch,)))
         check_like(y, x_t, "the network")
         alpha_t, sigma_t = jnp.asarray(process.alpha(t)), jnp.asarray(process.sigma(t))
-        return jax.tree.map(lambda y, x: to_x0(y, x, alpha_t, sigma_t, predicts=predicts), y, x_t)
+        return jax.tree.map(lambda y, x: _to_x0(y, x, alpha_t, sigma_t, predicts), y, x_t)
 
-    return denoise
+    return matching.mark(denoise, process, predicts)
 
 
+def _check_signal(process: Process, t: Times, predicts: Predicts) -> None:
+    """ValueError at a time without signal of which the network says nothing, where the time is on the host."""
+    if predicts not in ("eps", "score") or isinstance(t, jax.core.Tracer):
+        return
+    if isinstance(t, jax.Array) and t.platform() != "cpu":
+        return
+    alpha_t = process.alpha(np.asarray(t))
+    if not isinstance(alpha_t, jax.core.Tracer) and np.asarray(alpha_t) == 0:
+        raise ValueError(matching.undetermined(predicts, float(t)))
+
+
+@checks.checked
 def without_output(process: Process, *, predicts: Predicts = "eps") -> Denoiser:
     """The part `p x_t` of `x0_hat = p x_t + q y` that is not the network's: the denoiser of one that says 0.
 
@@ -206,6 +258,7 @@ def without_output(process: Process, *, predicts: Predicts = "eps") -> Denoiser:
     return as_denoiser(lambda x_t, t: jax.tree.map(jnp.zeros_like, x_t), process, predicts=predicts)
 
 
+@checks.checked
 def edm_preconditioned(network: Apply, process: Process, *, sigma_data: float = 0.5) -> Apply:
     """A network that predicts "x0", made from one whose input and target have unit variance at every noise level.
 
@@ -242,6 +295,7 @@ def edm_preconditioned(network: Apply, process: Process, *, sigma_data: float = 
     return apply
 
 
+@checks.checked
 def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995) -> Denoiser:
     """Denoiser whose `x0_hat` is clipped to [-s, s] and divided by `s`, with one `s` per example.
 
@@ -259,9 +313,10 @@ def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995) -> Denoiser:
         s = expand(jnp.maximum(s, 1), x)
         return jnp.clip(x, -s, s) / s
 
-    return lambda x_t, t: jax.tree.map(threshold, denoise(x_t, t))
+    return matching.as_those(lambda x_t, t: jax.tree.map(threshold, denoise(x_t, t)), denoise)
 
 
+@checks.checked
 def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """Denoiser whose `x0_hat` is clipped to [low, high], the range of the data.
 
@@ -272,22 +327,6 @@ def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser
     """
     if not low < high:
         raise ValueError(f"expected low < high, got low={low} and high={high}.")
-    return lambda x_t, t: jax.tree.map(lambda x: jnp.clip(x, low, high), denoise(x_t, t))
-
-
-def check_like(y: PyTree, x: PyTree, who: str) -> None:
-    """Raises a ValueError unless `y`, which `who` returned, is floating and has the structure and shape of `x`."""
-    got_tree, want_tree = str(jax.tree.structure(y)), str(jax.tree.structure(x))
-    if got_tree != want_tree:
-        raise ValueError(f"{who} must return what it is given, a pytree {want_tree}; it returned {got_tree}.")
-    for got, want in zip(jax.tree.leaves(y), jax.tree.leaves(x), strict=True):
-        if jnp.shape(got) != jnp.shape(want):
-            raise ValueError(
-                f"{who} must return the shape of x_t, {jnp.shape(want)}; it returned {jnp.shape(got)}. "
-                "If it has more channels (a learned variance, say), return those of the prediction alone."
-            )
-        if not jnp.issubdtype(jnp.result_type(got), jnp.floating):
-            raise ValueError(
-                f"{who} must return floating-point numbers, like x_t ({want.dtype}); "
-                f"it returned {jnp.result_type(got)}."
-            )
+    return matching.as_those(
+        lambda x_t, t: jax.tree.map(lambda x: jnp.clip(x, low, high), denoise(x_t, t)), denoise
+    )

@@ -13,7 +13,9 @@ from typing import NamedTuple, TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from gen_jax.diffusion import prediction
+from gen_jax import checks
+from gen_jax.diffusion import matching, prediction
+from gen_jax.diffusion.asking import check_like, check_pair
 from gen_jax.diffusion.process import DDPM, Process, Times, expand
 from gen_jax.types import Predicts
 
@@ -32,14 +34,15 @@ class Ancestral(NamedTuple):
     """`log beta_t`."""
 
 
+@checks.checked
 def ancestral(process: DDPM, t: Float[Array, "*t"]) -> Ancestral:
     """The step from `t` to `t - 1`, `t = 1, ..., T`.
 
     Raises:
         ValueError: `process` is not a `DDPM` of two steps or more.
     """
-    if not isinstance(process, DDPM) or process.num_steps < 2:
-        raise ValueError(f"A learned variance needs a process.DDPM of at least two steps, got {process}.")
+    matching.check_steps(process)
+    checks.within("t", t, 1, process.num_steps)
 
     def fall(t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return -jnp.expm1(process.log_snr(t) - process.log_snr(t - 1))
@@ -50,12 +53,14 @@ def ancestral(process: DDPM, t: Float[Array, "*t"]) -> Ancestral:
     return Ancestral(jnp.asarray(process.alpha(s)) * fall(t), log_low, log_high)
 
 
+@checks.checked
 def log_variance(step: Ancestral, v: Float[Array, "B *x"]) -> Float[Array, "B *x"]:
     """`v log beta_t + (1 - v) log beta_tilde_t`; `v` may leave [0, 1] (Nichol & Dhariwal 2021, Eq. 15)."""
     low, high = expand(step.log_low, v), expand(step.log_high, v)
     return low + v * (high - low)
 
 
+@checks.checked
 def kl(step: Ancestral, error: Float[Array, "B *x"], log_var: Float[Array, "B *x"]) -> Float[Array, "B *x"]:
     """`KL(q(x_{t-1} | x_t, x_0) || N(mean_hat, var))` in nats, element by element, with `error = x_0 - x0_hat`.
 
@@ -68,6 +73,7 @@ def kl(step: Ancestral, error: Float[Array, "B *x"], log_var: Float[Array, "B *x
     return (log_var - low + jnp.expm1(low - log_var) + squares) / 2
 
 
+@checks.checked
 def split(output: Shaped[Array, "... D"]) -> tuple[Shaped[Array, "... C"], Shaped[Array, "... C"]]:
     """`(y, v)` from the output of a network with twice the channels: `y` is the first half, `v = (second half + 1) / 2`.
 
@@ -76,12 +82,13 @@ def split(output: Shaped[Array, "... D"]) -> tuple[Shaped[Array, "... C"], Shape
     """
     if output.shape[-1] % 2:
         raise ValueError(
-            f"Expected an even number of channels, two for each channel of x_t; got {output.shape}."
+            f"output must have an even number of channels, two for each channel of x_t; got {output.shape}."
         )
     y, v = jnp.split(output, 2, axis=-1)
     return y, (v + 1) / 2
 
 
+@checks.checked
 def as_denoiser(
     apply: Callable[[PyTree, Float[Array, "B"]], tuple[PyTree, PyTree]],
     process: Process,
@@ -99,18 +106,8 @@ def as_denoiser(
             return y
 
         x0_hat = prediction.as_denoiser(mean, process, predicts=predicts)(x_t, t)
-        prediction.check_like(seen[0], x_t, "the network")
+        check_like(seen[0], x_t, "the network")
         return x0_hat, seen[0]
 
     prediction.check_predicts(predicts)
-    return denoise
-
-
-def check_pair(output: PyTree) -> tuple[PyTree, PyTree]:
-    """Raises a ValueError unless a network returned `(y, v)`."""
-    if not isinstance(output, tuple) or len(output) != 2:
-        raise ValueError(
-            f"the network must return a pair (y, v), got {type(output).__name__}; "
-            "variance.split makes one of twice the channels."
-        )
-    return output
+    return matching.mark(denoise, process, predicts)

@@ -1,44 +1,47 @@
 """The denoiser of a model: its network with what it is told, guided, kept in the range of its codec."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Annotated, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
+from gen_jax import checks, parameters
 from gen_jax import guidance as guide
-from gen_jax import parameters
 from gen_jax.diffusion import prediction
+from gen_jax.diffusion.asking import check_batch
 from gen_jax.guidance import weights as guide_weights
 from gen_jax.model import Model
 from gen_jax.types import RescaleOf
+from gen_jax.types import Weights as Weights
 
-Weights: TypeAlias = Mapping[str, PyTree]
-"""Trees of parameters by name: "network", and where there are such, "text", "autoencoder", "guide" (a weaker model)."""
+Condition: TypeAlias = PyTree[Shaped[Array | np.ndarray, "B ..."]]
 
 
 class Told(NamedTuple):
     """What a network is told of a batch, besides `x_t` and `t`."""
 
     condition: tuple[PyTree, ...] = ()
-    beside: Float[Array, "B ..."] | None = None
+    beside: Float[Array | np.ndarray, "B ..."] | None = None
     """Channels that it sees after those of `x_t`."""
 
 
+@checks.checked
 def denoiser(
     model: Model,
     weights: Weights,
-    cond: PyTree = None,
+    cond: Condition | None = None,
     weight: guide.Weight | None = None,
     *,
-    null: PyTree = None,
+    null: Condition | None = None,
     guide_model: Model | None = None,
-    rescale: ArrayLike = 0.0,
+    rescale: Annotated[ArrayLike, checks.Range(0, 1)] = 0.0,
     rescale_of: RescaleOf = "x0",
     rounded: bool = False,
-    beside: Float[Array, "B ..."] | None = None,
+    beside: Float[Array | np.ndarray, "B ..."] | None = None,
 ) -> prediction.Denoiser:
     """`denoise(x_t, t) -> x0_hat` of a model, kept in the range of its codec; guided where there is a `weight`.
 
@@ -62,8 +65,7 @@ def denoiser(
     Raises:
         ValueError: a weight, and nothing to be guided by; or another `rescale_of`.
     """
-    if rescale_of not in ("x0", "output"):
-        raise ValueError(f'rescale_of must be "x0" or "output", got {rescale_of!r}.')
+    check_rescale_of(rescale_of)
     weights = parameters.named(weights)
     tell = functools.partial(model.condition.tell, weights.get("text"))
     ask = functools.partial(_ask, rounded=rounded)
@@ -89,6 +91,12 @@ def denoiser(
     return model.codec.bound(out)
 
 
+def check_rescale_of(rescale_of: str) -> None:
+    """ValueError for another choice than there is."""
+    checks.choice("rescale_of", rescale_of, ("x0", "output"))
+
+
+@checks.checked
 def distilled(model: Model) -> bool:
     """Whether the network takes the weight of guidance as an input, so that one call says what two did."""
     return getattr(model.network, "guidance_features", None) is not None
@@ -108,6 +116,7 @@ def _ask(
     snap = (lambda t: jnp.asarray(model.process.snap(t))) if rounded else None
 
     def denoise(x_t: PyTree, t: Float[Array, ""], told: Told) -> PyTree:
+        check_batch(told, x_t)
         options = {}
         if weight is not None:
             each = jnp.zeros(len(x_t))

@@ -12,10 +12,10 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Shaped
 from gen_jax import checks, keys, parameters, samplers
 from gen_jax import guidance as guide
 from gen_jax.generate import listening
-from gen_jax.generate.denoising import Weights, denoiser
+from gen_jax.generate.denoising import Weights, check_rescale_of, denoiser
 from gen_jax.model import Model
 from gen_jax.training.layout import Layout
-from gen_jax.types import RescaleOf
+from gen_jax.types import Count, Fraction, RescaleOf
 
 Interval: TypeAlias = tuple[float, float]
 """The times between which samples are guided."""
@@ -24,6 +24,7 @@ Interval: TypeAlias = tuple[float, float]
 class Sampler:
     """`draw(weights, key, plan, index, cond, weight) -> data`, compiled; see `sampler`."""
 
+    @checks.checked
     def __init__(
         self,
         model: Model,
@@ -118,6 +119,7 @@ class Sampler:
 
         return self._program.lower(*jax.tree.map(shaped, arguments))
 
+    @checks.checked
     def place(self, tree: PyTree) -> PyTree:
         """Arrays on all devices of the mesh; those that are there, in whatever parts, stay as they are."""
         layout = Layout(mesh=self._mesh)
@@ -128,12 +130,13 @@ class Sampler:
         return isinstance(x, jax.Array) and x.sharding.device_set == set(self._mesh.devices.flat)
 
 
+@checks.checked
 def sampler(
     model: Model,
     mesh: Mesh | None = None,
     *,
     interval: Interval | None = None,
-    rescale: float = 0.0,
+    rescale: Fraction = 0.0,
     guide_model: Model | None = None,
     rescale_of: RescaleOf = "x0",
     rounded: bool = False,
@@ -146,13 +149,21 @@ def sampler(
     are `null` and `beside` of `denoiser`, and `ticket`, of a listener (`generate.listening`).
     `rescale`, `rescale_of` and `rounded` are those of `denoiser`; `model.sampling.rounds(solver)` says whether to round.
     """
+    check_rescale_of(rescale_of)
     mesh = local_mesh() if mesh is None else mesh
+    if mesh.axis_names != (keys.AXIS,):
+        raise ValueError(
+            f"mesh must have one axis {keys.AXIS!r}, as local_mesh() makes one; got {mesh.axis_names}."
+        )
+    if interval is not None:  # the same conditions
+        guide.interval(1.0, model.process, *interval)
     return _sampler(model.undrawn(), mesh, interval, rescale, guide_model, rescale_of, rounded)
 
 
 _sampler = functools.lru_cache(maxsize=16)(Sampler)
 
 
-def local_mesh(num: int | None = None) -> Mesh:
+@checks.checked
+def local_mesh(num: Count | None = None) -> Mesh:
     """The devices of this process, or `num` of them where there are more, on the axis over which samples are split."""
     return Mesh(np.array(jax.local_devices()[:num]), (keys.AXIS,))

@@ -8,29 +8,31 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from gen_jax import samplers
+from gen_jax import checks, samplers
 from gen_jax.codec import Latents
 from gen_jax.conditioning import Prompt
 from gen_jax.generate.denoising import Weights
 from gen_jax.generate.listening import OnStep
 from gen_jax.generate.sampling import sample, sized
 from gen_jax.model import Model
+from gen_jax.types import Count, Fraction, SolverName
 
 
+@checks.checked
 def refine(
     base: tuple[Model, Weights],
     refiner: tuple[Model, Weights],
     key: Key[Array, ""],
-    num: int,
+    num: Count,
     *,
-    part: float = 0.8,
+    part: Fraction = 0.8,
     prompt: Prompt | None = None,
     negative_prompt: Prompt | None = None,
-    solver: str | None = None,
-    nfe: int | None = None,
+    solver: SolverName | None = None,
+    nfe: Count | None = None,
     guidance: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
+    height: Count | None = None,
+    width: Count | None = None,
     x_T: Float[Array | np.ndarray, "num ..."] | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Shaped[np.ndarray, "num ..."], PyTree]:
@@ -86,12 +88,17 @@ def _hand_over(model: Model, solver: str, nfe: int, part: float) -> int:
     cut = model.sampling.schedule.hand_over(model.process, solver, nfe, part)
     if not 0 < cut < nfe:
         raise ValueError(
-            f"part {part} leaves {cut} of {nfe} steps to the first model: each needs one at least."
+            f"part {part:g} leaves {cut} of {nfe} steps to the first model: each needs one at least."
         )
     return cut
 
 
 def _check(first: Model, second: Model) -> None:
+    for name, model in (("base", first), ("refiner", second)):
+        if not isinstance(model, Model):
+            raise ValueError(
+                f"{name} must be a Model and its weights, got {checks.came(model)} as the model."
+            )
     if first.sampling.schedule is None or second.sampling.schedule is None:
         raise ValueError(
             "both models need a schedule (Sampling.schedule), as those of diffusers' folders have one."

@@ -1,5 +1,7 @@
 """Samples of a model, in chunks; and what is asked of it, as the arguments of its sampler."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
@@ -7,17 +9,19 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 from gen_jax import checks, parameters, samplers
 from gen_jax.codec import image_shape
 from gen_jax.conditioning import Label, Prompt, Text
+from gen_jax.diffusion import matching
 from gen_jax.generate import listening
 from gen_jax.generate.denoising import NOTHING_TO_GUIDE_BY, Weights, distilled
 from gen_jax.generate.listening import OnStep
 from gen_jax.generate.programs import local_mesh, sampler
 from gen_jax.model import Model
-from gen_jax.types import RescaleOf
+from gen_jax.types import Count, Fraction, RescaleOf, Size, SolverName
 
 CHUNK = 250
 """Samples drawn at a time."""
 
 
+@checks.checked
 def choose(
     model: Model,
     key: Key[Array, ""],
@@ -27,11 +31,11 @@ def choose(
     prompt: Prompt | None = None,
 ) -> PyTree:
     """The conditions with which `sample` draws the samples `index` for the same key, see `Condition.choose`."""
-    checks.one_key(key)
     return model.condition.choose(jax.random.split(key, 3)[2], index, label, prompt)
 
 
-def plan(model: Model, solver: str | None = None, nfe: int | None = None) -> samplers.Plan:
+@checks.checked
+def plan(model: Model, solver: SolverName | None = None, nfe: Count | None = None) -> samplers.Plan:
     """The steps with which `sample` draws: of a solver by name, for a number of evaluations; else as the model says.
 
     Where the model has a schedule (`Sampling.schedule`), the solver takes its grid, and `nfe` is the number of steps.
@@ -39,12 +43,14 @@ def plan(model: Model, solver: str | None = None, nfe: int | None = None) -> sam
     return model.sampling.plan(model.process, model.predicts, solver, nfe)
 
 
+@checks.checked
 def weight(model: Model, weights: Weights, guidance: float | None = None) -> np.float32 | None:
     """The weight with which `sample` guides, None for none.
 
     What the model says is done where it can be: an unconditional model without a weaker one is not guided. What is asked
     for and can not be done is a ValueError.
     """
+    weights = weights if isinstance(weights, Mapping) else parameters.named(weights)
     able = model.condition.guides or "guide" in weights or distilled(model)
     guidance = None if guidance is None else checks.finite("guidance", guidance, "; 1 is none")
     if guidance is not None and guidance != 1 and not able:
@@ -53,27 +59,28 @@ def weight(model: Model, weights: Weights, guidance: float | None = None) -> np.
     return None if value == 1 or not able else np.float32(value)
 
 
+@checks.checked
 def sample(
     model: Model,
     weights: Weights,
     key: Key[Array, ""],
-    num: int,
+    num: Count,
     *,
     label: Label | None = None,
     prompt: Prompt | None = None,
     negative_prompt: Prompt | None = None,
-    solver: str | None = None,
-    nfe: int | None = None,
+    solver: SolverName | None = None,
+    nfe: Count | None = None,
     guidance: float | None = None,
-    rescale: float = 0.0,
+    rescale: Fraction = 0.0,
     rescale_of: RescaleOf = "x0",
-    height: int | None = None,
-    width: int | None = None,
+    height: Count | None = None,
+    width: Count | None = None,
     x_T: Float[Array | np.ndarray, "num ..."] | None = None,
     beside: Float[Array | np.ndarray, "num ..."] | None = None,
     steps: samplers.Plan | None = None,
     guide_model: Model | None = None,
-    chunk: int = CHUNK,
+    chunk: Count = CHUNK,
     on_step: OnStep | None = None,
 ) -> tuple[Shaped[np.ndarray, "num ..."], PyTree]:
     """Samples of a model, and the conditions that they were drawn for: labels, tokens, None of an unconditional one.
@@ -109,8 +116,6 @@ def sample(
             unknown solver; fewer than 1 sample or evaluation; guidance by nothing; `x_T` or `beside` of another shape;
             a size that the autoencoder can not make; weights of another network; a seed in place of a key.
     """
-    checks.one_key(key)
-    num, chunk = checks.whole("num", num, "sample"), checks.whole("chunk", chunk, "sample")
     parameters.check(model, weights, guide_model)
     model = sized(model, height, width)
     _check_given(model, num, x_T, beside)
@@ -119,6 +124,7 @@ def sample(
         model, mesh, rescale=rescale, guide_model=guide_model, rescale_of=rescale_of, rounded=rounded
     )
     table = plan(model, solver, nfe) if steps is None else steps
+    matching.check_plan(table.t, table.levels, None, model.process, model.predicts)
     if x_T is not None and steps is None:
         x_T = x_T * np.float32(model.sampling.deviation(model.process, solver, nfe))
     w = weight(model, weights, guidance)
@@ -135,7 +141,8 @@ def sample(
     return np.concatenate(parts)[:num], jax.device_get(cond)
 
 
-def sized(model: Model, height: int | None, width: int | None) -> Model:
+@checks.checked
+def sized(model: Model, height: Count | None, width: Count | None) -> Model:
     """The model for this size; what is not given stays."""
     if height is None and width is None:
         return model
@@ -155,10 +162,11 @@ def _check_given(model: Model, num: int, x_T: object, beside: object) -> None:
         checks.of_shape("beside", beside, (num, *model.codec.shape[:-1], model.beside))
 
 
+@checks.checked
 def conditions(
     model: Model,
     key: Key[Array, ""],
-    num: int,
+    num: Size,
     *,
     label: Label | None = None,
     prompt: Prompt | None = None,

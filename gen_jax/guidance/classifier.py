@@ -1,15 +1,19 @@
 """Guidance by the gradient of a classifier of noisy data, and the loss of such a classifier."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from gen_jax import checks
+from gen_jax.diffusion import matching
+from gen_jax.diffusion.asking import ask
 from gen_jax.diffusion.loss import TimeSampling, stratified
-from gen_jax.diffusion.loss.denoising import draw
+from gen_jax.diffusion.loss.noising import draw
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process, Times
 from gen_jax.guidance import weights
@@ -19,6 +23,7 @@ Classify: TypeAlias = Callable[[PyTree, Array], Float[Array, "B C"]]
 """A noise-conditional classifier with its parameters bound: `(x_t [B, ...], t [B]) -> logits [B, C]`."""
 
 
+@checks.checked
 def classifier(
     denoise: Denoiser,
     log_prob: Callable[[PyTree, Times], Float[Array, "B"]],
@@ -39,32 +44,61 @@ def classifier(
         process: gives `alpha_t` and `sigma_t`.
         weight: `w`, see `Weight`.
 
+    Raises:
+        ValueError: `denoise` is known to be of another process; when it is asked, if `log_prob` does not return `[B]`.
+
     Source: Dhariwal & Nichol 2021, Section 4.1 and Eq. 14; Song et al. 2021, Eq. 14.
     """
 
+    def total(x_t: PyTree, t: Times) -> Float[Array, ""]:
+        each = log_prob(x_t, t)
+        batch = jax.tree.leaves(x_t)[0].shape[:1]
+        if jnp.shape(each) != batch:
+            raise ValueError(
+                f"log_prob must return one number for each sample, {batch}; got {jnp.shape(each)}. Of a classifier's "
+                "output for all classes take that of the label, as guidance.log_class does."
+            )
+        return each.sum()
+
     def guided(x_t: PyTree, t: Times) -> PyTree:
-        gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
+        gradient = jax.grad(total)(x_t, t)
         alpha_t, sigma_t = jnp.asarray(process.alpha(t)), jnp.asarray(process.sigma(t))
         slope = jnp.where(alpha_t > 0, sigma_t**2 / jnp.where(alpha_t > 0, alpha_t, 1.0), 0.0)
         w = weights.at(weight, t, x_t)
         return jax.tree.map(
-            lambda x0_hat, g: x0_hat + w(g) * slope.astype(g.dtype) * g, denoise(x_t, t), gradient
+            lambda x0_hat, g: x0_hat + w(g) * slope.astype(g.dtype) * g, ask(denoise, x_t, t), gradient
         )
 
-    return guided
+    matching.check(denoise, process)
+    return matching.as_those(guided, denoise)
 
 
-def log_class(classify: Classify, label: Int[Array, "B"]) -> Callable[[PyTree, Times], Float[Array, "B"]]:
+@checks.checked
+def log_class(
+    classify: Classify, label: Annotated[Int[Array | np.ndarray, "B"], checks.Range(0)]
+) -> Callable[[PyTree, Times], Float[Array, "B"]]:
     """`(x_t, t []) -> log p_t(label | x_t) [B]` in nats, from the logits of a classifier."""
 
     def log_prob(x_t: PyTree, t: Times) -> Float[Array, "B"]:
+        batch = jax.tree.leaves(x_t)[0].shape[:1]
+        if label.shape != batch:
+            raise ValueError(f"label must be one for each sample, {batch}; got {label.shape}.")
         logits = classify(x_t, jnp.broadcast_to(t, label.shape)).astype(jnp.float32)
+        if logits.ndim != 2 or logits.shape[:1] != batch:
+            raise ValueError(
+                f"classify must return logits [B, C] for {batch[0]} samples, got the shape {logits.shape}."
+            )
+        if not isinstance(label, jax.core.Tracer) and np.max(label, initial=0) >= logits.shape[1]:
+            raise ValueError(
+                f"label must be from 0 to {logits.shape[1] - 1}, a class of the classifier; got {np.max(label)}."
+            )
         nll: Array = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         return -nll
 
     return log_prob
 
 
+@checks.checked
 def classifier_loss(
     classify: Callable[[PyTree, PyTree, Array], Float[Array, "B C"]],
     process: Process,

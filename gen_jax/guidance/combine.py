@@ -2,23 +2,31 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Annotated, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree, Shaped
 
+from gen_jax import checks
+from gen_jax.diffusion import asking, matching
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Times
 from gen_jax.guidance import weights
 from gen_jax.guidance.weights import Weight
 
+Part: TypeAlias = Annotated[ArrayLike, checks.Range(0, 1)]
+"""A number from 0 to 1, which may be traced."""
 
+
+@checks.checked
 def classifier_free(
     conditional: Denoiser,
     unconditional: Denoiser,
     weight: Weight,
     *,
-    rescale: ArrayLike = 0.0,
+    rescale: Part = 0.0,
     without: Denoiser | None = None,
 ) -> Denoiser:
     """Classifier-free guidance, `x0_hat = u + w (c - u)` of the two estimates `c` and `u`.
@@ -41,16 +49,18 @@ def classifier_free(
 
     Source: Ho & Salimans 2022, Eq. 6, whose weight is `w - 1`.
     """
-    return _guided(lambda x_t, t: (conditional(x_t, t), unconditional(x_t, t)), weight, rescale, without)
+    both = lambda x_t, t: (asking.ask(conditional, x_t, t), asking.ask(unconditional, x_t, t))
+    return matching.as_those(_guided(both, weight, rescale, without), conditional, unconditional, without)
 
 
+@checks.checked
 def classifier_free_batched(
     denoise: Callable[[PyTree, Times, PyTree], PyTree],
-    condition: PyTree,
-    null: PyTree,
+    condition: PyTree[Shaped[Array | np.ndarray, "B ..."]],
+    null: PyTree[Shaped[Array | np.ndarray, "B ..."]],
     weight: Weight,
     *,
-    rescale: ArrayLike = 0.0,
+    rescale: Part = 0.0,
     without: Denoiser | None = None,
 ) -> Denoiser:
     """`classifier_free` with both estimates from one call, of twice the batch.
@@ -68,7 +78,8 @@ def classifier_free_batched(
         without: as in `classifier_free`.
 
     Raises:
-        ValueError: `condition` and `null` differ in structure, shape or dtype.
+        ValueError: `condition` and `null` differ in structure, shape or dtype; when it is asked, if they are not as many
+            as the samples.
     """
     described = [
         jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a).name), c) for c in (condition, null)
@@ -85,13 +96,17 @@ def classifier_free_batched(
         return jax.tree.map(lambda a: jnp.split(a, 2)[k], tree)
 
     def both(x_t: PyTree, t: Times) -> tuple[PyTree, PyTree]:
+        asking.check_batch(condition, x_t)
         out = denoise(twice(x_t, x_t), t, twice(condition, null))
         return part(out, 0), part(out, 1)
 
-    return _guided(both, weight, rescale, without)
+    return matching.as_those(_guided(both, weight, rescale, without), denoise, without)
 
 
-def linear(denoisers: Sequence[Denoiser], weights: Sequence[ArrayLike]) -> Denoiser:
+@checks.checked
+def linear(
+    denoisers: Sequence[Denoiser], weights: Sequence[Annotated[ArrayLike, checks.Range()]]
+) -> Denoiser:
     """`x0_hat = sum_i w_i x0_hat_i`, with weights that sum to 1 and may be negative.
 
     The composition of conditions `u + sum_i w_i (c_i - u)` (Liu et al. 2022, Eq. 11) has the weights `1 - sum_i w_i` for
@@ -103,7 +118,7 @@ def linear(denoisers: Sequence[Denoiser], weights: Sequence[ArrayLike]) -> Denoi
     """
     if len(denoisers) != len(weights) or not denoisers:
         raise ValueError(
-            f"expected a weight for each denoiser, got {len(weights)} for {len(denoisers)} denoisers."
+            f"weights must be one for each of the denoisers, got {len(weights)} for {len(denoisers)} denoisers."
         )
     known = not any(isinstance(w, jax.core.Tracer) for w in weights)
     if known and abs(float(sum(jnp.asarray(w).sum() for w in weights)) - 1) > 1e-4:
@@ -115,13 +130,16 @@ def linear(denoisers: Sequence[Denoiser], weights: Sequence[ArrayLike]) -> Denoi
         terms = (jnp.asarray(w, x.dtype) * x for w, x in zip(weights, estimates, strict=True))
         return functools.reduce(jnp.add, terms)
 
-    return lambda x_t, t: jax.tree.map(weighted, *(denoise(x_t, t) for denoise in denoisers))
+    return matching.as_those(
+        lambda x_t, t: jax.tree.map(weighted, *(asking.ask(denoise, x_t, t) for denoise in denoisers)),
+        *denoisers,
+    )
 
 
 def _guided(
     both: Callable[[PyTree, Times], tuple[PyTree, PyTree]],
     weight: Weight,
-    rescale: ArrayLike,
+    rescale: Part,
     without: Denoiser | None,
 ) -> Denoiser:
     """`u + w (c - u)`, as `(1 - w) u + w c`, which is exactly `u` at 0 and `c` at 1."""
@@ -130,7 +148,7 @@ def _guided(
         c, u = both(x_t, t)
         w = weights.at(weight, t, x_t)
         guided = jax.tree.map(lambda c, u: (1 - w(u)) * u + w(c) * c, c, u)
-        if isinstance(rescale, float | int) and rescale == 0:
+        if not isinstance(rescale, jax.Array) and not np.any(rescale):
             return guided
         rest = jax.tree.map(jnp.zeros_like, guided) if without is None else without(x_t, t)
         return jax.tree.map(lambda x, c, r: _rescaled(x, c, r, rescale), guided, c, rest)

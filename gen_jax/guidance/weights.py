@@ -1,17 +1,21 @@
 """The weight of guidance: a number, one per sample, or a function of the time."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num, PyTree
 
+from gen_jax import checks
 from gen_jax.diffusion.process import Process, Times
 
-Constant: TypeAlias = ArrayLike | Num[Array, "B"] | Num[np.ndarray, "B"]
+Constant: TypeAlias = Annotated[
+    float | Num[Array | np.ndarray, ""] | Num[Array | np.ndarray, "B"], checks.Range()
+]
 WeightFunction: TypeAlias = Callable[[Times], Constant]
+Moment: TypeAlias = Annotated[float | Num[Array | np.ndarray, ""], checks.Range(0)]
 Weight: TypeAlias = Constant | WeightFunction
 """A number, one per sample `[B]`, or a function from `t []` to one of these; numbers may be traced."""
 
@@ -26,14 +30,13 @@ def at(weight: Weight, t: Times, x_t: PyTree) -> Callable[[Array], Array]:
     batch = jax.tree.leaves(x_t)[0].shape[0]
     if value.shape not in ((), (batch,)):
         raise ValueError(
-            f"expected a weight of one number, or one for each of the {batch} samples, got {value.shape}."
+            f"weight must be one number, or one for each of the {batch} samples; got the shape {value.shape}."
         )
     return lambda x: value.astype(x.dtype).reshape(value.shape + (1,) * (x.ndim - 1 if value.ndim else 0))
 
 
-def interval(
-    weight: Weight, process: Process, low: float | int | Num[Array, ""], high: float | int | Num[Array, ""]
-) -> WeightFunction:
+@checks.checked
+def interval(weight: Weight, process: Process, low: Moment, high: Moment) -> WeightFunction:
     """`weight` at times in [low, high], and 1, no guidance, outside (Kynkaanniemi et al. 2024, Section 3).
 
     In their experiments guidance is harmful at high noise and unnecessary at low noise. Their interval is one of `sigma /
@@ -51,7 +54,8 @@ def interval(
     traced = isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer)
     if not traced and not 0 <= low < high <= process.t_max:
         raise ValueError(
-            f"expected an interval inside the process, 0 <= low < high <= {process.t_max:g}, got {low:g} and {high:g}."
+            f"low and high must be an interval of the process, 0 <= low < high <= {process.t_max:g}; got {low:g} and "
+            f"{high:g}."
         )
 
     def weight_at(t: Times) -> Float[Array, "..."]:
@@ -61,8 +65,9 @@ def interval(
     return weight_at
 
 
+@checks.checked
 def cfg_plus_plus(
-    scale: ArrayLike, process: Process, times: Float[Array | np.ndarray, "nodes"]
+    scale: Annotated[ArrayLike, checks.Range()], process: Process, times: Float[Array | np.ndarray, "nodes"]
 ) -> WeightFunction:
     """The weight for CFG++ with `classifier_free` and `DDIM()` on these `times` (Chung et al. 2025, Algorithm 2).
 
@@ -83,7 +88,12 @@ def cfg_plus_plus(
     """
     nodes = np.asarray(times, np.float64)
     if nodes.ndim != 1 or len(nodes) < 2 or not (np.diff(nodes) < 0).all():
-        raise ValueError(f"expected the decreasing times of a plan, at least two, got {nodes}.")
+        raise ValueError(f"times must be the decreasing times of a plan, at least two; got {nodes}.")
+    if not process.t_min * (1 - 1e-6) <= nodes[-2] or nodes[0] > process.t_max * (1 + 1e-6) or nodes[-1] < 0:
+        raise ValueError(
+            f"times must be those of a plan of this process, in [{process.t_min:g}, {process.t_max:g}] but for the last; "
+            f"got {nodes[0]:g}, ..., {nodes[-1]:g}."
+        )
     with jax.ensure_compile_time_eval():
         alpha, sigma = (np.asarray(f(nodes), np.float64) for f in (process.alpha, process.sigma))
     step = 1 - alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])

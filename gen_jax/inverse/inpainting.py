@@ -15,23 +15,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from gen_jax import keys, samplers
+from gen_jax import checks, keys, samplers
+from gen_jax.diffusion import matching
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
 from gen_jax.inverse.operators import check_mask
 from gen_jax.samplers import Plan
+from gen_jax.samplers.multistep import Index, Noise, check_index
+from gen_jax.types import Count
 
 
+@checks.checked
 def replacement(
     key: Key[Array, ""],
     denoise: Denoiser,
     process: Process,
     plan: Plan,
-    x_T: PyTree[Shaped[Array | np.ndarray, "..."]],
+    x_T: PyTree[Noise],
     x_0: PyTree[Shaped[Array | np.ndarray, "..."]],
     mask: PyTree[Shaped[Array | np.ndarray, "..."]],
     *,
-    index: Int[Array, "B"] | None = None,
+    index: Index | None = None,
 ) -> PyTree[Shaped[Array, "..."]]:
     """Inpainting by replacement: inserts the known pixels at every time. It is `repaint` with `resample=1`.
 
@@ -44,18 +48,19 @@ def replacement(
     return repaint(key, denoise, process, plan, x_T, x_0, mask, resample=1, index=index)
 
 
+@checks.checked
 def repaint(
     key: Key[Array, ""],
     denoise: Denoiser,
     process: Process,
     plan: Plan,
-    x_T: PyTree[Shaped[Array | np.ndarray, "..."]],
+    x_T: PyTree[Noise],
     x_0: PyTree[Shaped[Array | np.ndarray, "..."]],
     mask: PyTree[Shaped[Array | np.ndarray, "..."]],
     *,
-    resample: int = 10,
-    jump: int = 1,
-    index: Int[Array, "B"] | None = None,
+    resample: Count = 10,
+    jump: Count = 1,
+    index: Index | None = None,
 ) -> PyTree[Shaped[Array, "..."]]:
     """Inpainting by RePaint: every `jump` steps of the plan are taken `resample` times.
 
@@ -91,8 +96,11 @@ def repaint(
 
     Source: Lugmayr et al. 2022, Algorithm 1 and Appendix B.
     """
-    _check(process, plan, resample, jump)
+    _check(process, plan, jump)
+    matching.check(denoise, process)
+    matching.check_plan(plan.t, plan.levels, denoise, process)
     start = samplers.init(plan, x_T)
+    check_index(index, start.x)
     mask, x_0 = _known(mask, x_0, start.x)
     visits, levels = _visits(plan.num_steps, resample, jump), _levels(process, plan)
 
@@ -157,7 +165,7 @@ def _scaled(a: Array, x: PyTree, b: Array, z: PyTree) -> PyTree:
     return jax.tree.map(lambda x, z: a.astype(z.dtype) * x + b.astype(z.dtype) * z, x, z)
 
 
-def _normal(key: Key[Array, ""], like: PyTree, index: Int[Array, "B"] | None) -> PyTree:
+def _normal(key: Key[Array, ""], like: PyTree, index: Index | None) -> PyTree:
     leaves, tree = jax.tree.flatten(like)
     split = jax.random.split(key, len(leaves))
     draws = [keys.normal(k, x.shape, index).astype(x.dtype) for k, x in zip(split, leaves, strict=True)]
@@ -182,16 +190,14 @@ def _known(
     return jax.tree.map(check_mask, mask, like), jax.tree.map(lambda a, x: jnp.asarray(a, x.dtype), x_0, like)
 
 
-def _check(process: Process, plan: Plan, resample: int, jump: int) -> None:
+def _check(process: Process, plan: Plan, jump: int) -> None:
     if plan.h.shape[1] > 1:
         raise ValueError(
             "plan must be of a one-step solver, such as DDPM(), DDIM() or DPMSolverPP(order=1), because known pixels are "
             f"inserted between its steps; got one that uses {plan.h.shape[1]} evaluations."
         )
-    if resample < 1 or not 1 <= jump <= plan.num_steps:
-        raise ValueError(
-            f"resample must be at least 1 and jump in [1, {plan.num_steps}], its steps; got {resample} and {jump}."
-        )
+    if jump > plan.num_steps:
+        raise ValueError(f"jump must be in [1, {plan.num_steps}], the steps of the plan; got {jump}.")
     if isinstance(plan.t, jax.core.Tracer):
         return
     t = np.asarray(plan.t, np.float64)

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
+from gen_jax import checks
+
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -55,14 +57,17 @@ class Mask:
 
     keep: Shaped[Array | np.ndarray, "..."]
 
+    @checks.checked_in_loops
     def forward(self, x: Float[Array, "B *x"]) -> Float[Array, "B *x"]:
         """`x` where known, 0 elsewhere."""
         return jnp.where(check_mask(self.keep, x), x, 0)
 
+    @checks.checked_in_loops
     def transpose(self, y: Float[Array, "B *x"]) -> Float[Array, "B *x"]:
         """The same: `A` is symmetric."""
         return self.forward(y)
 
+    @checks.checked_in_loops
     def solve(
         self, y: Float[Array, "B *x"], noise_var: ArrayLike, prior_var: ArrayLike
     ) -> Float[Array, "B *x"]:
@@ -70,6 +75,7 @@ class Mask:
         return self.forward(y) / (noise_var + prior_var)
 
 
+@checks.checked
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["factor"])
 @dataclass(frozen=True)
 class Downsample:
@@ -85,6 +91,7 @@ class Downsample:
         if self.factor < 1:
             raise ValueError(f"factor must be a whole number of at least 1, got {self.factor}.")
 
+    @checks.checked_in_loops
     def forward(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         """Means over squares."""
         batch, height, width, channels = x.shape
@@ -96,10 +103,12 @@ class Downsample:
             )
         return x.reshape(batch, height // f, f, width // f, f, channels).mean((2, 4))
 
+    @checks.checked_in_loops
     def transpose(self, y: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
         """Each number divided by `factor^2` and repeated over its square."""
         return jnp.repeat(jnp.repeat(y, self.factor, 1), self.factor, 2) / self.factor**2
 
+    @checks.checked_in_loops
     def solve(
         self, y: Float[Array, "B h w C"], noise_var: ArrayLike, prior_var: ArrayLike
     ) -> Float[Array, "B h w C"]:
@@ -107,6 +116,7 @@ class Downsample:
         return y / (noise_var + prior_var / self.factor**2)
 
 
+@checks.checked
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["weights"])
 @dataclass(frozen=True)
 class Grayscale:
@@ -125,6 +135,7 @@ class Grayscale:
         if not any(self.weights):
             raise ValueError(f"weights must not all be 0, got {self.weights}.")
 
+    @checks.checked_in_loops
     def forward(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W 1"]:
         """The weighted sum of the channels."""
         if x.shape[-1] != len(self.weights):
@@ -134,10 +145,12 @@ class Grayscale:
             )
         return (x * self._row(x)).sum(-1, keepdims=True)
 
+    @checks.checked_in_loops
     def transpose(self, y: Float[Array, "B H W 1"]) -> Float[Array, "B H W C"]:
         """Grey value times each weight."""
         return y * self._row(y)
 
+    @checks.checked_in_loops
     def solve(
         self, y: Float[Array, "B H W 1"], noise_var: ArrayLike, prior_var: ArrayLike
     ) -> Float[Array, "B H W 1"]:
@@ -162,6 +175,7 @@ class Matrix:
 
     matrix: Float[Array | np.ndarray, "M D"]
 
+    @checks.checked_in_loops
     def forward(self, x: Float[Array, "B n"]) -> Float[Array, "B M"]:
         """`matrix x` of every row."""
         if x.shape[1] != self.matrix.shape[1]:
@@ -170,10 +184,12 @@ class Matrix:
             )
         return jnp.matmul(x, jnp.asarray(self.matrix, x.dtype).T, precision=_PRECISION)
 
+    @checks.checked_in_loops
     def transpose(self, y: Float[Array, "B M"]) -> Float[Array, "B D"]:
         """`matrix^T y` of every row."""
         return jnp.matmul(y, jnp.asarray(self.matrix, y.dtype), precision=_PRECISION)
 
+    @checks.checked_in_loops
     def solve(
         self, y: Float[Array, "B M"], noise_var: ArrayLike, prior_var: ArrayLike
     ) -> Float[Array, "B M"]:
@@ -189,11 +205,11 @@ def check_mask(mask: ArrayLike, like: ArrayLike) -> Shaped[Array, "..."]:
     got, want = jnp.shape(mask), jnp.shape(like)
     if jnp.result_type(mask) != jnp.bool_:
         raise ValueError(
-            f"A mask must be bool, True where known; got {jnp.result_type(mask)}: write mask > 0.5."
+            f"mask must be bool, True where known; got {jnp.result_type(mask)}: write mask > 0.5."
         )
     if len(got) != len(want) or any(m not in (1, n) for m, n in zip(got, want, strict=True)):
         raise ValueError(
-            f"A mask must have the shape of the data, {want}, or axes of size 1, such as {(1, *want[1:])} for one mask "
+            f"mask must have the shape of the data, {want}, or axes of size 1, such as {(1, *want[1:])} for one mask "
             f"for all examples; got {got}."
         )
     return jnp.asarray(mask)

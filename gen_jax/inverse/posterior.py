@@ -8,22 +8,30 @@ At `alpha_t = 0` (the first time of `FlowMatching`) `x_t` is independent of `x_0
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, PyTree, Shaped
 
+from gen_jax import checks
+from gen_jax.diffusion import matching
+from gen_jax.diffusion.asking import ask
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process, Times, expand
 from gen_jax.inverse.operators import Operator
 
+Measured: TypeAlias = Shaped[Array | np.ndarray, "..."]
+"""A measurement; what an operator leaves out of it may be NaN."""
 
+
+@checks.checked
 def dps(
     denoise: Denoiser,
     process: Process,
     operator: Operator,
-    y: PyTree,
+    y: PyTree[Measured],
     noise_std: ArrayLike | None = None,
     *,
     step_size: ArrayLike | Callable[[Times], ArrayLike] | None = None,
@@ -73,7 +81,7 @@ def dps(
         )
     if step_size is None or noise_std is not None:
         raise ValueError(
-            f"Expected one of noise_std and step_size, got {noise_std} and {step_size}: give the noise of y if it is "
+            f"expected one of noise_std and step_size, got {noise_std} and {step_size}: give the noise of y if it is "
             "known, else the paper's step size, about 1 for images."
         )
     if not callable(step_size):
@@ -86,11 +94,12 @@ def dps(
     return _guided(denoise, process, operator, y, weigh)
 
 
+@checks.checked
 def pigdm(
     denoise: Denoiser,
     process: Process,
     operator: Operator,
-    y: PyTree,
+    y: PyTree[Measured],
     noise_std: ArrayLike = 0.0,
     *,
     data_var: ArrayLike = 1.0,
@@ -147,7 +156,7 @@ def _guided(
     def guided(x_t: PyTree, t: Times) -> PyTree:
         t = jnp.asarray(t)
         alpha_t, sigma_t = jnp.asarray(process.alpha(t)), jnp.asarray(process.sigma(t))
-        x0_hat, pull = jax.vjp(lambda x: denoise(x, t), x_t)
+        x0_hat, pull = jax.vjp(lambda x: ask(denoise, x, t), x_t)
         measured = operator.forward(x0_hat)
         _check_measurement(y, measured)
         residual = jax.tree.map(lambda y, m: jnp.asarray(y, m.dtype) - m, y, measured)
@@ -156,7 +165,24 @@ def _guided(
         scale = jnp.where(alpha_t > 0, jnp.square(sigma_t) / jnp.where(alpha_t > 0, alpha_t, 1), 0)
         return jax.tree.map(lambda x, g: x + scale.astype(x.dtype) * g, x0_hat, g)
 
-    return guided
+    matching.check(denoise, process)
+    _check_known(operator, y)
+    return matching.as_those(guided, denoise)
+
+
+def _check_known(operator: Operator, y: PyTree) -> None:
+    """ValueError where what was measured is not finite; what an operator leaves out may be."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(y)):
+        return
+    wrong = jax.tree.map(lambda leaf: 1 - np.isfinite(np.asarray(leaf, np.float32)).astype(np.float32), y)
+    if not any(leaf.any() for leaf in jax.tree.leaves(wrong)):
+        return
+    with jax.ensure_compile_time_eval():  # linear, and 0 for what is not measured
+        used = jax.tree.leaves(operator.solve(jax.tree.map(jnp.asarray, wrong), 1.0, 1.0))
+    if any(not isinstance(u, jax.core.Tracer) and np.asarray(u).any() for u in used):
+        raise ValueError(
+            "y must be finite where the operator measures, but it has NaN or infinite values there."
+        )
 
 
 def _normalised(residual: PyTree, size: ArrayLike) -> PyTree:
@@ -184,7 +210,7 @@ def _check_number(value: ArrayLike, name: str, *, zero: bool = True) -> None:
     if jnp.shape(value):
         raise ValueError(f"{name} must be one number for all examples, got the shape {jnp.shape(value)}.")
     if not isinstance(value, jax.core.Tracer) and not (
-        np.asarray(value) >= 0 if zero else np.asarray(value) > 0
+        np.isfinite(value) and (np.asarray(value) >= 0 if zero else np.asarray(value) > 0)
     ):
         advice = "" if zero or name != "noise_std" else ": without noise take pigdm, or a step_size"
         raise ValueError(f"{name} must be {'at least 0' if zero else 'positive'}, got {value}{advice}.")

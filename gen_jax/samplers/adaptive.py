@@ -12,15 +12,17 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from gen_jax.diffusion import flow
+from gen_jax import checks
+from gen_jax.diffusion import flow, matching
 from gen_jax.diffusion.flow import CHECKPOINTED, TSIT5
 from gen_jax.diffusion.marginals import marginals
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers import programs
-from gen_jax.types import Final
+from gen_jax.samplers.multistep import Noise, check_state
+from gen_jax.types import Count, Final, Positive
 
 
 class Solution(NamedTuple):
@@ -34,18 +36,19 @@ class Solution(NamedTuple):
     """False where `max_steps` did not suffice, or no step was small enough (a denoiser that is NaN, say)."""
 
 
+@checks.checked
 def ode(
     denoise: Denoiser,
     process: Process,
-    x: PyTree[Shaped[Array | np.ndarray, "..."]],
+    x: PyTree[Noise],
     *,
     t_start: float | int | None = None,
     t_end: float | int = 0.0,
     final: Final = "denoise",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: Positive = 1e-5,
+    atol: Positive = 1e-5,
     solver: flow.Solver = TSIT5,
-    max_steps: int | None = 4096,
+    max_steps: Count | None = 4096,
     adjoint: diffrax.AbstractAdjoint = CHECKPOINTED,
 ) -> Solution:
     """Follows the probability-flow ODE from `t_start` to `t_end`, to data or back: jit, vmap, differentiate it.
@@ -83,6 +86,8 @@ def ode(
         ValueError: `x` is not floating or its arrays differ in `B`, times as above, an unknown `final`, tolerances not
             positive, a solver of another kind, or the denoiser's output does not look like `x_t`.
     """
+    check_state("x", x)
+    matching.check(denoise, process)
     options = process, t_start, t_end, final, rtol, atol, solver, max_steps, adjoint
     return programs.run(_follower, denoise, options, x)
 
@@ -107,7 +112,10 @@ def _follower(
         if start == end:
             raise ValueError(f"t_start and t_end must differ, got {start:g} for both.")
         if final not in ("denoise", "zero", "stop"):
-            raise ValueError(f'final must be "denoise", "zero" or "stop", got {final!r}.')
+            raise ValueError(
+                f'final must be "denoise", "zero" or "stop", got {final!r}.'
+                f"{checks.nearest(final, ('denoise', 'zero', 'stop'))}"
+            )
         path = marginals(process, np.maximum([start, end], process.t_min))
         norm = np.hypot(path.alpha, path.sigma)
         z, scale, crossed = flow.widen(x), 1 / norm[0], 0

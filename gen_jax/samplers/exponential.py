@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from gen_jax import checks
 from gen_jax.diffusion.marginals import Marginals
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.multistep import Plan, table
@@ -66,6 +67,7 @@ def weights(
     return out
 
 
+@checks.checked
 @dataclass(frozen=True)
 class LMS:
     """Linear multistep (Adams and Bashforth) in `sigma / alpha`, as in Karras et al.'s notation `LMS`.
@@ -84,12 +86,14 @@ class LMS:
     def __post_init__(self) -> None:
         check_order(self.order, 4)
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
         return of_eps(t, s, weights(ratios(t, s), self.order, lambda v, i: np.ones_like(v)))
 
 
+@checks.checked
 @dataclass(frozen=True)
 class DEIS:
     """Diffusion exponential integrator sampler, with polynomials in `log(sigma / alpha)` (Zhang & Chen 2023, Eq. 14).
@@ -108,12 +112,14 @@ class DEIS:
     def __post_init__(self) -> None:
         check_order(self.order, 4)
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
         return of_eps(t, s, weights(_half(t, s), self.order, lambda v, i: -np.exp(-v)), denoise=True)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class DPMSolverPP:
     """DPM-Solver++, multistep and deterministic (Lu et al. 2022b, Algorithm 2).
@@ -139,12 +145,14 @@ class DPMSolverPP:
         check_order(self.order, 3)
         _check_variant(self.variant, "exact", "midpoint")
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
-        return table(t.time, s.sigma / t.sigma, _of_x0(t, s, self.order, _slope(self)))
+        return table(t, s.sigma / t.sigma, _of_x0(t, s, self.order, _slope(self)))
 
 
+@checks.checked
 @dataclass(frozen=True)
 class SDEDPMSolverPP:
     """SDE-DPM-Solver++, multistep (Lu et al. 2022b, Section 3.4; `eta` as in k-diffusion).
@@ -173,15 +181,17 @@ class SDEDPMSolverPP:
                 f"eta must not be negative, got {self.eta}: 0 is deterministic, 1 is the paper's."
             )
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, stochastic=self.eta > 0, order=self.order)
         length = 0.5 * (s.log_snr - t.log_snr)
         noise = s.sigma * np.sqrt(-np.expm1(-2 * self.eta * length)) if self.eta else np.zeros_like(length)
         x = s.sigma / t.sigma * (np.exp(-self.eta * length) if self.eta else 1.0)
-        return table(t.time, x, _of_x0(t, s, self.order, _slope(self), self.eta), noise=noise)
+        return table(t, x, _of_x0(t, s, self.order, _slope(self), self.eta), noise=noise)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class UniPC:
     """The unified predictor and corrector in `x0_hat` (Zhao et al. 2023, Algorithms 5 and 6).
@@ -211,18 +221,19 @@ class UniPC:
         check_order(self.order, 3)
         _check_variant(self.variant, "exact", "bh1", "bh2")
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
         x, h = s.sigma / t.sigma, _of_x0(t, s, self.order, self.variant)
         if not self.corrector:
-            return table(t.time, x, h)
+            return table(t, x, h)
         corrected = _of_x0(t, s, self.order + 1, self.variant, ahead=1)
         # x_i was predicted; what it should have been is x_i + sum_j d_ij h_{i-j}
         d = np.zeros_like(corrected)
         d[1:] = corrected[:-1]
         d[1:, 1:] -= h[:-1]
-        return table(t.time, x, np.pad(h, ((0, 0), (0, 1))) + x[:, None] * d)
+        return table(t, x, np.pad(h, ((0, 0), (0, 1))) + x[:, None] * d)
 
 
 def _of_x0(
@@ -262,7 +273,7 @@ def of_eps(t: Marginals, s: Marginals, w: Float[np.ndarray, "n order"], *, denoi
     with np.errstate(divide="ignore"):
         x = np.where(by_x0, s.sigma / t.sigma, s.alpha / t.alpha)
     h = s.alpha[:, None] * np.where(by_x0[:, None], np.eye(1, w.shape[1]), w)
-    return table(t.time, x, h, **eps_columns(t, by_x0))
+    return table(t, x, h, **eps_columns(t, by_x0))
 
 
 def eps_columns(t: Marginals, by_x0: np.ndarray) -> dict[str, np.ndarray]:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from gen_jax import checks
 from gen_jax.diffusion.marginals import Marginals, marginals
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.multistep import Plan, table
 from gen_jax.samplers.solvers import Solver, Times, ends
 
 
+@checks.checked
 @dataclass(frozen=True)
 class AnnealedLangevin:
     """Annealed Langevin dynamics (Song & Ermon 2019, Algorithm 1): several steps at every time of the grid.
@@ -40,6 +42,7 @@ class AnnealedLangevin:
     def __post_init__(self) -> None:
         _check(self.steps_per_level, "steps_per_level", self.step_size, "step_size")
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, stochastic=True)
@@ -60,9 +63,10 @@ class AnnealedLangevin:
         if to_data:
             last = t.time[-1], 0.0, s.alpha[-1], 0.0
             asked, x, h, noise = map(np.append, (asked, x, h, noise), last)
-        return table(asked, x, h[:, None], noise=noise)
+        return table(marginals(process, asked), x, h[:, None], noise=noise)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class PredictorCorrector:
     """Predictor and corrector (Song et al. 2021, Algorithm 1): Langevin steps after each step of a solver.
@@ -86,6 +90,7 @@ class PredictorCorrector:
     def __post_init__(self) -> None:
         _check(self.corrector_steps, "corrector_steps", 2 * self.snr**2, "2 snr^2")
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         _, s = ends(process, times, stochastic=True)
@@ -113,7 +118,7 @@ class PredictorCorrector:
         if s.sigma[-1] == 0:
             keep = slice(0, len(x) - self.corrector_steps)
             asked, x, h, noise, h_x, h_x0 = (v[keep] for v in (asked, x, h, noise, h_x, h_x0))
-        return table(asked, x, h[:, None], noise=noise, h_x=h_x, h_x0=h_x0)
+        return table(marginals(process, asked), x, h[:, None], noise=noise, h_x=h_x, h_x0=h_x0)
 
 
 def _langevin(t: Marginals, d: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,13 +8,16 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from gen_jax.diffusion.prediction import check_like
+from gen_jax import checks
+from gen_jax.diffusion import matching
+from gen_jax.diffusion.asking import check_like, check_pair
 from gen_jax.diffusion.process import Process
 from gen_jax.diffusion.variance import VarianceDenoiser
 from gen_jax.samplers import multistep, programs
@@ -32,7 +35,13 @@ class Plans(NamedTuple):
     log_ratio: Float[Array, "n"]
     """`log(sqrt(beta) / sqrt(beta_tilde))`; 0 in a step to the data."""
 
+    @staticmethod
+    def made_by() -> str:
+        """How one comes by plans."""
+        return "samplers.learned.plan(process, times)"
 
+
+@checks.checked
 def plan(process: Process, times: Times) -> Plans:
     """Plans of the steps from `times[0]` to `times[-1]`; ValueError as of `samplers.DDPM().plan`."""
     low, high = (DDPM(variance).plan(process, times) for variance in ("posterior", "beta"))
@@ -43,13 +52,14 @@ def plan(process: Process, times: Times) -> Plans:
     return Plans(low._replace(noise=None), low.noise, log_ratio)
 
 
+@checks.checked
 def sample(
     key: Key[Array, ""],
     denoise: VarianceDenoiser,
     plans: Plans,
-    x_T: Shaped[Array, "B *x"],
+    x_T: Annotated[Shaped[Array | np.ndarray, "B *x"], checks.Range()],
     *,
-    index: Int[Array, "B"] | None = None,
+    index: multistep.Index | None = None,
 ) -> Float[Array, "B *x"]:
     """Follows `plans` from `x_T`, with `log n^2 = v log beta + (1 - v) log beta_tilde` (Nichol & Dhariwal 2021, Eq. 15).
 
@@ -66,6 +76,8 @@ def sample(
     Raises:
         ValueError: as of `samplers.sample`.
     """
+    multistep.check_state("x_T", x_T)
+    matching.check_plan(plans.mean.t, plans.mean.levels, denoise)
     return programs.run(_follower, denoise, (), key, plans, x_T, index)
 
 
@@ -75,7 +87,7 @@ def _follower(denoise: VarianceDenoiser) -> Callable[..., Array]:
     def follow(key: Key[Array, ""], plans: Plans, x_T: Array, index: Int[Array, "B"] | None) -> Array:
         def body(state: multistep.State, _: None) -> tuple[multistep.State, None]:
             k = state.step
-            x0_hat, v = denoise(state.x, plans.mean.t[k])
+            x0_hat, v = check_pair(denoise(state.x, plans.mean.t[k]))
             check_like(v, state.x, "the denoiser (as v)")
             after, _ = multistep.step(key, lambda x, t: x0_hat, plans.mean, state, index=index)
             low, log_ratio = (column[k].astype(after.x.dtype) for column in (plans.low, plans.log_ratio))

@@ -18,7 +18,7 @@ ring, not ages, so the loop moves no memory.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from gen_jax import keys, rows
-from gen_jax.diffusion.prediction import Denoiser, check_like
+from gen_jax import checks, keys, rows
+from gen_jax.diffusion.asking import ask
+from gen_jax.diffusion.marginals import Marginals
+from gen_jax.diffusion.prediction import Denoiser
 
 
 class Plan(NamedTuple):
@@ -45,6 +47,13 @@ class Plan(NamedTuple):
     """`p`, of the state in what is remembered."""
     h_x0: Float[Array, "n"]
     """`q`, of `x0_hat` in what is remembered."""
+    levels: Float[Array, "n 2"] | None = None
+    """`alpha` and `sigma` at `t`, by which a plan of another process than the denoiser's is found; None is not known."""
+
+    @staticmethod
+    def made_by() -> str:
+        """How one comes by a plan."""
+        return "solver.plan(process, times)"
 
     @property
     def num_steps(self) -> int:
@@ -58,7 +67,7 @@ class Plan(NamedTuple):
 
 
 def table(
-    t: Float[np.ndarray, "n"],
+    t: Float[np.ndarray, "n"] | Marginals,
     x: Float[np.ndarray, "n"],
     h: Float[np.ndarray, "n order"],
     *,
@@ -69,7 +78,7 @@ def table(
     """Plan from coefficients as papers write them: column `j` of `h` is the coefficient of `h_{i-j}`, newest first.
 
     Args:
-        t: times at which the denoiser is asked.
+        t: times at which the denoiser is asked; or the marginals there, so that the plan knows of what process it is.
         x: `a_i`, of the state.
         h: `c_i0, c_i1, ...`; as many columns as the solver's order. Entries for steps before the first must be 0.
         noise: `n_i`; None or all zeros is a deterministic plan.
@@ -79,6 +88,8 @@ def table(
     Raises:
         ValueError: a coefficient is not finite, or one reaches back before the first step.
     """
+    levels = np.stack([t.alpha, t.sigma], axis=1) if isinstance(t, Marginals) else None
+    time = t.time if isinstance(t, Marginals) else t
     n, order = h.shape
     steps, slots = np.arange(n), np.zeros((n, order))
     for age in range(order):
@@ -86,22 +97,30 @@ def table(
     if any(h[:age, age].any() for age in range(1, order)):
         raise ValueError("expected zeros in h[i, j] for j > i: no step before the first can be remembered.")
     columns = {
-        "t": t,
+        "t": time,
         "x": x,
         "h": slots,
         "noise": noise if noise is not None and noise.any() else None,
         "h_x": np.zeros(n) if h_x is None else h_x,
         "h_x0": np.ones(n) if h_x0 is None else h_x0,
+        "levels": levels,
     }
     for name, values in columns.items():
         if values is not None and not np.isfinite(values).all():
             i = int(np.argwhere(~np.isfinite(values))[0, 0])
             raise ValueError(
-                f"coefficients must be finite; got {name} = {values[i]} at step {i} of {n}, t = {t[i]:g}. Are "
+                f"coefficients must be finite; got {name} = {values[i]} at step {i} of {n}, t = {time[i]:g}. Are "
                 "alpha and sigma finite on the whole grid, with alpha > 0 but at its start and sigma > 0 but at its "
                 "end? If there is noise, does time decrease?"
             )
     return Plan(**jax.tree.map(jnp.asarray, columns))
+
+
+Index: TypeAlias = Int[Array | np.ndarray, "B"]
+"""Numbers of the samples of a batch, by which their noise is drawn."""
+
+Noise: TypeAlias = Annotated[Shaped[Array | np.ndarray, "..."], checks.Range()]
+"""An array of a state, finite; `check_state` says what is wrong with its dtype."""
 
 
 class State(NamedTuple):
@@ -113,14 +132,15 @@ class State(NamedTuple):
 
     x: PyTree[Float[Array, "B ..."]]
     """`x_t` at `plan.t[step]`. After the last step it is at the last time of the grid, at which nothing is asked."""
-    past: PyTree[Float[Array, "k B d"]]
+    past: PyTree[Float[Array, "slots B d"]]
     """The ring of the last `k` steps' `h`, flat and wide (`gen_jax.rows`), zeros before the first step; empty where one
     step needs no other."""
     step: Int[Array, ""]
     """Number of steps taken: the row of the plan that comes next."""
 
 
-def init(plan: Plan, x_T: PyTree[Shaped[Array | np.ndarray, "..."]]) -> State:
+@checks.checked
+def init(plan: Plan, x_T: PyTree[Noise]) -> State:
     """State before the first step of `plan`, at `x_T`.
 
     Args:
@@ -130,29 +150,38 @@ def init(plan: Plan, x_T: PyTree[Shaped[Array | np.ndarray, "..."]]) -> State:
     Raises:
         ValueError: `x_T` has no array, one that is not floating, or arrays that differ in `B`.
     """
-    leaves = jax.tree.leaves(x_T)
-    for leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(
-                f"x_T must be floating-point noise, from process.prior(key, shape); got {leaf.dtype}."
-            )
-    if len({leaf.shape[:1] for leaf in leaves} | {()}) != 2:
-        raise ValueError(
-            f"x_T must be arrays [B, ...] with one B; got the shapes {[leaf.shape for leaf in leaves]}."
-        )
+    check_state("x_T", x_T)
     x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), x_T)
     slots = plan.h.shape[1]
     ring = lambda leaf: jnp.zeros((slots if slots > 1 else 0, *_wide(leaf).shape), leaf.dtype)
     return State(x, jax.tree.map(ring, x), jnp.zeros((), int))
 
 
+def check_index(index: Index | None, x: PyTree, name: str = "x_T") -> None:
+    """ValueError unless there is one number for each sample."""
+    batch = jnp.shape(jax.tree.leaves(x)[0])[:1]
+    if index is not None and jnp.shape(index) != batch:
+        raise ValueError(
+            f"index must have one number for each sample of {name}, {batch}; got {jnp.shape(index)}."
+        )
+
+
+def check_state(name: str, x: PyTree) -> None:
+    """ValueError unless `x` are floating-point arrays `[B, ...]`, with one `B`."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    checks.floating(name, x)
+    if len({shape[:1] for shape in shapes} | {()}) != 2:
+        raise ValueError(f"{name} must be arrays [B, ...] with one B; got the shapes {shapes}.")
+
+
+@checks.checked_in_loops
 def step(
     key: Key[Array, ""],
     denoise: Denoiser,
     plan: Plan,
     state: State,
     *,
-    index: Int[Array, "B"] | None = None,
+    index: Index | None = None,
 ) -> tuple[State, PyTree[Float[Array, "B ..."]]]:
     """One step of `plan`: asks the denoiser once, at `plan.t[state.step]`, and applies that row of the table.
 
@@ -172,12 +201,17 @@ def step(
     Raises:
         ValueError: the denoiser's output does not look like `x_t`.
     """
+    check_index(index, state.x)
+    past, slots = state.past, plan.h.shape[1]
+    if any(ring.shape[0] != (slots if slots > 1 else 0) for ring in jax.tree.leaves(past)):
+        raise ValueError(
+            f"state and plan must belong together, by init(plan, x_T): plan.h remembers {slots} values, state.past "
+            "another number."
+        )
     row = jax.tree.map(lambda column: column[state.step], plan)
-    x0_hat = denoise(state.x, row.t)
-    check_like(x0_hat, state.x, "the denoiser")
+    x0_hat = ask(denoise, state.x, row.t)
     x = jax.tree.map(_wide, state.x)
     h = jax.tree.map(lambda x, x0: _combine((row.h_x, x), (row.h_x0, _wide(x0).astype(x.dtype))), x, x0_hat)
-    past, slots = state.past, plan.h.shape[1]
     if slots > 1:  # written before it is read, so that it can be in place
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=state.step % slots, axis=0)
         past = jax.tree.map(put, past, h)
@@ -193,6 +227,7 @@ def step(
     return State(x_s, past, state.step + 1), x0_hat
 
 
+@checks.checked_in_loops
 def finalize(state: State) -> PyTree[Float[Array, "B ..."]]:
     """The sample: the state's `x`, at the last time of the grid, in float32 or better."""
     return state.x
@@ -221,11 +256,13 @@ def noise(
     key: Key[Array, ""],
     k: Int[Array, ""],
     like: PyTree[Float[Array, "B ..."]],
-    index: Int[Array, "B"] | None,
+    index: Index | None,
 ) -> PyTree[Float[Array, "B ..."]]:
     """Standard normal draws of step `k`, like `like`; row `i` comes from `fold_in(fold_in(key, i), k)`."""
-    one, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], like))
     batch = jax.tree.leaves(like)[0].shape[0]
+    if not batch:
+        return like
+    one, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], like))
 
     def draw(key: Key[Array, ""]) -> Array:
         return jax.random.normal(jax.random.fold_in(key, k), (rows.width(one.size),), one.dtype)

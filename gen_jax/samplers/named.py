@@ -25,6 +25,7 @@ from gen_jax.samplers.multistep import Plan
 from gen_jax.samplers.pseudo import IPNDM, PNDM
 from gen_jax.samplers.solvers import DDIM, DDPM, Euler, EulerAncestral, Solver
 from gen_jax.samplers.stages import DPMSolverPPSingle, Heun
+from gen_jax.types import Count, SolverName
 
 Grid = Callable[..., Float[np.ndarray, "nodes"]]
 """One of `samplers.times`: `(process, n, *, final, t_start) -> times`."""
@@ -70,7 +71,8 @@ class Named(NamedTuple):
         """Whether it draws noise."""
         return self.order is None
 
-    def steps(self, nfe: int) -> int:
+    @checks.checked
+    def steps(self, nfe: Count) -> int:
         """The most steps that take at most `nfe` evaluations."""
         return (nfe - self.extra) // self.stages
 
@@ -128,7 +130,8 @@ def names() -> tuple[str, ...]:
     return tuple(SOLVERS)
 
 
-def find(name: str) -> Named:
+@checks.checked
+def find(name: SolverName) -> Named:
     """The row of that name; a ValueError that lists similar names where there is none."""
     if not isinstance(name, str):
         raise ValueError(
@@ -138,10 +141,11 @@ def find(name: str) -> Named:
     if name in SOLVERS:
         return SOLVERS[name]
     near = checks.nearest(name, SOLVERS, cutoff=0.4)
-    raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}.{near}")
+    raise ValueError(f"solver must be the name of one of {', '.join(SOLVERS)}; got {name!r}.{near}")
 
 
-def plan(process: Process, name: str | None, nfe: int, *, t_start: float | None = None) -> Plan:
+@checks.checked
+def plan(process: Process, name: SolverName | None, nfe: Count, *, t_start: float | None = None) -> Plan:
     """The plan of a solver by its name, of `nfe` evaluations or the few less that whole steps leave.
 
     Args:
@@ -154,7 +158,6 @@ def plan(process: Process, name: str | None, nfe: int, *, t_start: float | None 
     Raises:
         ValueError: an unknown name, or too few evaluations for the solver.
     """
-    nfe = checks.whole("nfe", nfe, "evaluation")
     if name is None and t_start is None:
         solver, grid = recommended(process, nfe)
         return solver.plan(process, grid)
@@ -171,6 +174,7 @@ def plan(process: Process, name: str | None, nfe: int, *, t_start: float | None 
     return row.solver.plan(process, row.grid(process, row.steps(nfe), **options))
 
 
+@checks.checked
 def first_time(process: Process, least_log_snr: float = LEAST_LOG_SNR) -> float:
     """The last time with more than noise, where grids begin; `x_T` is as good there as at `t_max`.
 
@@ -208,7 +212,8 @@ _OF = DDPMProcess()
 """The process that they were measured on."""
 
 
-def recommended(process: Process, nfe: int) -> tuple[Solver, Float[np.ndarray, "nodes"]]:
+@checks.checked
+def recommended(process: Process, nfe: Count) -> tuple[Solver, Float[np.ndarray, "nodes"]]:
     """The deterministic solver and the times that were measured to be best for `nfe` evaluations (RECOMMENDED.md).
 
         solver, grid = samplers.recommended(process, 8)
@@ -229,7 +234,6 @@ def recommended(process: Process, nfe: int) -> tuple[Solver, Float[np.ndarray, "
     Raises:
         ValueError: `nfe < 1`.
     """
-    checks.whole("nfe", nfe, "evaluation")
     row = next((row for row in MEASURED if nfe <= row.most), None)
     if row is None:
         return UniPC(3), times.log_snr(process, nfe, t_start=first_time(process))

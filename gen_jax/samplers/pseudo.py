@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gen_jax import checks
 from gen_jax.diffusion.marginals import Marginals, marginals
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.exponential import check_order, of_eps, ratios, weights
@@ -21,6 +22,7 @@ from gen_jax.samplers.stages import Row, Stage, chain, tabulate
 from gen_jax.types import Combined, Warmup
 
 
+@checks.checked
 @dataclass(frozen=True)
 class IPNDM:
     """Improved pseudo numerical methods (Zhang & Chen 2023, Appendix): no warm-up, one evaluation a step.
@@ -39,6 +41,7 @@ class IPNDM:
     def __post_init__(self) -> None:
         check_order(self.order, 4)
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=self.order)
@@ -47,6 +50,7 @@ class IPNDM:
         return of_eps(t, s, np.multiply(length, even, where=even != 0, out=np.zeros_like(even)))
 
 
+@checks.checked
 @dataclass(frozen=True)
 class PNDM:
     """Pseudo numerical methods (Liu et al. 2022, Algorithm 2), with a warm-up for the first steps.
@@ -73,6 +77,7 @@ class PNDM:
         if self.combined not in ("eps", "v"):
             raise ValueError(f'combined must be "eps" or "v", got {self.combined!r}.')
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, order=4)
@@ -93,6 +98,7 @@ class PNDM:
             rows.append(Row(start.time, x, {j: h * w for j, w in zip(past[::-1], even[i], strict=False)}))
         return self._tabulate(process, rows)
 
+    @checks.checked
     def between(self, process: Process, asked: Times, t: Marginals, s: Marginals) -> Plan:
         """The plan of the warm-up "heun" by its evaluations, whose steps need not begin where the step before ends.
 
@@ -143,9 +149,7 @@ class PNDM:
         ]
 
     def _tabulate(self, process: Process, rows: list[Row]) -> Plan:
-        if self.combined == "v":
-            return tabulate(rows, v_of=process)
-        return tabulate(rows, eps_of=process)
+        return tabulate(process, rows, self.combined)
 
     def _check(self, t: Marginals) -> None:
         if self.combined == "eps" and t.alpha[0] == 0:

@@ -8,11 +8,25 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Int, Key, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Int, Key, PyTree
 
+from gen_jax import checks
+from gen_jax.diffusion import matching
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.samplers import programs
-from gen_jax.samplers.multistep import Plan, State, finalize, flat, init, like_shape, step
+from gen_jax.samplers.multistep import (
+    Index,
+    Noise,
+    Plan,
+    State,
+    check_index,
+    check_state,
+    finalize,
+    flat,
+    init,
+    like_shape,
+    step,
+)
 
 Trace: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """What to keep of a step: `(x_s, x0_hat) -> pytree`, with `x_s` the state after the step."""
@@ -21,13 +35,14 @@ OnStep: TypeAlias = Callable[[Int[Array, ""], PyTree], None]
 """What is done with the number of a step and `x0_hat`, by callbacks of JAX."""
 
 
+@checks.checked
 def sample(
     key: Key[Array, ""],
     denoise: Denoiser,
     plan: Plan,
-    x_T: PyTree[Shaped[Array | np.ndarray, "..."]],
+    x_T: PyTree[Noise],
     *,
-    index: Int[Array, "B"] | None = None,
+    index: Index | None = None,
     trace: Trace | None = None,
     checkpoint: bool = False,
     check_finite: bool = False,
@@ -61,11 +76,14 @@ def sample(
         `trace`, `(x_0, traced)` with a leading axis of `plan.num_steps` on every array of `traced`.
 
     Raises:
-        ValueError: `x_T` is not floating or its arrays differ in `B`, or the denoiser's output does not look
-            like `x_t`.
+        ValueError: `x_T` is not floating or its arrays differ in `B`, the plan is known to be of another process than the
+            denoiser (`diffusion.matching`), or the denoiser's output does not look like `x_t`.
         FloatingPointError: with `check_finite`. Inside jit it is a `jax.errors.JaxRuntimeError` with this message,
             raised when the result is computed; JAX repeats it at `jax.effects_barrier` and at the end of the program.
     """
+    check_state("x_T", x_T)
+    check_index(index, x_T)
+    matching.check_plan(plan.t, plan.levels, denoise)
     options = (trace, checkpoint, check_finite, on_step)
     x_0, traced, bad = programs.run(_follower, denoise, options, key, plan, x_T, index)
     if bad is not None:

@@ -38,7 +38,7 @@ from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP,
 from gen_jax.samplers.multistep import Plan
 from gen_jax.samplers.pseudo import IPNDM, PNDM
 from gen_jax.samplers.solvers import DDIM, LCM, Solver
-from gen_jax.types import Predicts, Spacing
+from gen_jax.types import Count, Predicts, Size, SolverName, Spacing
 
 SPACINGS: tuple[Spacing, ...] = ("leading", "linspace", "trailing")
 
@@ -80,6 +80,7 @@ FAMILIES: Mapping[str, Family] = {
 """By the name of a solver; `MULTISTEP` for the others."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Schedule:
     """What a `scheduler_config.json` says of the times of a plan; None is what it does not state.
@@ -114,15 +115,16 @@ class Schedule:
         checks.whole("steps_offset", self.steps_offset, "time", least=0)
         checks.whole("original_steps", self.original_steps, "step")
 
+    @checks.checked
     def plan(
         self,
         process: Process,
-        solver: str,
-        n: int,
+        solver: SolverName,
+        n: Count,
         *,
         predicts: Predicts = "eps",
-        start: int = 0,
-        stop: int | None = None,
+        start: Size = 0,
+        stop: Size | None = None,
     ) -> Plan:
         """The plan of `n` steps, which are diffusers' `num_inference_steps`, or of a part of them.
 
@@ -160,7 +162,8 @@ class Schedule:
             _of_few_steps(method, len(t)).plan(process, np.append(t, last)), process, predicts
         )
 
-    def rounds(self, solver: str) -> bool:
+    @checks.checked
+    def rounds(self, solver: SolverName) -> bool:
         """Whether diffusers asks the network at whole times alone: `rounded` of `generate.denoiser`.
 
         Karras's grid for "dpmpp" and "unipc" lies between whole times. The network is asked at the nearest ones, while
@@ -169,11 +172,13 @@ class Schedule:
         family = _family(solver)
         return family.whole or not (self.karras or (self.spacing or family.spacing) == "linspace")
 
-    def is_karras(self, solver: str) -> bool:
+    @checks.checked
+    def is_karras(self, solver: SolverName) -> bool:
         """Whether the grid of this solver is Karras's."""
         return self.karras and _family(solver).karras
 
-    def deviation(self, process: Process, solver: str, n: int) -> float:
+    @checks.checked
+    def deviation(self, process: Process, solver: SolverName, n: Count) -> float:
         """What diffusers multiplies standard normal noise by, to start from; in the unit of `x_t`.
 
         It is 1, but `sigma_t` of the first time for "euler", "heun", "lms" where the spacing is not "leading".
@@ -183,7 +188,8 @@ class Schedule:
             return 1.0
         return float(process.sigma(self._steps(process, solver, n)[0][0]))
 
-    def hand_over(self, process: Process, solver: str, n: int, part: float) -> int:
+    @checks.checked
+    def hand_over(self, process: Process, solver: SolverName, n: Count, part: float) -> int:
         """How many of `n` steps come before the `part` of all times at which a refiner takes over.
 
         Diffusers' `denoising_end` of the one pipeline and `denoising_start` of the other: with 0.8 the plan with `stop`
@@ -244,17 +250,19 @@ class Schedule:
         return np.asarray(np.linspace(high ** (1 / 7), low ** (1 / 7), len(counted)) ** 7)
 
 
-def find(solver: str) -> Solver:
+@checks.checked
+def find(solver: SolverName) -> Solver:
     """The solver that a schedule has of a name; ValueError where there is none."""
-    return OF_DIFFUSERS[solver] if solver in OF_DIFFUSERS else named.find(solver).solver
+    own = OF_DIFFUSERS.get(solver) if isinstance(solver, str) else None
+    return named.find(solver).solver if own is None else own
 
 
-def first_step(n: int, strength: float) -> int:
+@checks.checked
+def first_step(n: Count, strength: float) -> int:
     """The first of `n` steps for image to image with this `strength` in diffusers; with 1 it is the first of all.
 
     ValueError for a strength that leaves no step.
     """
-    n = checks.whole("n", n, "step")
     if not (0 < strength <= 1 and int(n * strength)):
         raise ValueError(
             f"strength must lie in (0, 1] and leave a step, at least {1 / n:g} of {n} steps; got {strength}."
@@ -290,9 +298,9 @@ def _asked_in_training(plan: Plan, process: Process, predicts: Predicts) -> Plan
     first, *log_ratio = -0.5 * np.asarray(process.log_snr(np.append(end - 1, np.where(late, t, end - 1))))
     part = np.clip((log_ratio - first) / (np.log(LARGEST) - first), 0, 1)
     asked = np.where(late, end - 1 + part, t)
-    columns = {"t": asked}
+    at, there = marginals(process, t), marginals(process, asked)
+    columns = {"t": asked, "levels": np.stack([there.alpha, there.sigma], axis=1)}
     if predicts == "v":
-        at, there = marginals(process, t), marginals(process, asked)
         x = np.where(late, at.alpha - at.sigma * there.alpha / there.sigma, 0.0)
         x0 = np.where(late, at.sigma / there.sigma, 1.0)
         columns |= {"h_x": np.asarray(plan.h_x + plan.h_x0 * x), "h_x0": np.asarray(plan.h_x0 * x0)}

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float
 
+from gen_jax import checks
 from gen_jax.diffusion.marginals import Marginals, marginals
 from gen_jax.diffusion.process import Process
 from gen_jax.samplers.multistep import Plan, table
@@ -29,6 +30,7 @@ class Solver(Protocol):
         ...
 
 
+@checks.checked
 @dataclass(frozen=True)
 class DDPM:
     """Ancestral sampling: `x_s ~ q(x_s | x_t, x_0 = x0_hat)`, for any two times (Ho et al. 2020, Eqs. 6-7).
@@ -53,15 +55,17 @@ class DDPM:
         if self.variance not in ("posterior", "beta"):
             raise ValueError(f'variance must be "posterior" or "beta", got {self.variance!r}.')
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, stochastic=True)
         r = -np.expm1(t.log_snr - s.log_snr)
         x = (t.alpha * s.sigma**2) / (s.alpha * t.sigma**2)
         scale = s.sigma if self.variance == "posterior" else np.where(s.sigma > 0, t.sigma, 0.0)
-        return table(t.time, x, (s.alpha * r)[:, None], noise=scale * np.sqrt(r))
+        return table(t, x, (s.alpha * r)[:, None], noise=scale * np.sqrt(r))
 
 
+@checks.checked
 @dataclass(frozen=True)
 class DDIM:
     """Denoising diffusion implicit models (Song, Meng & Ermon 2021, Eqs. 12 and 16).
@@ -84,17 +88,20 @@ class DDIM:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}: 0 is deterministic, 1 is DDPM.")
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         return self.between(*ends(process, times, stochastic=self.eta > 0))
 
+    @checks.checked
     def between(self, t: Marginals, s: Marginals) -> Plan:
         """Coefficients of steps from `t` to `s`, which need not begin where the step before ends."""
         r = -np.expm1(t.log_snr - s.log_snr) if self.eta else np.zeros_like(t.time)
         x = s.sigma * np.sqrt(1 - self.eta**2 * r) / t.sigma
-        return table(t.time, x, (s.alpha - t.alpha * x)[:, None], noise=self.eta * s.sigma * np.sqrt(r))
+        return table(t, x, (s.alpha - t.alpha * x)[:, None], noise=self.eta * s.sigma * np.sqrt(r))
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Euler:
     """Euler's method in `sigma / alpha` (Karras et al. 2022, Algorithm 1 without its second half).
@@ -102,11 +109,13 @@ class Euler:
     `DDIM(eta=0)` under its other name, of every process; for `FlowMatching` also Euler's method in `t`.
     """
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         return DDIM().plan(process, times)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class EulerAncestral:
     """Euler's method down to less noise than `s` has, and fresh noise up to it (k-diffusion's "Euler a").
@@ -126,11 +135,13 @@ class EulerAncestral:
     def __post_init__(self) -> None:
         DDIM(self.eta)  # the same condition
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         return DDIM(self.eta).plan(process, times)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class LCM:
     """Multistep sampling of a network that was distilled to say the end of the flow (Luo et al. 2023, LCM, Algorithm 3).
@@ -155,12 +166,13 @@ class LCM:
         if not 0 < self.scale < float("inf"):
             raise ValueError(f"scale must be positive, got {self.scale}.")
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, stochastic=True)
         r = 2 * self.scale * (t.time / process.t_min - 1)
         out = s.alpha * r / np.sqrt(r**2 + 1)
-        return table(t.time, s.alpha / (r**2 + 1), out[:, None], noise=s.sigma)
+        return table(t, s.alpha / (r**2 + 1), out[:, None], noise=s.sigma)
 
 
 class Point(NamedTuple):

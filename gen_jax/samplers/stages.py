@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gen_jax import checks
 from gen_jax.diffusion.marginals import marginals
 from gen_jax.diffusion.process import Process, at_log_snr
 from gen_jax.samplers.exponential import eps_columns, ratios, v_columns
@@ -64,26 +65,23 @@ def denoised(t: Point, s: Point, number: int) -> Row:
 
 
 def tabulate(
-    rows: Sequence[Row],
-    *,
-    eps_of: Process | None = None,
-    v_of: Process | None = None,
-    noise: np.ndarray | None = None,
+    process: Process, rows: Sequence[Row], of: str = "x0", *, noise: np.ndarray | None = None
 ) -> Plan:
-    """The plan of these rows, which remember `x0_hat`; or of a process `eps_hat`, but for those `by_x0`, or `v_hat`."""
+    """The plan of these rows, which remember `x0_hat`; of "eps", `eps_hat`, but for those `by_x0`; of "v", `v_hat`."""
     h = np.zeros((len(rows), 1 + max(i - j for i, row in enumerate(rows) for j in row.h_weights)))
     for i, row in enumerate(rows):
         for j, weight in row.h_weights.items():
             h[i, i - j] = weight
     time, x = np.array([row.time for row in rows]), np.array([row.x_weight for row in rows])
-    columns = {}
-    if eps_of is not None:
-        columns = eps_columns(marginals(eps_of, time), np.array([row.by_x0 for row in rows]))
-    if v_of is not None:
-        columns = v_columns(marginals(v_of, time))
-    return table(time, x, h, noise=noise, **columns)
+    t, columns = marginals(process, time), {}
+    if of == "eps":
+        columns = eps_columns(t, np.array([row.by_x0 for row in rows]))
+    if of == "v":
+        columns = v_columns(t)
+    return table(t, x, h, noise=noise, **columns)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Heun:
     """Heun's method in `sigma / alpha`, with two evaluations a step and optional noise (Karras et al. 2022, Algorithm 2).
@@ -114,6 +112,7 @@ class Heun:
         if min(self.churn, self.churn_min, self.churn_max, self.churn_noise) < 0:
             raise ValueError(f"churn, churn_min, churn_max and churn_noise must not be negative, got {self}.")
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times, stochastic=self.churn > 0)
@@ -133,7 +132,7 @@ class Heun:
             step = self._step(here, there, alpha, len(rows))
             rows += step
             noise += [0.0] * (len(step) - 1) + [z]
-        return tabulate(rows, eps_of=process, noise=np.array(noise))
+        return tabulate(process, rows, "eps", noise=np.array(noise))
 
     def _step(self, t: Point, s: Point, alpha: float, number: int) -> list[Row]:
         """From `t` to the noise of `s`, with the data scaled by `alpha` at the end."""
@@ -145,6 +144,7 @@ class Heun:
         return chain([start, euler, both], number)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class DPMSolverPPSingle:
     """DPM-Solver++, single-step: `order` evaluations a step (Lu et al. 2022b, Algorithm 1; Lu et al. 2022, Algorithm 2).
@@ -164,6 +164,7 @@ class DPMSolverPPSingle:
         if self.order not in (2, 3):
             raise ValueError(f"order must be 2 or 3, got {self.order!r}.")
 
+    @checks.checked
     def plan(self, process: Process, times: Times) -> Plan:
         """Coefficients of the steps from `times[0]` to `times[-1]`; ValueError as in `ends`."""
         t, s = ends(process, times)
@@ -174,7 +175,7 @@ class DPMSolverPPSingle:
         for i, (start, end) in enumerate(zip(points(t), points(s), strict=True)):
             k = i * len(parts)
             rows += self._step(start, inside[k : k + len(parts)], end, len(rows))
-        return tabulate(rows)
+        return tabulate(process, rows)
 
     def _step(self, t: Point, inside: list[Point], s: Point, number: int) -> list[Row]:
         """The rows of one step, of stages `X_k = sigma_k / sigma_t x + ...`."""

@@ -335,7 +335,7 @@ def test_gaussian_and_discretized_bits_agree_where_bins_are_narrow():
         ({"process": FlowMatching(), "num_steps": 3}, "log_snr must be finite"),
         ({"x": jnp.zeros((2, 3), jnp.uint8)}, "uint8.*127.5"),
         ({"denoise": lambda x_t, t: x_t[:, :1]}, r"returned \(2, 1\)"),
-        ({"reconstruction": "discretized", "bins": 1}, "bytes have 256"),
+        ({"reconstruction": "discretized", "bins": 1}, "bins must be at least 2, got 1"),
     ],
 )
 def test_bound_says_what_does_not_fit(options, words):

@@ -218,11 +218,11 @@ def test_too_few_steps_are_not_silent():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"x": jnp.ones((2, 3), jnp.uint8)}, "floating-point; got uint8.*127.5"),
+        ({"x": jnp.ones((2, 3), jnp.uint8)}, "floating-point.*; got uint8.*127.5"),
         ({"t": 1e-4}, "t must be 0 .*below t_min"),
         ({"t": 1.1}, "got 1.1"),
-        ({"num_probes": 0}, "at least 1, or None for the default; got 0"),
-        ({"atol": -1.0}, "positive"),
+        ({"num_probes": 0}, "num_probes must be at least 1, got 0"),
+        ({"atol": -1.0}, "atol must be above 0, got -1"),
         ({"denoise": lambda x, t: x[0]}, "the denoiser must return the shape of x_t"),
     ],
 )

@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 
 from gen_jax import keys
 from gen_jax.diffusion import loss, prediction
-from gen_jax.diffusion.loss.denoising import draw
+from gen_jax.diffusion.loss.noising import draw
 from gen_jax.diffusion.process import DDPM, VP, LogSNR, Process
 
 WEIGHTINGS = {

@@ -187,11 +187,14 @@ def test_samples_of_the_oracle_have_the_mixtures_moments():
     ("make", "message"),
     [
         (lambda: oracle.mixture(mixture("full"), VP())(jnp.ones((4, 3)), 0.3), "2 numbers a row"),
-        (lambda: oracle.mixture(mixture("full"), VP(), labels=np.array([0, 1])), "each of 3 components"),
+        (
+            lambda: oracle.mixture(mixture("full"), VP(), labels=np.array([0, 1])),
+            "labels must be .* where K = 3 of params.weights",
+        ),
         (lambda: oracle.empirical(np.zeros((3, 2), np.uint8), VP()), "127.5"),
         (
             lambda: oracle.empirical(np.zeros((3, 2), np.float32), VP(), labels=np.array([1])),
-            "each of 3 points",
+            "labels must be .* where N = 3 of data",
         ),
     ],
 )

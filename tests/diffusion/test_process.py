@@ -284,7 +284,7 @@ def test_expand_appends_axes():
     ("make", "words"),
     [
         (lambda: DDPM(num_steps=0), "num_steps"),
-        (lambda: DDPM(schedule="quadratic"), '"scaled_linear" or "cosine".*quadratic'),
+        (lambda: DDPM(schedule="quadratic"), "'scaled_linear' or 'cosine'.*quadratic"),
         (lambda: DDPM(num_steps=1, zero_terminal_snr=True), "at least 2"),
         (lambda: VP(schedule="quadratic"), '"linear" or "cosine".*quadratic'),
         (lambda: SubVP(beta_max=0.0), "0 < beta_min"),

@@ -441,13 +441,17 @@ def test_check_finite_says_at_which_step(name, value):
             jax.block_until_ready(jax.jit(run)(x_T))
 
 
+@pytest.mark.usefixtures("forgotten")
 def test_check_finite_says_whether_x_t_was_finite():
     with jax.debug_nans(False):
         x_T = jnp.ones((4, 3)).at[2, 1].set(jnp.nan)
+        with pytest.raises(ValueError, match="x_T must be finite, got nan in 1 of 4 rows: 2"):
+            samplers.sample(KEY, denoise, PLANS["ddim"], x_T)
+        run = jax.jit(partial(samplers.sample, KEY, denoise, PLANS["ddim"], check_finite=True))
         with pytest.raises(
-            FloatingPointError, match=r"x_t was NaN or inf in 1 samples at step 0.*x_T was given so"
+            jax.errors.JaxRuntimeError, match=r"x_t was NaN or inf in 1 samples at step 0.*x_T was given so"
         ):
-            samplers.sample(KEY, denoise, PLANS["ddim"], x_T, check_finite=True)
+            jax.block_until_ready(run(x_T))
         plan = multistep.table(np.linspace(1, 0.1, 4), np.ones(4), np.full((4, 1), 10.0))
         with pytest.raises(
             FloatingPointError, match=r"in 4 samples at step 1 of 4, t = 0.7: x0_hat .* too large"

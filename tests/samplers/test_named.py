@@ -122,7 +122,7 @@ def test_recommended_keeps_to_the_noise_that_a_process_has():
 
 
 def test_recommended_needs_an_evaluation():
-    with pytest.raises(ValueError, match="at least 1 evaluation, got 0"):
+    with pytest.raises(ValueError, match="nfe must be at least 1, got 0"):
         samplers.recommended(DDPM(), 0)
 
 

@@ -274,7 +274,7 @@ def test_hand_over_divides_the_steps_between_two_models(solver):
         (lambda: Schedule("middle"), "spacing must be one of 'leading', 'linspace', 'trailing', or None"),
         (lambda: Schedule(steps_offset=-1), "steps_offset must be at least 0"),
         (lambda: STABLE.plan(LATENT, "eulr", 10), "Did you mean euler"),
-        (lambda: STABLE.plan(LATENT, "ddim", 0), "n must be at least 1 step"),
+        (lambda: STABLE.plan(LATENT, "ddim", 0), "n must be at least 1, got 0"),
         (lambda: STABLE.plan(LATENT, "ddim", 1001), "do not fit into the 1000 times"),
         (lambda: STABLE.plan(LATENT, "ddim", 1000), "do not fit into the 1000 times"),  # with the offset
         (lambda: STABLE.plan(VP(), "ddim", 10), "needs a discrete process"),

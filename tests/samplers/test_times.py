@@ -298,7 +298,7 @@ def test_denoise_is_stop_and_one_step_more():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: times.uniform(VP(), 0), "at least 1 step, got 0"),
+        (lambda: times.uniform(VP(), 0), "n must be at least 1, got 0"),
         (lambda: times.uniform(DDPM(num_steps=10), 11), "11 steps are too many.*10 discrete"),
         (lambda: times.quadratic(DDPM(), 200), "200 steps are too many.*log_snr"),
         (lambda: times.uniform(VP(), 2000), 't_min = 0.001.*"denoise"'),
@@ -315,7 +315,7 @@ def test_denoise_is_stop_and_one_step_more():
         (lambda: times.leading(VP(), 10), "discrete process, such as DDPM.*VP.*uniform"),
         (lambda: times.leading(DDPM(), 1001), "1001 steps with offset=0 and skip=0 do not fit into the 1000"),
         (lambda: times.leading(DDPM(), 10, offset=200), "offset=200 and skip=0 do not fit"),
-        (lambda: times.leading(DDPM(), 10, skip=-1), "must not be negative, got 0 and -1"),
+        (lambda: times.leading(DDPM(), 10, skip=-1), "skip must be at least 0, got -1"),
         (lambda: times.leading(DDPM(), 10, final="zero"), "'denoise', 'stop'.*'zero'"),
         (lambda: times.uniform(VP(), 10, t_end=0.1), '"zero" ends at the data.*leave out t_end=0.1'),
         (

@@ -14,18 +14,19 @@ With the exact denoiser and `t_min -> 0` its mean over data is that of `-log p(x
 """
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from gen_jax import keys
-from gen_jax.diffusion.prediction import Denoiser, check_like
+from gen_jax import checks, keys
+from gen_jax.diffusion import asking, matching
+from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import DDPM, Process, at_log_snr
 from gen_jax.likelihoods import discretized_log_prob
-from gen_jax.types import Reconstruction
+from gen_jax.types import Count, Reconstruction
 
 _CONTINUOUS_SAMPLES = 128
 
@@ -45,6 +46,7 @@ class Bound(NamedTuple):
         """The bound: the sum of the terms."""
         return self.prior + self.diffusion + self.reconstruction
 
+    @checks.checked
     def bits_per_dim(self, *shape: int, bin_width: float = 1.0) -> Float[Array, "B"]:
         """The bound in bits per dimension of the original 8-bit data: `nats / (D log 2) - log2(bin_width)`.
 
@@ -65,18 +67,19 @@ class Bound(NamedTuple):
         return self.nats / (dims * math.log(2)) - math.log2(bin_width)
 
 
+@checks.checked
 def vlb(
     key: Key[Array, ""],
     denoise: Denoiser,
     process: Process,
-    x: Shaped[Array, "B *x"],
+    x: Annotated[Shaped[Array | np.ndarray, "B *x"], checks.Range()],
     *,
-    times: Shaped[Array | np.ndarray, "nodes"] | None = None,
-    num_steps: int | None = None,
-    num_samples: int | None = None,
+    times: Annotated[Shaped[Array | np.ndarray, "nodes"], checks.Range()] | None = None,
+    num_steps: Count | None = None,
+    num_samples: Count | None = None,
     reconstruction: Reconstruction = "gaussian",
     bins: int = 256,
-    index: Int[Array, "B"] | None = None,
+    index: Int[Array | np.ndarray, "B"] | None = None,
 ) -> Bound:
     """Variational bound on `-log p(x)`: an unbiased estimate of each term of the formula at the top of this file.
 
@@ -106,7 +109,10 @@ def vlb(
             `num_steps`; `num_steps` with an infinite `log_snr(t_max)`; an unknown reconstruction; or the output of the
             denoiser has another shape than `x_t`.
     """
-    _check(x, reconstruction, num_steps, num_samples)
+    checks.floating("x", x)
+    checks.choice("reconstruction", reconstruction, ("gaussian", "discretized"))
+    matching.check(denoise, process)
+    x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     key_t, key_eps, key_last = jax.random.split(key, 3)
     grid = _grid(process, times, num_steps)
@@ -115,8 +121,7 @@ def vlb(
 
     def x0_error(key: Key[Array, ""], t: Float[Array, ""]) -> Float[Array, "B *x"]:
         x_t = process.perturb(x, t, keys.normal(key, x.shape, index).astype(x.dtype))
-        x0_hat: Array = denoise(x_t, t)
-        check_like(x0_hat, x, "the denoiser")
+        x0_hat: Array = asking.ask(denoise, x_t, t)
         return x - x0_hat.astype(x.dtype)
 
     def add(total: Float[Array, "B"], term: tuple[Array, Array, Array]) -> tuple[Float[Array, "B"], None]:
@@ -137,7 +142,7 @@ def vlb(
         each = (jnp.exp(log_snr) * jnp.square(error) - log_snr + math.log(2 * math.pi)) / 2
     else:
         each = -discretized_log_prob(x, x - error, jnp.exp(-log_snr / 2), bins)
-    return Bound(prior, diffusion, each.reshape(len(x), -1).sum(1))
+    return Bound(prior, diffusion, each.reshape(len(x), math.prod(x.shape[1:])).sum(1))
 
 
 def _grid(process: Process, times: np.ndarray | Array | None, num_steps: int | None) -> Array | None:
@@ -196,7 +201,7 @@ def _stratified(key: Key[Array, ""], low: Array, high: Array, n: int) -> Float[A
 
 
 def _sum_of_squares(x: Float[Array, "B *x"]) -> Float[Array, "B"]:
-    return jnp.square(x).reshape(len(x), -1).sum(1)
+    return jnp.square(x).reshape(len(x), math.prod(x.shape[1:])).sum(1)
 
 
 def _checked_times(process: Process, times: Shaped[Array | np.ndarray, "nodes"]) -> np.ndarray:
@@ -210,13 +215,3 @@ def _checked_times(process: Process, times: Shaped[Array | np.ndarray, "nodes"])
             'ends with noise, where x is reconstructed, as grids of samplers do with final="stop".'
         )
     return times
-
-
-def _check(x: Array, reconstruction: str, num_steps: int | None, num_samples: int | None) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating-point, got {x.dtype}. For bytes: x / 127.5 - 1.")
-    if reconstruction not in ("gaussian", "discretized"):
-        raise ValueError(f'reconstruction must be "gaussian" or "discretized", got {reconstruction!r}.')
-    for name, number in (("num_steps", num_steps), ("num_samples", num_samples)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")

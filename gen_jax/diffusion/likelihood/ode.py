@@ -13,7 +13,7 @@ gives its error.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import diffrax
 import jax
@@ -22,7 +22,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from gen_jax import keys
+from gen_jax import checks, keys
+from gen_jax.diffusion import matching
 from gen_jax.diffusion.flow import (
     CHECKPOINTED,
     TSIT5,
@@ -36,12 +37,16 @@ from gen_jax.diffusion.flow import (
 from gen_jax.diffusion.marginals import marginals
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
+from gen_jax.types import Count, Positive
 
 EXACT_DIMS = 64
 """Largest number of dimensions for which the trace is exact by default."""
 
 NUM_PROBES = 8
 """Default number of probes for an estimated trace."""
+
+
+Data: TypeAlias = Annotated[Shaped[Array | np.ndarray, "B ..."], checks.Range()]
 
 
 class Density(NamedTuple):
@@ -59,20 +64,21 @@ class Density(NamedTuple):
     """As in `samplers.adaptive.Solution`."""
 
 
+@checks.checked
 def ode(
     key: Key[Array, ""],
     denoise: Denoiser,
     process: Process,
-    x: PyTree[Shaped[Array | np.ndarray, "..."]],
+    x: PyTree[Data],
     *,
     t: float | int = 0.0,
-    num_probes: int | None = None,
-    index: Int[Array, "B"] | None = None,
+    num_probes: Count | None = None,
+    index: Int[Array | np.ndarray, "B"] | None = None,
     log_prior: Callable[[PyTree], Float[Array, "B"]] | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: Positive = 1e-5,
+    atol: Positive = 1e-5,
     solver: Solver = TSIT5,
-    max_steps: int | None = 4096,
+    max_steps: Count | None = 4096,
     adjoint: diffrax.AbstractAdjoint = CHECKPOINTED,
 ) -> Density:
     """`log p_t(x)` of samples of the probability-flow ODE, run from the prior to `t`.
@@ -111,8 +117,7 @@ def ode(
         ValueError: as in `adaptive.ode`, or `num_probes` is below 1.
     """
     start = check_time(process, t, "t")
-    if num_probes is not None and num_probes < 1:
-        raise ValueError(f"num_probes must be at least 1, or None for the default; got {num_probes}.")
+    matching.check(denoise, process)
     z = widen(x)
     dims = sum(leaf[0].size for leaf in jax.tree.leaves(z))
     exact = num_probes is None and dims <= EXACT_DIMS
@@ -149,11 +154,12 @@ def ode(
     return Density(log_prob, _standard_error(trace, exact), x_T, nfe + (start == 0), success)
 
 
+@checks.checked
 def ode_log_prob(
     key: Key[Array, ""],
     denoise: Denoiser,
     process: Process,
-    x: PyTree[Shaped[Array | np.ndarray, "..."]],
+    x: PyTree[Data],
     **options: Any,
 ) -> Float[Array, "B"]:
     """`ode(...).log_prob`, `[B]` nats: the same arguments and errors; NaN where the solver failed."""
@@ -167,7 +173,9 @@ def _axes(like: PyTree) -> PyTree:
     return jax.tree.map(lambda v, leaf: jnp.broadcast_to(v[:, None], (flat.size, *leaf.shape)), each, like)
 
 
-def _probes(key: Key[Array, ""], like: PyTree, num_probes: int, index: Int[Array, "B"] | None) -> PyTree:
+def _probes(
+    key: Key[Array, ""], like: PyTree, num_probes: int, index: Int[Array | np.ndarray, "B"] | None
+) -> PyTree:
     """Random signs `[K, B, ...]`, those of example `i` from `fold_in(key, i)`."""
     flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], like))
     batch = jax.tree.leaves(like)[0].shape[0]

@@ -1,30 +1,34 @@
 """The weighted squared error of a prediction, and the random times and noise that all losses here use."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree, Shaped
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
 
-from gen_jax import keys
+from gen_jax import checks
 from gen_jax.diffusion import prediction
+from gen_jax.diffusion.loss.noising import Data, Noised, draw
 from gen_jax.diffusion.loss.time_sampling import TimeSampling, stratified
 from gen_jax.diffusion.loss.weightings import Weighting, simple
 from gen_jax.diffusion.process import Process
-from gen_jax.types import Predicts
+from gen_jax.types import NotNegative, Predicts
+
+LEAST_LOG_SNR = -46.0
+"""Where the limit of a weight at zero SNR is taken: the square of 1e-10 in float32."""
 
 
+@checks.checked
 def denoising(
     key: Key[Array, ""],
-    predict: Callable[[Float[Array, "B *x"], Float[Array, "B"]], PyTree],
+    predict: Callable[[PyTree, Float[Array, "B"]], PyTree],
     process: Process,
-    x_0: Shaped[Array, "B *x"],
+    x_0: PyTree[Data],
     *,
     predicts: Predicts = "eps",
     weighting: Weighting | None = simple,
     time_sampling: TimeSampling = stratified,
-    offset_noise: float = 0.0,
+    offset_noise: NotNegative = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean over examples and dimensions of the weighted squared error of a prediction, each at a random time.
 
@@ -32,14 +36,14 @@ def denoising(
 
     with `q^2` of `prediction.error_ratio`; `simple` leaves out both factors (Ho et al. 2020, Eq. 14). Weights are
     functions of log SNR as in Kingma & Gao 2023, Eq. 2, but without their factor `-d log_snr / dt`: how times are drawn
-    matters.
+    matters. Where `alpha_t = 0`, `w q^2` is its limit, which is infinite for `edm` with "eps" or "score".
 
     Args:
         key: the key of the step, the same on every device. The noise of example `i` comes from `fold_in(key_eps, i)`.
         predict: `(x_t [B, ...], t [B]) -> y [B, ...]`: the network with parameters, labels and dropout key bound.
         process: the process; its `times` maps draws in [0, 1] to training times.
-        x_0: data `[B, ...]`, floating, in the range that samples should have ([-1, 1] for images). On several devices,
-            the slice of this device.
+        x_0: data `[B, ...]`, floating, in the range that samples should have ([-1, 1] for images), or a pytree of such
+            arrays, of `D` numbers in all. On several devices, the slice of this device.
         predicts: what `y` is, one of `prediction.PREDICTIONS`.
         weighting: weight on the error in `x_0` as a function of `log_snr_t`, or `simple`.
         time_sampling: `(key, n) -> u [n]` in [0, 1], mapped to times by `process.times`: `stratified`, `independent`,
@@ -55,58 +59,33 @@ def denoising(
     Raises:
         ValueError: `x_0` is not floating, the network's output has another shape than `x_t`, or `predicts` is unknown.
     """
+    prediction.check_predicts(predicts)
     noised = draw(key, process, x_0, time_sampling, offset_noise)
     mse = noised.error(x_0, predict(noised.x_t, noised.t), predicts)
     if weighting is None:
         return mse.mean(), {"mse": mse.mean()}
-    weight = weighting(jnp.asarray(process.log_snr(noised.t))) * noised.ratio(predicts)
-    return (weight * mse).mean(), {"mse": mse.mean()}
+    return (_weight(weighting, process, noised, predicts) * mse).mean(), {"mse": mse.mean()}
 
 
-class Noised(NamedTuple):
-    """A batch with noise, each example at a random time."""
+def _weight(weighting: Weighting, process: Process, noised: Noised, predicts: Predicts) -> Float[Array, "B"]:
+    """`w(log_snr_t) q^2` of each example.
 
-    u: Float[Array, "B"]
-    """The draws in [0, 1] that `process.times` maps to `t`."""
-    t: Float[Array, "B"]
-    alpha_t: Float[Array, "B"]
-    sigma_t: Float[Array, "B"]
-    eps: Float[Array, "B *x"]
-    x_t: Float[Array, "B *x"]
-
-    def error(self, x_0: Float[Array, "B *x"], y_hat: PyTree, predicts: Predicts) -> Float[Array, "B"]:
-        """`|y - y_hat|^2 / D` of each example; a ValueError if `y_hat` has another shape than `x_t`."""
-        prediction.check_like(y_hat, self.x_t, "the network")
-        y = prediction.target(x_0, self.eps, self.alpha_t, self.sigma_t, predicts=predicts)
-        return jnp.square(y - y_hat).reshape(len(x_0), -1).mean(axis=1)
-
-    def ratio(self, predicts: Predicts) -> Float[Array, "B"]:
-        """`prediction.error_ratio` of each example."""
-        return prediction.error_ratio(self.alpha_t, self.sigma_t, predicts=predicts)
-
-
-def draw(
-    key: Key[Array, ""],
-    process: Process,
-    x_0: Shaped[Array, "B *x"],
-    time_sampling: TimeSampling,
-    offset_noise: float = 0.0,
-) -> Noised:
-    """Noises a batch at random times, as described in `denoising`.
-
-    Raises:
-        ValueError: `x_0` is not floating.
+    At zero SNR one factor is 0 and the other infinite, so there the product is that of nearly no signal, its limit; or
+    infinite, where it still grows.
     """
-    if not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise ValueError(
-            f"x_0 must be floating-point, in [-1, 1] for images; got {x_0.dtype}. For bytes: x / 127.5 - 1."
-        )
-    key_t, key_eps = jax.random.split(key)
-    u = time_sampling(key_t, x_0.shape[0])
-    t = jnp.asarray(process.times(u))
-    eps = keys.normal(key_eps, x_0.shape)
-    if offset_noise:
-        channels = (len(x_0), *[1] * (x_0.ndim - 2), x_0.shape[-1])
-        eps = eps + offset_noise * keys.normal(jax.random.fold_in(key, 2), channels)
-    alpha_t, sigma_t = jnp.asarray(process.alpha(t)), jnp.asarray(process.sigma(t))
-    return Noised(u, t, alpha_t, sigma_t, eps, process.perturb(x_0, t, eps))
+    log_snr = jnp.asarray(process.log_snr(noised.t))
+    none = log_snr < LEAST_LOG_SNR
+    norm = jnp.hypot(noised.alpha_t, noised.sigma_t)
+
+    def near(low: float) -> Float[Array, "B"]:
+        """With as little signal as that where there is none."""
+        w = weighting(jnp.where(none, low, log_snr))
+        if jnp.shape(w) != log_snr.shape:
+            raise ValueError(
+                f"weighting must return {log_snr.shape}, one for each log_snr; got {jnp.shape(w)}."
+            )
+        alpha_t = jnp.where(none, norm * np.exp(low / 2), noised.alpha_t)
+        return w * prediction.error_ratio(alpha_t, noised.sigma_t, predicts=predicts)
+
+    limit = near(LEAST_LOG_SNR)
+    return jnp.where(none & (near(LEAST_LOG_SNR - 10) > 100 * limit), jnp.inf, limit)

@@ -1,28 +1,32 @@
 """The loss of a network that predicts both mean and variance of a step."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from gen_jax.diffusion import prediction, variance
-from gen_jax.diffusion.loss.denoising import draw
+from gen_jax import checks
+from gen_jax.diffusion import matching, prediction, variance
+from gen_jax.diffusion.asking import check_like, check_pair
+from gen_jax.diffusion.loss.noising import draw
 from gen_jax.diffusion.loss.time_sampling import TimeSampling, stratified
 from gen_jax.diffusion.process import DDPM, expand
 from gen_jax.likelihoods import discretized_log_prob
-from gen_jax.types import Predicts
+from gen_jax.types import NotNegative, Predicts
 
 
+@checks.checked
 def hybrid(
     key: Key[Array, ""],
-    predict: Callable[[Float[Array, "B *x"], Float[Array, "B"]], tuple[PyTree, PyTree]],
+    predict: Callable[[PyTree, Float[Array, "B"]], tuple[PyTree, PyTree]],
     process: DDPM,
-    x_0: Shaped[Array, "B *x"],
+    x_0: Annotated[Shaped[Array | np.ndarray, "B *x"], checks.Range()],
     *,
     predicts: Predicts = "eps",
-    weight: float = 1e-3,
+    weight: NotNegative = 1e-3,
     bins: int = 256,
     time_sampling: TimeSampling = stratified,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -53,12 +57,15 @@ def hybrid(
 
     Raises:
         ValueError: as in `denoising`; or `predict` does not return a pair; or `process` is not a `DDPM` of two steps or
-            more.
+            more, or has `zero_terminal_snr` and `predicts` is "eps" or "score".
     """
-    noised = draw(key, process, x_0, time_sampling)
-    y, v = variance.check_pair(predict(noised.x_t, noised.t))
+    prediction.check_predicts(predicts)
+    matching.check_steps(process)
+    matching.check_determined(process, predicts)
+    noised, x_0 = draw(key, process, x_0, time_sampling), jnp.asarray(x_0)
+    y, v = check_pair(predict(noised.x_t, noised.t))
     mse = noised.error(x_0, y, predicts).mean()
-    prediction.check_like(v, noised.x_t, "the network")
+    check_like(v, noised.x_t, "the network")
     step = variance.ancestral(process, noised.t)
     held = jax.lax.stop_gradient(y)
     x0_hat = prediction.to_x0(held, noised.x_t, noised.alpha_t, noised.sigma_t, predicts=predicts)

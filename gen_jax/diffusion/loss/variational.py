@@ -17,20 +17,22 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Key, PyTree
 
-from gen_jax.diffusion import prediction
-from gen_jax.diffusion.loss.denoising import draw
+from gen_jax import checks
+from gen_jax.diffusion import matching, prediction
+from gen_jax.diffusion.loss.noising import Data, draw
 from gen_jax.diffusion.loss.time_sampling import TimeSampling, stratified
 from gen_jax.diffusion.process import DDPM, Process
 from gen_jax.types import Predicts
 
 
+@checks.checked
 def variational(
     key: Key[Array, ""],
-    predict: Callable[[Float[Array, "B *x"], Float[Array, "B"]], PyTree],
+    predict: Callable[[PyTree, Float[Array, "B"]], PyTree],
     process: Process,
-    x_0: Shaped[Array, "B *x"],
+    x_0: PyTree[Data],
     *,
     predicts: Predicts = "eps",
     time_sampling: TimeSampling = stratified,
@@ -47,7 +49,8 @@ def variational(
 
     It is differentiable with respect to parameters of the process, such as those of `LogSNR(lambda t: ...)`.
     Arguments and errors are those of `denoising`; `time_sampling` must be uniform, such as `stratified` and
-    `independent`.
+    `independent`. A ValueError as well where "eps" or "score" says nothing about `x_0` at the last step, as of
+    `DDPM(zero_terminal_snr=True)`: the bound is infinite.
 
     Returns:
         The loss, a scalar in float32 or better, and `{"mse": ...}`, the error of the prediction without weights.
@@ -56,11 +59,12 @@ def variational(
     return each.mean(), {"mse": mse.mean()}
 
 
+@checks.checked
 def second_moment(
     key: Key[Array, ""],
-    predict: Callable[[Float[Array, "B *x"], Float[Array, "B"]], PyTree],
+    predict: Callable[[PyTree, Float[Array, "B"]], PyTree],
     process: Process,
-    x_0: Shaped[Array, "B *x"],
+    x_0: PyTree[Data],
     *,
     predicts: Predicts = "eps",
     time_sampling: TimeSampling = stratified,
@@ -80,14 +84,15 @@ def second_moment(
 
 def _each(
     key: Key[Array, ""],
-    predict: Callable[[Float[Array, "B *x"], Float[Array, "B"]], PyTree],
+    predict: Callable[[PyTree, Float[Array, "B"]], PyTree],
     process: Process,
-    x_0: Shaped[Array, "B *x"],
+    x_0: PyTree[Data],
     predicts: Predicts,
     time_sampling: TimeSampling,
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
     """The terms of `variational`, and the squared errors of the prediction."""
     prediction.check_predicts(predicts)
+    matching.check_determined(process, predicts)
     noised = draw(key, process, x_0, time_sampling)
     mse = noised.error(x_0, predict(noised.x_t, noised.t), predicts)
     return _fall(process, noised.u) * noised.ratio(predicts) * mse / 2, mse

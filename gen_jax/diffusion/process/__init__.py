@@ -16,7 +16,12 @@ which a network is trained, so samplers call it at no smaller time. `t_max` is t
     Schedule                                any two functions alpha, sigma
 
 Functions of time take arrays of jax or numpy, and return arrays of the same library, in float32 or better. Numpy's
-float64 stays float64: the coefficients of samplers are computed so.
+float64 stays float64: the coefficients of samplers are computed so. A time outside [0, t_max] is a ValueError where its
+value is known; inside `jit` it is not.
+
+Derivatives by time are finite from `t_min` to `t_max`, both ends included, with one exception: where `alpha = 0` at
+`t_max` (`FlowMatching`, `DDPM(zero_terminal_snr=True)`), `log_snr` is minus infinity and has no derivative. At `t = 0`
+`log_snr` is infinite, and where `alpha^2 + sigma^2 = 1`, `sigma` grows as `sqrt(t)`, so that its derivative is infinite.
 """
 
 from gen_jax.diffusion.process.base import Process, Times, Values, at_log_snr, expand

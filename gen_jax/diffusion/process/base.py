@@ -2,18 +2,47 @@
 
 import functools
 from collections.abc import Callable
-from typing import Protocol, TypeAlias, TypeVar, cast, runtime_checkable
+from dataclasses import dataclass
+from typing import Annotated, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from gen_jax import keys
+from gen_jax import checks, keys
 
 Times: TypeAlias = Shaped[Array | np.ndarray, "*t"] | np.number | float | int
 """A time or an array of times, of jax or numpy."""
 
+
+@dataclass(frozen=True)
+class _OfProcess(checks.Range):
+    """From 0 to the last time of the process whose method is called."""
+
+    least: float | int = 0
+    on_host: bool = True
+
+    def of(self, owner: object) -> checks.Range:
+        """With the process at hand."""
+        t_max = getattr(owner, "t_max", np.inf)
+        return _UpTo(0, t_max * (1 + 1e-6)) if isinstance(t_max, float | int) else self
+
+
+class _UpTo(checks.Range):
+    """As `_OfProcess`; a time may have been rounded to float32."""
+
+    @property
+    def words(self) -> str:
+        """What it says."""
+        return f"in [0, {self.most:g}], the times of the process: 0 is the data"
+
+
+Time: TypeAlias = Annotated[Times, _OfProcess()]
+"""`Times` of the process whose method is called, from 0 to `t_max`."""
+
+_HOST = checks.Range(on_host=True)
+_Numbers: TypeAlias = Annotated[Float[Array | np.ndarray, "..."], _HOST]
 Values: TypeAlias = Float[Array | np.ndarray, "*t"] | np.floating
 """One value for each time, in the library of the times."""
 
@@ -42,6 +71,7 @@ class Namespace(Protocol):
     sin: Callable[..., Values]
     sqrt: Callable[..., Values]
     where: Callable[..., Values]
+    zeros_like: Callable[..., Values]
 
 
 @runtime_checkable
@@ -58,15 +88,16 @@ class Process(Protocol):
         """Time of the prior."""
         ...
 
-    def alpha(self, t: Times) -> Values:
+    def alpha(self, t: Time) -> Values:
         """Scale of the data at time `t`; 1 at `t = 0`."""
         ...
 
-    def sigma(self, t: Times) -> Values:
+    def sigma(self, t: Time) -> Values:
         """Standard deviation of the noise at time `t`; 0 at `t = 0`."""
         ...
 
-    def log_snr(self, t: Times) -> Values:
+    @checks.checked
+    def log_snr(self, t: Time) -> Values:
         """Log signal-to-noise ratio `log(alpha_t^2 / sigma_t^2)`, strictly decreasing; inf at `t = 0`."""
         xp, t = as_float(t)
         with np.errstate(divide="ignore"):
@@ -80,21 +111,42 @@ class Process(Protocol):
         """Nearest time that occurs in training: `t` itself, unless time is discrete."""
         return as_float(t)[1]
 
-    def perturb(self, x_0: Float[Array, "*x"], t: Times, eps: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        """Noised data `x_t = alpha_t x_0 + sigma_t eps`, at one time (`t: []`) or one per row (`t: [B]`)."""
-        return expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * eps
+    @checks.checked
+    def perturb(
+        self,
+        x_0: PyTree[_Numbers],
+        t: Time,
+        eps: PyTree[_Numbers],
+    ) -> PyTree[Float[Array, "..."]]:
+        """Noised data `x_t = alpha_t x_0 + sigma_t eps`, at one time (`t: []`) or one per row (`t: [B]`).
 
+        `x_0` is an array or a pytree of arrays, and `eps` is like it.
+        """
+        check_same("eps", eps, "x_0", x_0)
+        for x in jax.tree.leaves(x_0):
+            _check_rows("t", np.shape(t), "x_0", np.shape(x))
+        alpha_t, sigma_t = self.alpha(t), self.sigma(t)
+        return jax.tree.map(lambda x, z: expand(alpha_t, x) * x + expand(sigma_t, x) * z, x_0, eps)
+
+    @checks.checked
     def prior(
-        self, key: Key[Array, ""], shape: tuple[int, ...], *, index: Int[Array, "n"] | None = None
-    ) -> Float[Array, "n ..."]:
+        self, key: Key[Array, ""], shape: PyTree, *, index: Int[Array | np.ndarray, "n"] | None = None
+    ) -> PyTree[Float[Array, "n ..."]]:
         """Draws `x_T ~ N(0, sigma_T^2 I)`, `[n, ...]`; row `i` depends on `key` and `index[i]` (or `i`) only.
 
-        Give `samplers.sample` a different key.
+        `shape` is that of an array, or a pytree of shapes: `{"image": (64, 28, 28, 1), "pose": (64, 3)}`. Give
+        `samplers.sample` a different key.
         """
-        return jnp.asarray(self.sigma(self.t_max)) * keys.normal(key, shape, index)
+        shapes, tree = jax.tree.flatten(shape, is_leaf=_is_shape)
+        sizes = [_sizes(each, index) for each in shapes or [shape]]
+        split = [key] if _is_shape(shape) else jax.random.split(key, len(sizes))
+        sigma_T = jnp.asarray(self.sigma(self.t_max))
+        draws = [sigma_T * keys.normal(k, each, index) for k, each in zip(split, sizes, strict=True)]
+        return jax.tree.unflatten(tree, draws)
 
 
-def at_log_snr(process: Process, values: Given) -> Given:
+@checks.checked
+def at_log_snr(process: Process, values: Annotated[Given, checks.Range(finite=False)]) -> Given:
     """Times in [t_min, t_max] at which `log_snr` has these values, by bisection.
 
     Where no time has a value, the result is the nearer end.
@@ -115,10 +167,57 @@ def at_log_snr(process: Process, values: Given) -> Given:
     return cast(Given, 0.5 * (low + high))
 
 
-def expand(values: Times, like: Shaped[Array, "..."]) -> Array:
-    """`[B]` as `[B, 1, ...]` of the rank of `like`, to multiply `[B, H, W, C]`; a scalar stays a scalar."""
+@checks.checked
+def expand(values: Annotated[Times, _HOST], like: Shaped[Array | np.ndarray, "..."]) -> Array:
+    """`[B]` as `[B, 1, ...]` of the rank of `like`, to multiply `[B, H, W, C]`; a scalar stays a scalar.
+
+    ValueError where `like` does not begin with the axes of `values`; an axis may be 1 in either.
+    """
     wide = jnp.asarray(as_float(values)[1])
-    return wide if wide.ndim == 0 else wide.reshape(wide.shape + (1,) * (like.ndim - wide.ndim))
+    if wide.ndim == 0:
+        return wide
+    _check_rows("values", wide.shape, "like", np.shape(like))
+    return wide.reshape(wide.shape + (1,) * (like.ndim - wide.ndim))
+
+
+def _check_rows(name: str, rows: tuple[int, ...], other: str, shape: tuple[int, ...]) -> None:
+    """ValueError unless an array of `shape` begins with the axes `rows`, up to axes of 1 in one of the two."""
+    pairs = list(zip(rows, shape, strict=False))
+    if len(rows) > len(shape) or not (
+        all(n in (1, m) for n, m in pairs) or all(m in (1, n) for n, m in pairs)
+    ):
+        raise ValueError(
+            f"{name} must be one number, or one for each of the rows of {other}, which has the shape {shape}; got the "
+            f"shape {rows}."
+        )
+
+
+def check_same(name: str, tree: PyTree, other: str, like: PyTree) -> None:
+    """ValueError unless two trees of arrays have the same structure and shapes."""
+    got, want = (str(jax.tree.structure(t)) for t in (tree, like))
+    if got != want:
+        raise ValueError(f"{name} must be a pytree like {other}, {want}; got {got}.")
+    for leaf, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
+        if np.shape(leaf) != np.shape(wanted):
+            raise ValueError(
+                f"{name} must have the shape of {other}, {np.shape(wanted)}; got {np.shape(leaf)}."
+            )
+
+
+def _is_shape(value: PyTree) -> bool:
+    return isinstance(value, tuple | list) and all(np.ndim(n) == 0 and not isinstance(n, dict) for n in value)
+
+
+def _sizes(shape: PyTree, index: Int[Array | np.ndarray, "n"] | None) -> tuple[int, ...]:
+    """The sizes of an array of samples, which `index` numbers."""
+    if not _is_shape(shape) or not len(shape):
+        raise ValueError(
+            f"shape must be that of an array [n, ...], or a pytree of these; got {checks.came(shape)}."
+        )
+    sizes = tuple(checks.whole("shape", n, "number", least=0) for n in shape)
+    if index is not None and np.shape(index)[0] != sizes[0]:
+        raise ValueError(f"index must have one number for each of {sizes[0]} samples, got {np.shape(index)}.")
+    return sizes
 
 
 def namespace(t: Times) -> Namespace:
@@ -150,11 +249,11 @@ def preserving_alpha(log_alpha: Values) -> Values:
 def preserving_sigma(log_alpha: Values) -> Values:
     """`sqrt(1 - alpha^2)`."""
     xp = namespace(log_alpha)
-    return xp.sqrt(xp.abs(xp.expm1(2 * log_alpha)))
+    return xp.sqrt(0 - xp.expm1(2 * log_alpha))
 
 
 def preserving_log_snr(log_alpha: Values) -> Values:
     """`log(alpha^2 / (1 - alpha^2))`, inf where `alpha = 1`."""
     xp = namespace(log_alpha)
-    with np.errstate(divide="ignore"):
-        return -xp.log(xp.abs(xp.expm1(-2 * log_alpha)))
+    with np.errstate(divide="ignore", over="ignore"):
+        return -xp.log(0 + xp.expm1(-2 * log_alpha))

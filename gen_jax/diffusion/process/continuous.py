@@ -6,9 +6,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from gen_jax import checks
 from gen_jax.diffusion.process.base import (
     Process,
-    Times,
+    Time,
     Values,
     as_float,
     check_t_min,
@@ -20,6 +21,7 @@ from gen_jax.diffusion.process.base import (
 from gen_jax.types import Rate
 
 
+@checks.checked
 @dataclass(frozen=True)
 class VP(Process):
     """The variance-preserving SDE `dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw` on [0, 1].
@@ -58,7 +60,8 @@ class VP(Process):
         """1, or 0.9946 with the cosine schedule, whose `alpha` is 0 at 1."""
         return 1.0 if self.schedule == "linear" else 0.9946
 
-    def log_alpha(self, t: Times) -> Values:
+    @checks.checked
+    def log_alpha(self, t: Time) -> Values:
         """`log alpha_t = -1/2 int_0^t beta(s) ds`."""
         xp, time = as_float(t)
         if self.schedule == "linear":
@@ -68,19 +71,23 @@ class VP(Process):
         below = -2 * xp.sin(u_0 + turn * time / 2) * xp.sin(turn * time / 2) / float(np.cos(u_0))
         return xp.log1p(below)
 
-    def alpha(self, t: Times) -> Values:
+    @checks.checked
+    def alpha(self, t: Time) -> Values:
         """`alpha_t = exp(log alpha_t)`."""
         return preserving_alpha(self.log_alpha(t))
 
-    def sigma(self, t: Times) -> Values:
+    @checks.checked
+    def sigma(self, t: Time) -> Values:
         """`sigma_t = sqrt(1 - alpha_t^2)`."""
         return preserving_sigma(self.log_alpha(t))
 
-    def log_snr(self, t: Times) -> Values:
+    @checks.checked
+    def log_snr(self, t: Time) -> Values:
         """`log(alpha_t^2 / (1 - alpha_t^2))`."""
         return preserving_log_snr(self.log_alpha(t))
 
 
+@checks.checked
 @dataclass(frozen=True)
 class SubVP(Process):
     """The sub-variance-preserving SDE (Song et al. 2021, Eqs. 28 and 29): `alpha` as in linear `VP`, and less noise.
@@ -108,20 +115,24 @@ class SubVP(Process):
         """1."""
         return 1.0
 
-    def log_alpha(self, t: Times) -> Values:
+    @checks.checked
+    def log_alpha(self, t: Time) -> Values:
         """`log alpha_t = -1/2 int_0^t beta(s) ds`."""
         return VP(self.beta_min, self.beta_max, self.t_min).log_alpha(t)
 
-    def alpha(self, t: Times) -> Values:
+    @checks.checked
+    def alpha(self, t: Time) -> Values:
         """`alpha_t = exp(log alpha_t)`."""
         return preserving_alpha(self.log_alpha(t))
 
-    def sigma(self, t: Times) -> Values:
+    @checks.checked
+    def sigma(self, t: Time) -> Values:
         """`sigma_t = 1 - alpha_t^2`."""
         log_alpha = self.log_alpha(t)
         return -namespace(log_alpha).expm1(2 * log_alpha)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class VE(Process):
     """The variance-exploding SDE (Song et al. 2021, Eqs. 30 and 31), on `t` in [0, 1].
@@ -150,24 +161,28 @@ class VE(Process):
         """1."""
         return 1.0
 
-    def alpha(self, t: Times) -> Values:
+    @checks.checked
+    def alpha(self, t: Time) -> Values:
         """1."""
         xp, time = as_float(t)
         return xp.ones_like(time)
 
-    def sigma(self, t: Times) -> Values:
+    @checks.checked
+    def sigma(self, t: Time) -> Values:
         """`sigma_min (sigma_max / sigma_min)^t`, and 0 at `t = 0`."""
         xp, time = as_float(t)
         low, high = float(np.log(self.sigma_min)), float(np.log(self.sigma_max))
         return xp.where(time > 0, xp.exp(low + time * (high - low)), 0)
 
-    def log_snr(self, t: Times) -> Values:
+    @checks.checked
+    def log_snr(self, t: Time) -> Values:
         """`-2 log sigma_t`."""
         xp, time = as_float(t)
         low, high = float(np.log(self.sigma_min)), float(np.log(self.sigma_max))
         return xp.where(time > 0, -2 * (low + time * (high - low)), np.inf)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class EDM(Process):
     """Time is the noise: `alpha_t = 1`, `sigma_t = t` (Karras et al. 2022, Table 1).
@@ -205,15 +220,18 @@ class EDM(Process):
         """`sigma_max`."""
         return self.sigma_max
 
-    def alpha(self, t: Times) -> Values:
+    @checks.checked
+    def alpha(self, t: Time) -> Values:
         """1."""
         xp, time = as_float(t)
         return xp.ones_like(time)
 
-    def sigma(self, t: Times) -> Values:
+    @checks.checked
+    def sigma(self, t: Time) -> Values:
         """`t`."""
         return as_float(t)[1]
 
+    @checks.checked
     def times(self, u: Values) -> Values:
         """Training times for `u` in [0, 1): quantiles of the log-normal distribution of `sigma`."""
         xp, u = as_float(u)
@@ -226,6 +244,7 @@ class EDM(Process):
         return xp.clip(xp.exp(self.log_mean + self.log_std * z), self.sigma_min, self.sigma_max)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class FlowMatching(Process):
     """Straight lines from data to noise, `x_t = (1 - t) x_0 + t eps` (Lipman et al. 2023; Liu et al. 2023).
@@ -250,11 +269,13 @@ class FlowMatching(Process):
         """1."""
         return 1.0
 
-    def alpha(self, t: Times) -> Values:
+    @checks.checked
+    def alpha(self, t: Time) -> Values:
         """`1 - t`."""
         return 1 - as_float(t)[1]
 
-    def sigma(self, t: Times) -> Values:
+    @checks.checked
+    def sigma(self, t: Time) -> Values:
         """`t`."""
         return as_float(t)[1]
 

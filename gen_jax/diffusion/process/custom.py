@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
-from gen_jax.diffusion.process.base import Process, Times, Values, as_float, check_t_min, namespace
+from gen_jax import checks
+from gen_jax.diffusion.process.base import Process, Time, Times, Values, as_float, check_t_min, namespace
 
 
+@checks.checked
 @dataclass(frozen=True)
 class LogSNR(Process):
     """The variance-preserving process of any log signal-to-noise ratio (Kingma et al. 2021, Section 3.2).
@@ -21,7 +24,8 @@ class LogSNR(Process):
         t_max: time of the prior.
 
     Raises:
-        ValueError: `0 < t_min < t_max` does not hold.
+        ValueError: `0 < t_min < t_max` does not hold, or `log_snr` does not decrease (checked unless it has traced
+            parameters).
     """
 
     schedule: Callable[[Times], Values]
@@ -30,26 +34,42 @@ class LogSNR(Process):
 
     def __post_init__(self) -> None:
         check_t_min(self)
+        with jax.ensure_compile_time_eval():
+            values = self.schedule(np.linspace(self.t_min, self.t_max, 100))
+        if isinstance(values, jax.core.Tracer):
+            return
+        values = np.asarray(values, np.float64)
+        first, last = values[[0, -1]]
+        if not ((np.diff(values) <= 0).all() and last < first):  # what is learned may be flat in float32
+            advice = ": return minus that" if last > first else ""
+            raise ValueError(
+                f"schedule must be a log_snr that strictly decreases from t_min to t_max; got {first:g} at "
+                f"{self.t_min:g}, and {last:g} at {self.t_max:g}{advice}."
+            )
 
-    def log_snr(self, t: Times) -> Values:
+    @checks.checked
+    def log_snr(self, t: Time) -> Values:
         """`schedule(t)`, and infinite at `t = 0`."""
         xp, time = as_float(t)
         safe = xp.where(time > 0, time, self.t_min)
         return xp.where(time > 0, self.schedule(safe), np.inf)
 
-    def alpha(self, t: Times) -> Values:
+    @checks.checked
+    def alpha(self, t: Time) -> Values:
         """`sqrt(sigmoid(log_snr_t))`."""
         log_snr = self.log_snr(t)
         xp = namespace(log_snr)
         return xp.exp(-0.5 * xp.logaddexp(0, -log_snr))
 
-    def sigma(self, t: Times) -> Values:
+    @checks.checked
+    def sigma(self, t: Time) -> Values:
         """`sqrt(sigmoid(-log_snr_t))`."""
         log_snr = self.log_snr(t)
         xp = namespace(log_snr)
         return xp.exp(-0.5 * xp.logaddexp(0, log_snr))
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Schedule(Process):
     """A process defined by its two functions of time, in operations that numpy and jax arrays both have.

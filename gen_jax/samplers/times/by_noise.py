@@ -9,14 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float
 
+from gen_jax import checks
 from gen_jax.diffusion.process import Process, at_log_snr
 from gen_jax.samplers.times.grid import ALL, TO_T_END, Grid, check, ended, made, start
-from gen_jax.types import Final
+from gen_jax.types import Count, Final
 
 
+@checks.checked
 def log_snr(
     process: Process,
-    n: int,
+    n: Count,
     *,
     final: Final = "denoise",
     t_start: float | None = None,
@@ -35,9 +37,10 @@ def log_snr(
     return made(process, n, final, t_start, t_end, nodes, TO_T_END)
 
 
+@checks.checked
 def exponential(
     process: Process,
-    n: int,
+    n: Count,
     *,
     p: float = 1.0,
     final: Final = "denoise",
@@ -69,9 +72,10 @@ def exponential(
     return made(process, n, final, t_start, t_end, nodes, TO_T_END)
 
 
+@checks.checked
 def karras(
     process: Process,
-    n: int,
+    n: Count,
     *,
     rho: float = 7.0,
     final: Final = "denoise",
@@ -101,9 +105,10 @@ def karras(
     return made(process, n, final, t_start, t_end, nodes, TO_T_END)
 
 
+@checks.checked
 def cosine(
     process: Process,
-    n: int,
+    n: Count,
     *,
     final: Final = "zero",
     t_start: float | None = None,
@@ -130,10 +135,11 @@ def cosine(
     return made(process, n, final, t_start, t_end, nodes)
 
 
+@checks.checked
 def interpolated(
     process: Process,
     sigmas: Sequence[float] | Float[Array | np.ndarray, "k"],
-    n: int,
+    n: Count,
     *,
     final: Final = "zero",
     t_start: float | None = None,

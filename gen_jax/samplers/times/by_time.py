@@ -2,14 +2,16 @@
 
 import numpy as np
 
+from gen_jax import checks
 from gen_jax.diffusion.process import DDPM, Process
 from gen_jax.samplers.times.grid import TO_T_END, Grid, Nodes, check, made
-from gen_jax.types import Final
+from gen_jax.types import Count, Final, Size
 
 
+@checks.checked
 def uniform(
     process: Process,
-    n: int,
+    n: Count,
     *,
     final: Final = "zero",
     t_start: float | None = None,
@@ -27,9 +29,10 @@ def uniform(
     return made(process, n, final, t_start, t_end, np.linspace, rounded=True)
 
 
+@checks.checked
 def quadratic(
     process: Process,
-    n: int,
+    n: Count,
     *,
     final: Final = "denoise",
     t_start: float | None = None,
@@ -45,9 +48,10 @@ def quadratic(
     return made(process, n, final, t_start, t_end, _even_power(0.5), rounded=True)
 
 
+@checks.checked
 def power(
     process: Process,
-    n: int,
+    n: Count,
     *,
     p: float = 0.5,
     final: Final = "denoise",
@@ -76,9 +80,10 @@ def _even_power(p: float) -> Nodes:
     return lambda first, last, m: np.linspace(first**p, last**p, m) ** (1 / p)
 
 
+@checks.checked
 def beta(
     process: Process,
-    n: int,
+    n: Count,
     *,
     a: float = 0.6,
     b: float = 0.6,
@@ -113,7 +118,10 @@ def beta(
     return made(process, n, final, t_start, t_end, nodes, rounded=True)
 
 
-def leading(process: Process, n: int, *, offset: int = 0, skip: int = 0, final: Final = "denoise") -> Grid:
+@checks.checked
+def leading(
+    process: Process, n: Count, *, offset: Size = 0, skip: Size = 0, final: Final = "denoise"
+) -> Grid:
     """Every `k`-th time of a discrete process, counted from the first, and then 0 (Lin et al. 2024, Table 2).
 
         t = 1 + offset + k i,      i = n - 1 + skip, ..., skip,      k = T // (n + skip)
@@ -136,8 +144,6 @@ def leading(process: Process, n: int, *, offset: int = 0, skip: int = 0, final: 
         raise ValueError(
             f"leading needs a discrete process, such as DDPM(); got {process}. Take times.uniform."
         )
-    if offset < 0 or skip < 0:
-        raise ValueError(f"offset and skip must not be negative, got {offset} and {skip}.")
     asked = n if final == "denoise" else n + 1
     t = 1.0 + offset + process.num_steps // (asked + skip) * np.arange(skip, asked + skip)[::-1]
     if t[0] > process.num_steps or not (np.diff(t) < 0).all():

@@ -6,6 +6,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float
 
+from gen_jax import checks
 from gen_jax.diffusion.process import Process
 from gen_jax.types import Final
 
@@ -86,9 +87,9 @@ def start(process: Process, t_start: float | None) -> float:
 
 def check(n: int, final: str, choices: tuple[str, ...]) -> None:
     """ValueError unless `n >= 1` and `final` is one of the choices."""
-    if n < 1:
-        raise ValueError(f"n must be at least 1 step, got {n}.")
+    checks.whole("n", n, "step")
     if final not in choices:
         raise ValueError(
             f"final must be one of {', '.join(map(repr, choices))} for this grid; got {final!r}."
+            f"{checks.nearest(final, choices)}"
         )
