@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from gen_jax import checks
 from gen_jax.codec import Batch
 from gen_jax.conditioning import Text
 from gen_jax.conditioning.text import Asked
@@ -27,15 +28,17 @@ from gen_jax.data import Arrays, cache
 from gen_jax.generate import local_mesh
 from gen_jax.text.prompts import Encoded
 from gen_jax.training.layout import Layout
+from gen_jax.types import Count
 
 
+@checks.checked
 def encode_all(
     condition: Text,
     params: PyTree,
     source: Arrays,
     directory: str | Path | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: Count = 64,
 ) -> Arrays:
     """The examples of a source with what the encoders say of each caption in place of it.
 
@@ -57,29 +60,38 @@ def encode_all(
     Raises:
         ValueError: there are no captions.
     """
+    checks.tree("params", params)
     if "text" not in source.arrays:
-        raise ValueError(f'expected captions under "text", got {sorted(source.arrays)}.')
+        raise ValueError(f'source must have captions under "text", got {sorted(source.arrays)}.')
     texts = [str(text) for text in source.arrays["text"]]
-    entry = None if directory is None else Path(directory) / _fingerprint(condition, params, texts)
+    entry = (
+        None if directory is None else Path(directory).expanduser() / _fingerprint(condition, params, texts)
+    )
     read = cache.kept(entry, partial(_encoded, condition, params, texts, batch_size), len(texts))()
     rest = {name: x for name, x in source.arrays.items() if name not in ("text", "place")}
     return Arrays({**rest, **read, **_sizes(condition, source)}, source.info())
 
 
+@checks.checked
 def empty(condition: Text, params: PyTree) -> Encoded:
     """What the network is told of no text, `[1, S, K]` and `[1, P]`: that of the empty one, or zeros."""
+    checks.tree("params", params)
     read = next(_encoded(condition, params, [""], 1))
     found = _ready(read)
     zeros: Encoded = jax.tree.map(jnp.zeros_like, found)
     return zeros if condition.zero_null else found
 
 
+@checks.checked
 def of_batch(condition: Text, key: Key[Array, ""], batch: Batch, empty: Encoded) -> Asked:
     """The condition of each example of a batch of `encode_all`, or with probability `dropout` that of no text.
 
     With the same key the same examples lose theirs as by `condition.of_batch`. May be called inside `jit`.
     """
     ready = _ready(batch)
+    want, have = (1, *ready.context.shape[1:]), empty.context.shape
+    if want != have:
+        raise ValueError(f"empty must be that of the encoders of the batch, of shape {want}, got {have}.")
     dropped = condition.dropped(key, len(ready.context))
     pick = lambda none, x: jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), none, x)
     return Asked((jax.tree.map(pick, empty, ready),), batch.get("sizes"))
@@ -87,6 +99,8 @@ def of_batch(condition: Text, key: Key[Array, ""], batch: Batch, empty: Encoded)
 
 def _ready(batch: Batch) -> Encoded:
     """What a batch has of it."""
+    if "context" not in batch:
+        raise ValueError(f'expected a batch of encode_all, with "context", got {checks.came(batch)}.')
     pooled = batch.get("pooled")
     return Encoded(jnp.asarray(batch["context"]), None if pooled is None else jnp.asarray(pooled))
 

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped, UInt8
 
-from gen_jax import keys
+from gen_jax import checks, keys
 from gen_jax.data.transforms import to_uint8, to_unit
 from gen_jax.diffusion.prediction import Denoiser, clipped
+from gen_jax.types import Count
 
 Batch: TypeAlias = Mapping[str, Shaped[Array | np.ndarray, "..."]]
 """Arrays of a data set by name, with one leading axis of examples."""
@@ -87,6 +89,7 @@ class Autoencoder(Protocol):
         ...
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Pixels:
     """8-bit images, `x_0 = x / 127.5 - 1` in [-1, 1].
@@ -98,33 +101,32 @@ class Pixels:
         ValueError: `shape` is not three positive integers.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[Count, Count, Count]
 
-    def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise ValueError(
-                f"shape must be (height, width, channels), three positive integers, got {self.shape}."
-            )
-
-    def at(self, height: int, width: int) -> "Pixels":
+    @checks.checked
+    def at(self, height: Count, width: Count) -> "Pixels":
         """For images of so many pixels."""
         return Pixels((height, width, self.shape[2]))
 
+    @checks.checked
     def encode(
         self, batch: Batch, weights: PyTree = None, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B H W C"]:
-        """`x_0` of `batch["image"]`, uint8 `[B, H, W, C]`. ValueError for another type or shape."""
-        return to_unit(_checked(batch["image"], self.shape))
+        """`x_0` of `batch["image"]`, uint8 `[B, H, W, C]`. ValueError for another type or shape, or without images."""
+        return to_unit(_images(batch, self.shape))
 
+    @checks.checked
     def decode(self, x_0: Float[Array, "*b H W C"], weights: PyTree = None) -> UInt8[Array, "*b H W C"]:
         """Images: `round(127.5 (x_0 + 1))`, clipped to 0..255; with any leading axes."""
         return to_uint8(x_0)
 
+    @checks.checked
     def bound(self, denoise: Denoiser) -> Denoiser:
         """`x0_hat` clipped to [-1, 1] (static thresholding; Saharia et al. 2022, Section 2.3)."""
         return clipped(denoise)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Latents:
     """Floating-point arrays of any shape and range, `x_0 = (z - shift) scale`. `x0_hat` is never clipped.
@@ -147,19 +149,17 @@ class Latents:
         ValueError: `shape` is empty or not positive, or `scale` is 0 or not finite.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     scale: float = 1.0
     shift: float = 0.0
     name: str = "latent"
     autoencoder: Autoencoder | None = None
 
     def __post_init__(self) -> None:
-        if not self.shape or min(self.shape) < 1:
+        if not self.shape:
             raise ValueError(f"shape must be at least one positive integer, got {self.shape}.")
-        if self.scale == 0 or not abs(self.scale) < float("inf") or not abs(self.shift) < float("inf"):
-            raise ValueError(
-                f"scale must be finite and not 0, and shift finite, got {self.scale} and {self.shift}."
-            )
+        if self.scale == 0:
+            raise ValueError("scale must not be 0.")
         if self.autoencoder is not None and len(self.shape) != 3:
             raise ValueError(f"shape must be (height, width, channels) of latents, got {self.shape}.")
 
@@ -171,7 +171,8 @@ class Latents:
         height, width = (side * self.autoencoder.factor for side in self.shape[:2])
         return height, width, self.autoencoder.in_channels
 
-    def at(self, height: int, width: int) -> "Latents":
+    @checks.checked
+    def at(self, height: Count, width: Count) -> "Latents":
         """For images of so many pixels; ValueError without an autoencoder, or where it does not divide them."""
         if self.autoencoder is None:
             raise ValueError("these latents have no autoencoder, so there are no images of them.")
@@ -180,6 +181,7 @@ class Latents:
             raise ValueError(f"{factor} must divide height and width of images, got {height} x {width}.")
         return replace(self, shape=(height // factor, width // factor, self.shape[2]))
 
+    @checks.checked
     def encode(
         self, batch: Batch, weights: PyTree = None, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B ..."]:
@@ -189,12 +191,14 @@ class Latents:
         """
         return self._drawn(*self.moments(batch, weights), key)
 
+    @checks.checked
     def of_unit(
         self, images: Float[Array, "B H W C"], weights: PyTree, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B ..."]:
         """`x_0` of images in [-1, 1] that need not be bytes, as of `encode`; such as those with a part left out."""
         return self._drawn(*self._read(images, weights), key)
 
+    @checks.checked
     def decode(self, x_0: Float[Array, "*b"], weights: PyTree = None) -> Shaped[Array, "..."]:
         """Latents `x_0 / scale + shift`, or with an autoencoder the images of these; with any leading axes."""
         z = x_0 / self.scale + self.shift
@@ -205,17 +209,19 @@ class Latents:
         images = to_uint8(self.autoencoder.build().apply(weights, flat, method="decode"))
         return images.reshape(*z.shape[:-3], *images.shape[1:])
 
+    @checks.checked
     def bound(self, denoise: Denoiser) -> Denoiser:
         """The denoiser as it is: latents have no bounds."""
         return denoise
 
+    @checks.checked
     def moments(
         self, batch: Batch, weights: PyTree = None
     ) -> tuple[Shaped[Array | np.ndarray, "..."], Shaped[Array | np.ndarray, "..."] | None]:
         """Mean and deviation of `z`, before scale and shift; None for the deviation where `z` is known."""
         if self.autoencoder is not None and self.name not in batch:
-            return self._read(to_unit(_checked(batch["image"], self.image_shape)), weights)
-        z = batch[self.name]
+            return self._read(to_unit(_images(batch, self.image_shape)), weights)
+        z = _named(batch, self.name)
         if not jnp.issubdtype(z.dtype, jnp.floating) or z.shape[1:] != self.shape:
             raise ValueError(
                 f"expected floating-point arrays of shape {self.shape}, got {z.dtype} of shape {z.shape[1:]}."
@@ -249,17 +255,50 @@ class Latents:
             )
 
 
+@checks.checked
 def image_shape(codec: Codec) -> tuple[int, ...]:
     """Of one image of a codec: that of `Latents.image_shape`, and of any other codec that of `x_0`."""
     return codec.image_shape if isinstance(codec, Latents) else codec.shape
 
 
-def _checked(
-    image: Shaped[Array | np.ndarray, "..."], shape: tuple[int, ...]
-) -> Shaped[Array | np.ndarray, "..."]:
+@checks.checked
+def check_data(codec: Codec, batch: Batch) -> None:
+    """Raise ValueError, which says what was found, unless arrays are what a codec encodes; once, on the host.
+
+    Besides type and shape, which `encode` checks too, it looks at the values of a whole data set or a good part of it: at
+    images whose brightest pixel is 1, which would be black, and at latents that are not finite. Codecs of one's own are
+    not checked.
+    """
+    if isinstance(codec, Latents) and (codec.autoencoder is None or codec.name in batch):
+        for name in (codec.name, f"{codec.name}_deviation"):
+            if name in batch:
+                checks.within(f'"{name}"', batch[name])
+        codec.moments({name: x[:1] for name, x in batch.items()})
+    elif isinstance(codec, Pixels | Latents):
+        image = _images(batch, image_shape(codec))
+        if np.size(image) and np.max(image) == 1:
+            raise ValueError(
+                "expected images from 0 to 255, got uint8 with the values 0 and 1 alone, and both are black: multiply "
+                "them by 255."
+            )
+
+
+def _images(batch: Batch, shape: tuple[int, ...]) -> Shaped[Array | np.ndarray, "..."]:
+    """The images of a batch, 8-bit and of a shape; ValueError, which says what was found, for others."""
+    image = _named(batch, "image")
     if image.dtype != jnp.uint8 or image.shape[1:] != shape:
+        known = not isinstance(image, jax.core.Tracer) and np.size(image) and image.dtype != jnp.uint8
+        values = f", with values from {np.min(image):g} to {np.max(image):g}" if known else ""
         raise ValueError(
-            f"expected images of type uint8 and shape {shape}, got {image.dtype} of shape {image.shape[1:]}. "
-            "Scale other types to 0..255 and convert them to uint8 first."
+            f"expected images of type uint8 and shape {shape}, got {image.dtype} of shape {image.shape[1:]}{values}. "
+            "Scale other types to 0..255 and convert them to uint8 first: data.from_zero_one makes bytes of [0, 1], "
+            "data.to_uint8 of [-1, 1]."
         )
     return image
+
+
+def _named(batch: Batch, name: str) -> Shaped[Array | np.ndarray, "B ..."]:
+    """An array of a batch."""
+    if name not in batch:
+        raise ValueError(f'expected an array "{name}" in the batch, got {checks.came(batch)}.')
+    return batch[name] if hasattr(batch[name], "dtype") else np.asarray(batch[name])

@@ -20,20 +20,23 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from gen_jax import checks
 from gen_jax.codec import Latents
 from gen_jax.data import Arrays, Random, Source, cache
 from gen_jax.data.protocol import Stored, read, stack
 from gen_jax.generate import local_mesh
 from gen_jax.training.layout import Layout
+from gen_jax.types import Count
 
 
+@checks.checked
 def encode_all(
     codec: Latents,
     params: PyTree,
     source: Source,
     directory: str | Path | None = None,
     *,
-    batch_size: int = 256,
+    batch_size: Count = 256,
 ) -> Arrays:
     """The examples of a source with the mean and the deviation of their latents in place of the image.
 
@@ -52,17 +55,19 @@ def encode_all(
         ValueError: the codec has no autoencoder, the images are of another size than it expects, or they are drawn anew
             each epoch.
     """
+    checks.tree("params", params)
     check(codec, source)
     if isinstance(source, Random):
         raise ValueError(
             "the images of this source are drawn anew each epoch, so their latents can not be kept: give the images to "
             "codec.encode as they come."
         )
-    entry = None if directory is None else Path(directory) / _fingerprint(codec, params, source)
+    entry = None if directory is None else Path(directory).expanduser() / _fingerprint(codec, params, source)
     kept = cache.kept(entry, partial(_encoded, codec, params, source, batch_size), len(source))
     return Arrays(kept if entry is not None else kept(), source.info())
 
 
+@checks.checked
 def check(codec: Latents, source: Source) -> None:
     """ValueError for images of another size than the codec's, before an autoencoder is trained for them."""
     height, width, channels = codec.image_shape

@@ -10,11 +10,15 @@ With the features of an Inception network the distance is the FID; `moments` tak
 float64 on the host: in float32 the difference of two covariances of images has no correct digit.
 """
 
-from typing import NamedTuple
+import math
+from typing import Annotated, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse.linalg
 from jaxtyping import Float, Num
+
+from gen_jax import checks
+from gen_jax.types import Count, Positive
 
 
 class Moments(NamedTuple):
@@ -34,22 +38,25 @@ class Axes(NamedTuple):
     """Fraction of the variance of the data that lies along the axes, in [0, 1]."""
 
 
-def moments(features: Num[np.ndarray, "N D"]) -> Moments:
+Rows: TypeAlias = Annotated[Num[np.ndarray, "N D"], checks.Range()]
+Examples: TypeAlias = Annotated[Num[np.ndarray, "N *x"], checks.Range()]
+
+
+@checks.checked
+def moments(features: Rows) -> Moments:
     """Mean and unbiased covariance (divided by `N - 1`) of features `[N, D]`.
 
     Raises:
         ValueError: `N < 2`, or a feature is not finite.
     """
     x = np.asarray(features, np.float64)
-    if len(x) < 2 or not np.isfinite(x).all():
-        raise ValueError(
-            f"features must be finite, and of at least 2 examples; got the shape {x.shape} with "
-            f"{int((~np.isfinite(x)).any(1).sum())} examples that are not finite."
-        )
+    if len(x) < 2 or not x.shape[1]:
+        raise ValueError(f"features must be those of at least 2 examples, got the shape {x.shape}.")
     mean = x.mean(0)
     return Moments(mean, (x - mean).T @ (x - mean) / (len(x) - 1))
 
 
+@checks.checked
 def frechet_distance(a: Moments, b: Moments) -> float:
     """The Fréchet distance between two normals, squared as in the FID, in the square of the features' unit.
 
@@ -61,18 +68,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     distances from equal numbers of examples.
 
     Raises:
-        ValueError: `a` and `b` differ in `D`.
+        ValueError: `a` and `b` differ in `D`: project both with the same axes.
     """
-    if a.cov.shape != b.cov.shape:
-        raise ValueError(
-            f"both must have the same features; got {len(a.mean)} and {len(b.mean)}: project both with the same axes."
-        )
     of_a, of_b = _factor(a.cov), _factor(b.cov)
     left, _, right = np.linalg.svd(of_b.T @ of_a)  # Q = left right (Schönemann 1966)
     return float(np.square(a.mean - b.mean).sum() + np.square(of_a - of_b @ (left @ right)).sum())
 
 
-def principal(x: Num[np.ndarray, "N *x"], num: int) -> Axes:
+@checks.checked
+def principal(x: Examples, num: Count) -> Axes:
     """The `num` leading principal axes of data `[N, ...]`, such as images (Pearson 1901; PRML 12.1).
 
     Raises:
@@ -85,6 +89,8 @@ def principal(x: Num[np.ndarray, "N *x"], num: int) -> Axes:
             f"got {num}."
         )
     mean = rows.mean(0)
+    if not (rows != mean).any():
+        raise ValueError(f"x must not be the same in all {len(rows)} examples, which have no axes.")
     start = np.ones(min(rows.shape))  # by default svds starts at random
     _, values, directions = scipy.sparse.linalg.svds(rows - mean, k=num, v0=start)
     order = np.argsort(-values)
@@ -92,7 +98,8 @@ def principal(x: Num[np.ndarray, "N *x"], num: int) -> Axes:
     return Axes(mean, directions[order].T, float(ratio))
 
 
-def project(axes: Axes, x: Num[np.ndarray, "N *x"]) -> Float[np.ndarray, "N k"]:
+@checks.checked
+def project(axes: Axes, x: Examples) -> Float[np.ndarray, "N k"]:
     """Coordinates of `x - mean` along the axes, for `x [N, ...]`.
 
     Raises:
@@ -100,14 +107,13 @@ def project(axes: Axes, x: Num[np.ndarray, "N *x"]) -> Float[np.ndarray, "N k"]:
     """
     rows = _rows(x)
     if rows.shape[1] != len(axes.mean):
-        raise ValueError(f"Expected examples of {len(axes.mean)} numbers, got the shape {x.shape}.")
+        raise ValueError(f"x must be examples of {len(axes.mean)} numbers, got the shape {np.shape(x)}.")
     coordinates: np.ndarray = (rows - axes.mean) @ axes.directions
     return coordinates
 
 
-def psnr(
-    images: Num[np.ndarray, "N *x"], others: Num[np.ndarray, "..."], *, peak: float = 255.0
-) -> Float[np.ndarray, "N"]:
+@checks.checked
+def psnr(images: Examples, others: Examples, *, peak: Positive = 255.0) -> Float[np.ndarray, "N"]:
     """Peak signal-to-noise ratio in decibels of each pair of images, `10 log10(peak^2 / mean (a - b)^2)`.
 
     Infinite for two equal images. The mean over images is what papers report; it is at least the ratio of the mean
@@ -120,11 +126,6 @@ def psnr(
     Raises:
         ValueError: the shapes differ, or `peak` is not positive.
     """
-    if np.shape(images) != np.shape(others) or not peak > 0:
-        raise ValueError(
-            f"expected pairs of images of one shape and a positive peak, got the shapes {np.shape(images)} and "
-            f"{np.shape(others)}, and peak={peak}."
-        )
     error = np.square(_rows(images) - _rows(others)).mean(1)
     with np.errstate(divide="ignore"):
         ratio: np.ndarray = 10 * np.log10(peak**2 / error)
@@ -139,4 +140,4 @@ def _factor(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
 
 
 def _rows(x: Num[np.ndarray, "N *x"]) -> Float[np.ndarray, "N D"]:
-    return np.asarray(x, np.float64).reshape(len(x), -1)
+    return np.asarray(x, np.float64).reshape(len(x), math.prod(np.shape(x)[1:]))

@@ -17,17 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree, Shaped, UInt8
 
-from gen_jax import plots
+from gen_jax import checks, plots
 from gen_jax.codec import Latents
 from gen_jax.data.transforms import to_uint8
 from gen_jax.generate import OnStep, Weights
 from gen_jax.model import Model
 from gen_jax.networks.autoencoder_tiny import AutoencoderTinyConfig
+from gen_jax.types import Count
 
 See: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """`x_0 [n, h, w, C] -> uint8 [n, H, W, D]`."""
 
 
+@checks.checked
 def linear(model: Model, weights: Weights, images: UInt8[np.ndarray, "N H W D"] | None = None) -> See:
     """Latents to colours, a pixel for each, by the linear map that fits the autoencoder best.
 
@@ -38,23 +40,31 @@ def linear(model: Model, weights: Weights, images: UInt8[np.ndarray, "N H W D"] 
         images: to fit the map to, of any size that the autoencoder encodes; default: squares of random colours.
 
     Raises:
-        ValueError: a model of latents that has no autoencoder.
+        ValueError: a model of latents that has no autoencoder, or no weights of one.
     """
     codec = model.codec
     if not isinstance(codec, Latents):
         return lambda x_0: _bytes(127.5 * (x_0 + 1))
     factor, (*_, channels) = codec.image_shape[0] // codec.shape[0], codec.image_shape
     images = squares(16 * factor, 4 * factor, channels) if images is None else images
+    if "autoencoder" not in weights:
+        raise ValueError(f'weights must have those of the "autoencoder", got {checks.came(weights)}.')
     encode = jax.jit(codec.at(*images.shape[1:3]).encode)
     matrix, offset = fit(np.asarray(encode({"image": images}, weights["autoencoder"])), images)
     return lambda x_0: _bytes(x_0 @ matrix + offset)
 
 
+@checks.checked
 def fit(
     x_0: Float[np.ndarray, "N h w C"], images: UInt8[np.ndarray, "N H W D"]
 ) -> tuple[Float[np.ndarray, "C D"], Float[np.ndarray, "D"]]:
     """Matrix and offset of the linear map from a latent to the mean colour, in [0, 255], of its square of pixels."""
     n, h, w, _ = x_0.shape
+    checks.some("x_0", x_0, "latent")
+    if images.shape[1] % h or images.shape[2] % w or not images.size:
+        raise ValueError(
+            f"images must have a square of pixels for each of {h} x {w} latents of x_0, got {checks.came(images)}."
+        )
     sides = images.shape[1] // h, images.shape[2] // w
     means = images.reshape(n, h, sides[0], w, sides[1], -1).mean((2, 4))
     rows = np.concatenate([x_0.reshape(n * h * w, -1), np.ones((n * h * w, 1))], axis=1)
@@ -62,14 +72,19 @@ def fit(
     return found[:-1], found[-1]
 
 
-def squares(side: int, square: int, channels: int = 3, num: int = 4) -> UInt8[np.ndarray, "N H W D"]:
+@checks.checked
+def squares(side: Count, square: Count, channels: Count = 3, num: Count = 4) -> UInt8[np.ndarray, "N H W D"]:
     """Pictures of squares of random colours."""
+    if side % square:
+        raise ValueError(f"square must divide the side {side}, got {square}.")
     colours = np.random.default_rng(0).integers(0, 256, (num, side // square, side // square, channels))
     return colours.astype(np.uint8).repeat(square, 1).repeat(square, 2)
 
 
+@checks.checked
 def tiny(config: AutoencoderTinyConfig, params: PyTree) -> See:
     """Images of latents by a tiny autoencoder with these parameters (TAESD), which knows latents as the network does."""
+    checks.tree("params", params)
     net = config.build()
     decode = jax.jit(lambda params, z: to_uint8(jnp.asarray(net.apply(params, z, method="decode"))))
     host = jax.local_devices(backend="cpu")[0]  # other devices are busy with the samples
@@ -81,6 +96,7 @@ def _bytes(x: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
 
 
+@checks.checked
 def saving(path: str | Path, see: See) -> OnStep:
     """For `on_step`: writes one picture of all samples as they stand, anew after each step."""
 

@@ -73,5 +73,5 @@ def test_encode_all_finds_what_it_kept(tmp_path, monkeypatch):
 
 
 def test_encode_all_refuses_images_without_captions():
-    with pytest.raises(ValueError, match=r"expected captions under .text., got \['image'\]"):
+    with pytest.raises(ValueError, match=r"must have captions under .text., got \['image'\]"):
         captions.encode_all(ONE, WEIGHTS, data.Arrays({"image": IMAGE}))

@@ -46,7 +46,7 @@ IMAGE = np.zeros((2, 4, 4, 1), np.uint8)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Pixels((28, 0, 1)), "positive"),
+        (lambda: Pixels((28, 0, 1)), r"shape\[1\] must be at least 1, got 0"),
         (lambda: Pixels((4, 4, 1)).encode({"image": IMAGE.astype(np.float32)}), "got float32"),
         (lambda: Pixels((4, 4, 1)).encode({"image": IMAGE.astype(np.int32)}), "got int32"),
         (

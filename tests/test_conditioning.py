@@ -79,9 +79,9 @@ def test_only_a_network_that_saw_no_label_can_guide():
             lambda: Nothing().choose(KEY, jnp.arange(3), 3),
             "unconditional. Train one whose condition is Labels",
         ),
-        (lambda: Labels(0), "at least 1 class"),
-        (lambda: Labels(3, dropout=1.0), r"dropout in \[0, 1\)"),
-        (lambda: Labels(3, dropout=float("nan")), r"dropout in \[0, 1\)"),
+        (lambda: Labels(0), "num_classes must be at least 1, got 0"),
+        (lambda: Labels(3, dropout=1.0), "dropout must be at least 0 and below 1, got 1"),
+        (lambda: Labels(3, dropout=float("nan")), "dropout must be at least 0 and below 1, got nan"),
     ],
 )
 def test_bad_input_is_told_what_was_expected(make, message):

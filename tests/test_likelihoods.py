@@ -213,7 +213,7 @@ def test_log_prob_says_which_shape_it_wants(family):
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="sigma must be above 0, got 0"):
         Gaussian(0.0)
     with pytest.raises(ValueError, match="bins must be at least 2"):
         DiscretizedLogistic(bins=1)

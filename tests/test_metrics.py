@@ -87,7 +87,7 @@ def test_frechet_distance_is_symmetric_and_does_not_depend_on_the_axes():
 
 
 def test_frechet_distance_names_features_that_differ():
-    with pytest.raises(ValueError, match="same features; got 6 and 5"):
+    with pytest.raises(ValueError, match=r"b\.mean must be .* D = 6 of a\.mean, got .*\(5,\)"):
         metrics.frechet_distance(drawn(0), drawn(0, dims=5))
 
 
@@ -100,7 +100,7 @@ def test_moments_are_numpys_in_float64():
 
 @pytest.mark.parametrize("bad", [np.ones((1, 3)), np.array([[1.0, 2.0], [np.nan, 0.0]])])
 def test_moments_refuse_what_has_none(bad):
-    with pytest.raises(ValueError, match="must be finite, and of at least 2"):
+    with pytest.raises(ValueError, match="features must be"):
         metrics.moments(bad)
 
 
@@ -147,7 +147,10 @@ def test_psnr_is_that_of_scikit_image():
     np.testing.assert_allclose(metrics.psnr(a, b), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("shape", "peak"), [((3, 4), 255.0), ((2, 4), 0.0)])
-def test_psnr_says_what_does_not_fit(shape, peak):
-    with pytest.raises(ValueError, match="one shape and a positive peak"):
+@pytest.mark.parametrize(
+    ("shape", "peak", "message"),
+    [((3, 4), 255.0, "others must be .* N = 2 of images"), ((2, 4), 0.0, "peak must be above 0, got 0")],
+)
+def test_psnr_says_what_does_not_fit(shape, peak, message):
+    with pytest.raises(ValueError, match=message):
         metrics.psnr(np.zeros((2, 4)), np.zeros(shape), peak=peak)

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Key, PyTree
 
+from gen_jax import checks
 from gen_jax.codec import Batch
 from gen_jax.conditioning.protocol import NO_WORDS, Index, Label, Prompt
+from gen_jax.types import Size
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Nothing:
     """An unconditional model."""
@@ -17,19 +20,24 @@ class Nothing:
         """False: there is no condition to be guided by."""
         return False
 
+    @checks.checked
     def init(self, key: Key[Array, ""]) -> None:
         """None."""
 
+    @checks.checked
     def prepare(self, batch: Batch) -> Batch:
         """Nothing of it."""
         return {}
 
+    @checks.checked
     def of_batch(self, key: Key[Array, ""], batch: Batch) -> None:
         """None."""
 
-    def null(self, n: int, like: PyTree = None) -> None:
+    @checks.checked
+    def null(self, n: Size, like: PyTree = None) -> None:
         """None."""
 
+    @checks.checked
     def choose(
         self,
         key: Key[Array, ""],
@@ -46,6 +54,7 @@ class Nothing:
         if prompt is not None:
             raise ValueError(f"prompt {prompt!r} asks for words, but this model is unconditional. {NO_WORDS}")
 
+    @checks.checked
     def tell(self, params: PyTree, cond: PyTree) -> tuple[()]:
         """Nothing."""
         return ()

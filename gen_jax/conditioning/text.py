@@ -1,26 +1,28 @@
 """Texts: what is to be seen, in words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias, cast
+from typing import Annotated, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from gen_jax import keys
+from gen_jax import checks, keys
 from gen_jax.codec import Batch
 from gen_jax.conditioning.protocol import Index, Label, Prompt
 from gen_jax.networks.layers import sinusoidal
 from gen_jax.networks.text import CLIPTextConfig, TextOutput
 from gen_jax.text import Tokenizer, prompts
+from gen_jax.types import Count, Size
 from gen_jax.types import Text as Words
 
 Read: TypeAlias = "prompts.Prompts | prompts.Encoded"
 """A prompt as tokens, or as what an encoder said of it."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Reader:
     """A text encoder with its tokenizer.
@@ -54,6 +56,7 @@ class Reader:
                 f"{self.encoder.layers} layers, and the embeddings before them."
             )
 
+    @checks.checked
     def read(self, params: PyTree, read: PyTree) -> prompts.Encoded:
         """What the encoder says of prompts; what is encoded stays as it is. May be called inside `jit`."""
         apply = cast("Callable[..., TextOutput]", self.encoder.build().apply)
@@ -65,12 +68,13 @@ class Asked(NamedTuple):
 
     prompts: tuple[Read, ...]
     """For each reader."""
-    sizes: Float[Array | np.ndarray, "B S"] | None = None
+    sizes: Float[Array | np.ndarray, "B numbers"] | None = None
     """Numbers that the network is told besides, see `Text`."""
     shown: Bool[Array | np.ndarray, "B"] | None = None
     """False: zeros in place of what the encoders say. None: True for all."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Text:
     """Texts, which encoders read; the network attends to what they say of each token.
@@ -97,17 +101,15 @@ class Text:
     """
 
     readers: tuple[Reader, ...]
-    dropout: float = 0.1
+    dropout: Annotated[float, checks.Range(0, 1, below=True)] = 0.1
     sizes: tuple[float, ...] = ()
     null_sizes: tuple[float, ...] = ()
-    size_features: int = 256
+    size_features: Annotated[int, checks.Range(2)] = 256
     zero_null: bool = False
 
     def __post_init__(self) -> None:
         if not self.readers:
             raise ValueError("expected at least one reader of texts, got none.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"expected a dropout in [0, 1), got {self.dropout}.")
         if self.null_sizes and len(self.null_sizes) != len(self.sizes):
             raise ValueError(f"expected as many null_sizes as sizes, got {self.null_sizes} and {self.sizes}.")
 
@@ -121,12 +123,14 @@ class Text:
         """Of the readers, among the parameters: "text_encoder", "text_encoder_2", ..."""
         return tuple("text_encoder" + (f"_{i}" if i > 1 else "") for i in range(1, len(self.readers) + 1))
 
+    @checks.checked
     def init(self, key: Key[Array, ""]) -> dict[str, PyTree]:
         """New parameters of the encoders."""
         each = zip(self.names, self.readers, jax.random.split(key, len(self.readers)), strict=True)
         shape = lambda reader: jnp.zeros((1, reader.tokenizer.length), jnp.int32)
         return {name: reader.encoder.build().init(k, shape(reader)) for name, reader, k in each}
 
+    @checks.checked
     def prepare(self, batch: Batch) -> Batch:
         """`{"token": int32 [B, L]}` of the captions `batch["text"]`; "token_2" for a second reader, and so on."""
         if "text" not in batch:
@@ -140,6 +144,7 @@ class Text:
             for name, reader in zip(self.names, self.readers, strict=True)
         }
 
+    @checks.checked
     def of_batch(self, key: Key[Array, ""], batch: Batch) -> Asked:
         """The tokens of each example, or with probability `dropout` those of no text."""
         tokens = [jnp.asarray(batch[name.replace("text_encoder", "token")]) for name in self.names]
@@ -151,11 +156,13 @@ class Text:
         asked = self._asked(len(dropped), tuple(read), self.sizes)
         return asked._replace(shown=~dropped) if self.zero_null else asked
 
-    def dropped(self, key: Key[Array, ""], n: int) -> Bool[Array, "{n}"]:
+    @checks.checked
+    def dropped(self, key: Key[Array, ""], n: Size) -> Bool[Array, "{n}"]:
         """Which of `n` examples lose their text in training."""
         return jax.vmap(jax.random.uniform)(keys.per_example(key, n)) < self.dropout
 
-    def null(self, n: int, like: PyTree = None) -> Asked:
+    @checks.checked
+    def null(self, n: Size, like: PyTree = None) -> Asked:
         """`n` times no text, in as many chunks as `like`, and of its sizes where there are no others for it."""
         chunks = _chunks(like.prompts[0]) if isinstance(like, Asked) else 1
         asked = self._asked(n, self._read([""] * n, chunks), self.null_sizes or self.sizes)
@@ -163,6 +170,7 @@ class Text:
             asked = asked._replace(shown=np.zeros(n, bool))
         return asked._replace(sizes=like.sizes) if isinstance(like, Asked) and not self.null_sizes else asked
 
+    @checks.checked
     def choose(
         self,
         key: Key[Array, ""],
@@ -179,6 +187,7 @@ class Text:
             raise ValueError(f"label {label} asks for a class, but this model reads texts: give it a prompt.")
         return self._asked(len(index), self._read(_each(prompt, len(index))), self.sizes)
 
+    @checks.checked
     def against(self, cond: PyTree, prompt: Prompt) -> tuple[Asked, Asked]:
         """The condition, and negative prompts for it, in the same number of chunks.
 
@@ -191,7 +200,8 @@ class Text:
         most = max(_chunks(read) for asked in (cond, null) for read in asked.prompts)
         return self._filled(cond, most), self._filled(null, most)
 
-    def at(self, height: int, width: int) -> "Text":
+    @checks.checked
+    def at(self, height: Count, width: Count) -> "Text":
         """With this size in place of those of the original picture and of the picture to draw."""
 
         side = float(height), float(width)
@@ -204,6 +214,7 @@ class Text:
         null = sized(self.null_sizes) if self.null_sizes else ()
         return replace(self, sizes=sized(self.sizes), null_sizes=null)
 
+    @checks.checked
     def tell(self, params: PyTree, cond: PyTree) -> tuple[PyTree, ...]:
         """The vector, None where there are no sizes, and the vectors to attend to, `[B, S, K]`.
 
@@ -230,6 +241,7 @@ class Text:
         )
         return jnp.concatenate([pooled, waves.reshape(len(pooled), -1)], axis=-1), context
 
+    @checks.checked
     def encode(self, params: PyTree, asked: Asked) -> prompts.Encoded:
         """What all readers say, before anything is hidden: contexts by features, and what the last one pooled."""
         encoded = [self._encode(params, i, read) for i, read in enumerate(asked.prompts)]
@@ -238,8 +250,10 @@ class Text:
     def _encode(self, params: PyTree, i: int, read: Read) -> prompts.Encoded:
         if isinstance(read, prompts.Encoded):
             return read
-        if params is None or self.names[i] not in params:
-            raise ValueError(f'expected the parameters of {self.names[i]} in weights["text"], got none.')
+        if not isinstance(params, Mapping) or self.names[i] not in params:
+            raise ValueError(
+                f'expected the parameters of {self.names[i]} in weights["text"], got params {checks.came(params)}.'
+            )
         return self.readers[i].read(params[self.names[i]], read)
 
     def _asked(self, n: int, read: tuple[Read, ...], sizes: Sequence[float]) -> Asked:

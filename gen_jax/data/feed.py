@@ -8,11 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from gen_jax import checks
 from gen_jax.data.loading import load
-from gen_jax.data.protocol import Arrays, Columns, Random, Source, as_source, num_examples, read, stack
+from gen_jax.data.protocol import (
+    Arrays,
+    Columns,
+    Random,
+    Source,
+    as_columns,
+    as_source,
+    num_examples,
+    read,
+    stack,
+)
 from gen_jax.data.stream import Stream, Transform
+from gen_jax.types import Count, Size
 
 
+@checks.checked
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class InMemory:
@@ -30,15 +43,18 @@ class InMemory:
     batch_size: int = field(metadata={"static": True})
 
     @classmethod
-    def create(cls, arrays: Columns, batch_size: int, *, key: Key[Array, ""]) -> "InMemory":
+    @checks.checked
+    def create(cls, arrays: Columns, batch_size: Count, *, key: Key[Array, ""]) -> "InMemory":
         """Keep the arrays as they come. A batch larger than the data set is a `ValueError`."""
+        mine = (np.ndarray, jax.Array)
+        arrays = {k: x if isinstance(x, mine) else np.asarray(x) for k, x in as_columns(arrays).items()}
         count = num_examples(arrays)
-        if not 1 <= batch_size <= count:
+        if batch_size > count:
             raise ValueError(
                 f"batch_size must be from 1 to the {count} examples of the data set, got {batch_size}: "
                 f"take a batch_size of {count} or fewer, or a larger split."
             )
-        return cls(dict(arrays), key, batch_size)
+        return cls(arrays, key, batch_size)
 
     @property
     def num_examples(self) -> int:
@@ -50,15 +66,14 @@ class InMemory:
         """`N // batch_size`: the remainder is left out, another one each epoch."""
         return self.num_examples // self.batch_size
 
-    def select(self, step: Int[Array, ""] | int, num_steps: int = 1) -> Int[Array, "num_steps batch"]:
+    @checks.checked
+    def select(self, step: Int[Array, ""] | int, num_steps: Count = 1) -> Int[Array, "num_steps batch"]:
         """The rows of the batches of steps `step` to `step + num_steps - 1`: int32 `[num_steps, batch_size]`.
 
         Batch `i` of epoch `e` is the `i`-th `batch_size` rows of `permutation(fold_in(key, e), N)`, with
         `e, i = divmod(step, N // batch_size)`: a pure function of key and step, whatever `num_steps`, which
         is what makes a resumed run the same run. `step` may be traced, `num_steps` not; it may span epochs.
         """
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         per_epoch = self.batches_per_epoch
         steps = jnp.asarray(step, jnp.int32) + jnp.arange(num_steps, dtype=jnp.int32)
         epochs, batches = jnp.divmod(steps, per_epoch)
@@ -80,12 +95,13 @@ class InMemory:
         return jnp.arange(self.num_examples, dtype=jnp.int32)
 
 
+@checks.checked
 def batches(
     data: Columns | Source,
-    batch_size: int,
+    batch_size: Count,
     *,
     key: Key[Array, ""],
-    memory_budget: int = 2 * 2**30,
+    memory_budget: Size = 2 * 2**30,
     transform: Transform | None = None,
 ) -> InMemory | Stream:
     """Batches of `batch_size` examples, shuffled anew each epoch, in the way that fits the size of the data.

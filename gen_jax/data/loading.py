@@ -11,6 +11,7 @@ from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 
+from gen_jax import checks
 from gen_jax.data import cache
 from gen_jax.data.fitted import Fitted, RandomlyCropped
 from gen_jax.data.protocol import (
@@ -27,6 +28,7 @@ from gen_jax.data.protocol import (
 )
 from gen_jax.data.sources import FINDERS
 from gen_jax.data.sources.request import Crop, Request
+from gen_jax.types import Count
 
 _log = logging.getLogger(__name__)
 _COUNTED = 10_000  # examples looked at, at least, to say which shapes are mixed
@@ -45,13 +47,14 @@ class Options(TypedDict, total=False):
     unreadable: Literal["raise", "skip"]
 
 
+@checks.checked
 def source(
     name: str | os.PathLike[str],
     *,
     split: str = "train",
     data_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: Count | tuple[Count, Count] | None = None,
     crop: Crop = "center",
     channels: Literal[1, 3, 4] | None = None,
     unreadable: Literal["raise", "skip"] = "raise",
@@ -78,9 +81,6 @@ def source(
     `image_size`; no images.
     """
     size = _size(image_size)
-    _check(crop, ("center", "random"), "crop")
-    _check(channels, (None, 1, 3, 4), "channels")
-    _check(unreadable, ("raise", "skip"), "unreadable")
     if crop == "random" and size is None:
         raise ValueError('crop="random" needs an image_size to crop to.')
     if not isinstance(name, str):  # a path, whatever it looks like
@@ -92,6 +92,7 @@ def source(
     return (RandomlyCropped if crop == "random" else Fitted)(found, size, channels)
 
 
+@checks.checked
 def load(name: str | os.PathLike[str] | Source, **options: Unpack[Options]) -> dict[str, np.ndarray]:
     """A split of a data set as arrays: `{"image": uint8 [N, H, W, C], "label": int32 [N], "text": str [N]}`.
 
@@ -124,6 +125,7 @@ def load(name: str | os.PathLike[str] | Source, **options: Unpack[Options]) -> d
     return cache.read(path)
 
 
+@checks.checked
 def info(name: str | os.PathLike[str] | Source, **options: Unpack[Options]) -> Info:
     """Shape and numbers of what `load` returns for the same arguments, without reading the images.
 
@@ -144,15 +146,7 @@ def _find(name: str | os.PathLike[str] | Source, options: Options) -> Source:
 def _size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}.")
-    return height, width
-
-
-def _check(value: object, allowed: Sequence[object], argument: str) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument} must be one of {allowed}, got {value!r}.")
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
 
 
 def _in_memory(found: Source) -> dict[str, np.ndarray]:

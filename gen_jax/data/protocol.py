@@ -7,7 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
+
+from gen_jax import checks
+from gen_jax.data.columns import has_labels, warn_of_labels
 
 Example = Mapping[str, np.ndarray | np.generic | str | int | float]
 """One example: `image` is uint8 [H, W, C], `label` an int32, `text` a str. Other keys may stand beside these."""
@@ -15,6 +19,7 @@ Columns = Mapping[str, Any]
 """Arrays of numpy or jax, memory-mapped or not, with one leading axis of examples."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Info:
     """What a model has to know of a data set."""
@@ -125,9 +130,29 @@ def num_examples(arrays: Columns) -> int:
     return next(iter(lengths.values()))[0]
 
 
+def as_columns(columns: Columns) -> dict[str, Any]:
+    """The columns, lists of rows as arrays. ValueError where the rows of a list differ in shape."""
+    found = {}
+    for key, rows in columns.items():
+        try:
+            found[key] = rows if hasattr(rows, "dtype") and hasattr(rows, "shape") else np.asarray(rows)
+        except ValueError as error:
+            raise ValueError(f'"{key}" must be an array, or a list of rows of one shape: {error}.') from None
+    return found
+
+
+def _take(array: Any, rows: np.ndarray) -> np.ndarray:
+    """Rows of an array; of one that is not numpy's, such as of h5py, in its order and each once."""
+    if isinstance(array, (np.ndarray, jax.Array)):
+        return np.asarray(array[rows])
+    some, places = np.unique(rows, return_inverse=True)
+    return np.asarray(array[some])[places]
+
+
 class Arrays:
     """A source of arrays that are at hand, or that a function reads when they are first needed."""
 
+    @checks.checked
     def __init__(self, arrays: Columns | Callable[[], Columns], info: Info | None = None):
         """Keep the arrays as they come. With a function, `info` says what is known before it is called."""
         self._make = arrays
@@ -136,8 +161,13 @@ class Arrays:
 
     @cached_property
     def arrays(self) -> Columns:
-        """The arrays themselves."""
-        return dict(self._make() if callable(self._make) else self._make)
+        """The arrays themselves. ValueError where they are not as many examples as is said of them."""
+        arrays = as_columns(self._make() if callable(self._make) else self._make)
+        if self._info is not None and num_examples(arrays) != self._info.num_examples:
+            raise ValueError(
+                f"info says {self._info.num_examples} examples, but the arrays have {num_examples(arrays)}."
+            )
+        return arrays
 
     def __len__(self) -> int:
         return self._count
@@ -145,9 +175,10 @@ class Arrays:
     def __getitem__(self, row: int) -> Example:
         return {key: np.asarray(array[row])[()] for key, array in self.arrays.items()}
 
+    @checks.checked
     def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The examples of these rows: arrays `[n, ...]`."""
-        return {key: np.asarray(array[rows]) for key, array in self.arrays.items()}
+        return {key: _take(array, rows) for key, array in self.arrays.items()}
 
     def info(self) -> Info:
         """What is known of the arrays; a `ValueError` where none is called "image"."""
@@ -157,7 +188,8 @@ class Arrays:
             shapes = {key: np.shape(array) for key, array in self.arrays.items()}
             raise ValueError(f'expected an array "image" [N, H, W, C], got the shapes {shapes}.')
         _, height, width, channels = np.shape(self.arrays["image"])
-        classes = int(np.max(self.arrays["label"])) + 1 if "label" in self.arrays else None
+        warn_of_labels("arrays", self.arrays)
+        classes = int(np.max(self.arrays["label"])) + 1 if has_labels(self.arrays) else None
         return Info("arrays", len(self), (height, width, channels), classes, None, "text" in self.arrays)
 
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from gen_jax import checks
 from gen_jax.data.protocol import Arrays, Columns, Random, Source, as_source, read, reading_threads, stack
+from gen_jax.types import Count, Size
 
 Transform = Callable[[Columns], Columns]
 """A function of arrays `[n, ...]` that treats each row alone: to leave out keys, or to make tokens of captions."""
@@ -26,15 +28,16 @@ class Stream:
     Examples that are drawn (`data.Random`, such as random crops) get a generator each, seeded by key, epoch and row.
     """
 
+    @checks.checked
     def __init__(
         self,
         data: Columns | Source,
-        batch_size: int,
+        batch_size: Count,
         *,
         key: Key[Array, ""],
-        process_index: int | None = None,
-        process_count: int | None = None,
-        prefetch: int | None = None,
+        process_index: Size | None = None,
+        process_count: Count | None = None,
+        prefetch: Size | None = None,
         transform: Transform | None = None,
     ):
         """Set up at step 0.
@@ -54,7 +57,7 @@ class Stream:
         self._index = jax.process_index() if process_index is None else process_index
         self._count = jax.process_count() if process_count is None else process_count
         self._prefetch = max(4, self._threads + 1) if prefetch is None else prefetch
-        if not 1 <= batch_size <= self.num_examples or batch_size % self._count:
+        if batch_size > self.num_examples or batch_size % self._count:
             raise ValueError(
                 f"batch_size must be from 1 to the {self.num_examples} examples of the data set and divide "
                 f"by the {self._count} hosts, got {batch_size}: take a batch_size that does, or a larger split."
@@ -70,10 +73,9 @@ class Stream:
         """The step of the next batch."""
         return self._step
 
-    def seek(self, step: int) -> None:
+    @checks.checked
+    def seek(self, step: Size) -> None:
         """Go to a step: the next batch is that of `step`."""
-        if step < 0:
-            raise ValueError(f"expected a step of at least 0, got {step}.")
         self.close()
         self._step = int(step)
 
@@ -91,6 +93,7 @@ class Stream:
         """What `set_state` needs to go on from here: a dict for JSON, the same on every host."""
         return {"step": self._step, **self._identity()}
 
+    @checks.checked
     def set_state(self, state: Mapping[str, int]) -> None:
         """Go on where `get_state` was called, on this or another number of hosts.
 

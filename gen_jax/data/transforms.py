@@ -1,23 +1,31 @@
 """Pixels to numbers and back, and the augmentations: pure functions, the random ones of a key per example."""
 
+from typing import Annotated, TypeAlias
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Shaped, UInt8
 
-from gen_jax import keys
+from gen_jax import checks, keys
+
+Numbers: TypeAlias = Annotated[Shaped[Array | np.ndarray, "*shape"], checks.Range()]
 
 
+@checks.checked
 def to_unit(images: UInt8[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
     """8-bit pixels as float32 in [-1, 1]: `x / 127.5 - 1`. The inverse is `to_uint8`."""
     return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(x: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
-    """Numbers in [-1, 1] as 8-bit pixels: `round(127.5 (x + 1))`, clipped to 0..255."""
+@checks.checked
+def to_uint8(x: Numbers) -> UInt8[Array, "*shape"]:
+    """Numbers in [-1, 1] as 8-bit pixels: `round(127.5 (x + 1))`, clipped to 0..255. ValueError for bytes."""
+    _not_bytes(x, -1)
     return jnp.clip(jnp.round(127.5 * (jnp.asarray(x) + 1.0)), 0.0, 255.0).astype(jnp.uint8)
 
 
+@checks.checked
 def flip(key: Key[Array, ""], x: Shaped[Array | np.ndarray, "b h w c"]) -> Shaped[Array, "b h w c"]:
     """Mirror each image left to right with probability 1/2.
 
@@ -28,6 +36,7 @@ def flip(key: Key[Array, ""], x: Shaped[Array | np.ndarray, "b h w c"]) -> Shape
     return jnp.where(coin[:, None, None, None], x[:, :, ::-1, :], x)
 
 
+@checks.checked
 def dequantize(
     key: Key[Array, ""], images: UInt8[Array | np.ndarray, "b *shape"]
 ) -> Float[Array, "b *shape"]:
@@ -44,16 +53,20 @@ def dequantize(
     return (jnp.asarray(images).astype(jnp.uint32) * 65536 + noise).astype(jnp.float32) / 2.0**24
 
 
+@checks.checked
 def to_zero_one(images: UInt8[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
     """8-bit pixels as float32 in [0, 1]: `x / 255`. The inverse is `from_zero_one`."""
     return jnp.asarray(images).astype(jnp.float32) / 255
 
 
-def from_zero_one(x: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
-    """Numbers in [0, 1] as 8-bit pixels: `round(255 x)`, clipped to 0..255."""
+@checks.checked
+def from_zero_one(x: Numbers) -> UInt8[Array, "*shape"]:
+    """Numbers in [0, 1] as 8-bit pixels: `round(255 x)`, clipped to 0..255. ValueError for bytes."""
+    _not_bytes(x, 0)
     return jnp.clip(jnp.round(255 * jnp.asarray(x)), 0, 255).astype(jnp.uint8)
 
 
+@checks.checked
 def binarize(key: Key[Array, ""], images: UInt8[Array | np.ndarray, "b *shape"]) -> Float[Array, "b *shape"]:
     """Bits 0.0 or 1.0 that are drawn with the grey values as their probabilities, `P(1) = x / 255`.
 
@@ -67,3 +80,14 @@ def binarize(key: Key[Array, ""], images: UInt8[Array | np.ndarray, "b *shape"])
     return (noise.astype(jnp.uint32) * 255 < jnp.asarray(images).astype(jnp.uint32) * 65536).astype(
         jnp.float32
     )
+
+
+def _not_bytes(x: Numbers, least: int) -> None:
+    """ValueError for integers that are not the few that lie in the interval: they are bytes already."""
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        return
+    known = not isinstance(x, jax.core.Tracer)
+    if not known or (x.size and (x.min() < least or x.max() > 1)):
+        raise ValueError(
+            f"x must be numbers in [{least}, 1], got {checks.spread(x)}: bytes are 8-bit pixels already."
+        )

@@ -12,19 +12,24 @@ one network for all levels, with the time as an input. The ELBO of this chain eq
 
 import math
 from collections.abc import Callable
+from typing import Annotated, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from gen_jax import checks
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
 from gen_jax.hvae import gaussian
 from gen_jax.hvae.chain import Chain, Conditional
 from gen_jax.hvae.gaussian import Gaussian
 
+Times: TypeAlias = Annotated[Shaped[Array | np.ndarray, "nodes"], checks.Range(0, above=True)]
 
-def diffusion_chain(denoise: Denoiser, process: Process, times: Shaped[Array | np.ndarray, "nodes"]) -> Chain:
+
+@checks.checked
+def diffusion_chain(denoise: Denoiser, process: Process, times: Times) -> Chain:
     """The chain of latents of a denoiser on a grid of times, one level for each time.
 
     Its `elbo`, with `terms="sampled"` or "posterior", has the same mean as `-likelihood.vlb(..., times=times).nats`. With
@@ -41,7 +46,7 @@ def diffusion_chain(denoise: Denoiser, process: Process, times: Shaped[Array | n
         ValueError: times that do not decrease, or are not above 0.
     """
     times = np.asarray(times, np.float64)
-    if times.ndim != 1 or len(times) < 1 or not (np.diff(times) < 0).all() or not times[-1] > 0:
+    if len(times) < 1 or not (np.diff(times) < 0).all():
         raise ValueError(f"times must be one or more decreasing numbers above 0, got {times}.")
     up = times[::-1]
     alpha = np.asarray(process.alpha(up), np.float64)

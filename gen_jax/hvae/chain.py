@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from gen_jax import checks
 from gen_jax.hvae import gaussian
 from gen_jax.hvae.gaussian import Gaussian
 from gen_jax.types import Terms
 from gen_jax.vae import Elbo
+from gen_jax.vae.model import Data, check_floating
 
 Conditional = Callable[[Float[Array, "B ..."]], Gaussian]
 """`z -> N(mean(z), std(z)^2)`."""
@@ -45,10 +47,12 @@ def level_keys(key: Key[Array, ""], levels: int) -> list[Key[Array, ""]]:
     return [key] if levels == 1 else list(jax.random.split(key, levels))
 
 
+@checks.checked
 def infer(
-    key: Key[Array, ""], chain: Chain, x: Float[Array, "B *x"], *, index: Int[Array, "B"] | None = None
+    key: Key[Array, ""], chain: Chain, x: Data, *, index: Int[Array, "B"] | None = None
 ) -> tuple[list[Float[Array, "B ..."]], list[Gaussian]]:
     """Draw `z_1, ..., z_L` from the encoder, one after the other; returns the draws and the `q(z_l | z_{l-1})`."""
+    check_floating(x)
     z, latents, encoded = x, [], []
     for k, encode in zip(level_keys(key, len(chain.encode)), chain.encode, strict=True):
         encoded.append(encode(z))
@@ -57,10 +61,11 @@ def infer(
     return latents, encoded
 
 
+@checks.checked
 def elbo(
     key: Key[Array, ""],
     chain: Chain,
-    x: Float[Array, "B *x"],
+    x: Data,
     *,
     terms: Terms = "sampled",
     index: Int[Array, "B"] | None = None,
@@ -110,7 +115,7 @@ def elbo(
 
 
 def log_weight(
-    key: Key[Array, ""], chain: Chain, x: Float[Array, "B *x"], *, index: Int[Array, "B"] | None = None
+    key: Key[Array, ""], chain: Chain, x: Data, *, index: Int[Array, "B"] | None = None
 ) -> Float[Array, "B"]:
     """`log p(x, z_1, ..., z_L) - log q(z_1, ..., z_L | x)` for one draw; its exponential has mean `p(x)`."""
     check(chain, "sampled")

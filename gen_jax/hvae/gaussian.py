@@ -1,6 +1,7 @@
 """Gaussians with a diagonal covariance, the distribution at every level, and the rules that merge two of them.
 
-Sums are over all axes but the first; results are in nats. A parameter may be a scalar, the same for all dimensions.
+Sums are over all axes but the first; results are in nats, in float32 or better, whatever the networks run in. A
+parameter may be a scalar, the same for all dimensions.
 """
 
 import math
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from gen_jax import keys
+from gen_jax.likelihoods.base import as_float, flat
 
 
 class Gaussian(NamedTuple):
@@ -32,18 +34,21 @@ def sample(
     index: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B *z"]:
     """`mean + temperature exp(log_std) eps`; row `i` depends on `key` and its index only (`gen_jax.keys`)."""
-    eps = keys.normal(key, params.mean.shape, index).astype(params.mean.dtype)
-    return params.mean + temperature * jnp.exp(params.log_std) * eps
+    mean, log_std = map(as_float, params)
+    eps = keys.normal(key, mean.shape, index).astype(mean.dtype)
+    return mean + temperature * jnp.exp(log_std) * eps
 
 
 def log_prob(params: Gaussian, z: Float[Array, "B *z"]) -> Float[Array, "B"]:
     """`log N(z; mean, std^2)`."""
-    standardized = (z - params.mean) * jnp.exp(-params.log_std)
-    return -_sum(jnp.square(standardized) / 2 + params.log_std + math.log(2 * math.pi) / 2)
+    mean, log_std = map(as_float, params)
+    standardized = (as_float(z) - mean) * jnp.exp(-log_std)
+    return -_sum(jnp.square(standardized) / 2 + log_std + math.log(2 * math.pi) / 2)
 
 
 def kl(q: Gaussian, p: Gaussian) -> Float[Array, "B"]:
     """`KL(q || p) = sum log(std_p / std_q) + (std_q^2 + (mean_q - mean_p)^2) / (2 std_p^2) - 1/2`."""
+    q, p = Gaussian(*map(as_float, q)), Gaussian(*map(as_float, p))
     ratio, distance = q.log_std - p.log_std, (q.mean - p.mean) * jnp.exp(-p.log_std)
     return _sum((jnp.expm1(2 * ratio) + jnp.square(distance)) / 2 - ratio)
 
@@ -81,8 +86,9 @@ def bounded(mean: Float[Array, "B *z"], raw: Float[Array, "B *z"], bound: float)
 
     Source: the code of Vahdat & Kautz 2020.
     """
+    mean, raw = as_float(mean), as_float(raw)
     return Gaussian(mean, bound * jnp.tanh(raw / bound))
 
 
 def _sum(x: Float[Array, "B *z"]) -> Float[Array, "B"]:
-    return x.reshape(len(x), -1).sum(1)
+    return flat(x).sum(1)

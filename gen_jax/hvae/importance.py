@@ -53,6 +53,8 @@ def in_chunks(
     Each chunk takes examples at even distances, so that every device has some of them.
     """
     count = len(x)
+    if not count:
+        return jnp.zeros(0)
     size = min(count, size)
     chunks = -(-count // size)
     index = keys.example_index(count)[0] if index is None else index

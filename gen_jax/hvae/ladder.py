@@ -18,13 +18,17 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
+from gen_jax import checks
 from gen_jax.hvae import chain, gaussian, importance
 from gen_jax.hvae import temperature as temperatures
 from gen_jax.hvae.gaussian import Gaussian
+from gen_jax.hvae.temperature import Temperature
 from gen_jax.likelihoods import Likelihood
+from gen_jax.types import Count, Size
 from gen_jax.vae import Elbo
+from gen_jax.vae.model import Data, check
 
 BOUND = 5.0
 """Largest absolute log standard deviation of a prior, or of the posterior's change to it."""
@@ -73,6 +77,7 @@ class Latent(NamedTuple):
     z: Float[Array, "B *z"]
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Ladder:
     """A network with a prior and a posterior at every level, the rule for the posterior, and the likelihood."""
@@ -99,7 +104,8 @@ class Ladder:
         """Shape of the latent at each level."""
         return cast(Network, self.network).latent_shapes
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "B *x"]) -> PyTree:
+    @checks.checked
+    def init(self, key: Key[Array, ""], x: Data) -> PyTree:
         """Initial parameters; only the shape of an example of `x` matters."""
 
         def everything(net: Network, x: Array) -> None:
@@ -107,11 +113,12 @@ class Ladder:
 
         return self.network.init(key, x[:1], method=everything)
 
+    @checks.checked
     def elbo(
         self,
         params: PyTree,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
+        x: Data,
         *,
         index: Int[Array, "B"] | None = None,
     ) -> Elbo:
@@ -120,30 +127,32 @@ class Ladder:
         kl = [gaussian.kl(latent.posterior, latent.prior) for latent in latents]
         return Elbo.of(self.likelihood.log_prob(out, x), jnp.stack(kl, axis=1))
 
+    @checks.checked
     def iwae(
         self,
         params: PyTree,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
-        num_samples: int,
+        x: Data,
+        num_samples: Count,
         *,
         index: Int[Array, "B"] | None = None,
-        sample_chunk: int | None = None,
+        sample_chunk: Count | None = None,
     ) -> Float[Array, "B"]:
         """A lower bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
         log_weight = self._log_weight(params, x, index)
         return importance.iwae(log_weight, key, num_samples, sample_chunk=sample_chunk)
 
+    @checks.checked
     def log_prob(
         self,
         params: PyTree,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
-        num_samples: int = 5000,
+        x: Data,
+        num_samples: Count = 5000,
         *,
         index: Int[Array, "B"] | None = None,
-        chunk: int = 100,
-        sample_chunk: int = 50,
+        chunk: Count = 100,
+        sample_chunk: Count = 50,
     ) -> Float[Array, "B"]:
         """`log p(x)` in nats by importance sampling: `iwae` of many draws, a lower bound in the mean.
 
@@ -153,29 +162,32 @@ class Ladder:
         one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, sample_chunk=sample_chunk)
         return importance.in_chunks(one, x, chunk, index)
 
+    @checks.checked
     def encode(
         self,
         params: PyTree,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
+        x: Data,
         *,
         index: Int[Array, "B"] | None = None,
     ) -> list[Float[Array, "B ..."]]:
         """A draw of the latents of `x`, the one nearest the data first."""
         return [latent.z for latent in self._infer(params, key, x, index)[0]]
 
+    @checks.checked
     def reconstruct(
         self,
         params: PyTree,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
+        x: Data,
         *,
-        levels: int | None = None,
+        levels: Size | None = None,
         index: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B *x"]:
         """The mean of `p(x | z)`, with the top `levels` latents inferred from `x` (default: all) and the others at their
         prior means.
         """
+        check(self.likelihood, x)
         count = self.levels
         inferred = count if levels is None else temperatures.check_levels(levels, count, least=0)
         net = self._bind(params)
@@ -183,14 +195,15 @@ class Ladder:
         _, out = self._descend(net, len(x), net.bottom_up(x), key, temperature, index, inferred)
         return self.likelihood.mean(out)
 
+    @checks.checked
     def sample(
         self,
         key: Key[Array, ""],
         params: PyTree,
-        n: int,
+        n: Size,
         *,
-        levels: int | None = None,
-        temperature: ArrayLike = 1.0,
+        levels: Size | None = None,
+        temperature: Temperature = 1.0,
         mean: bool = False,
         index: Int[Array, "n"] | None = None,
     ) -> Float[Array, "n *x"]:
@@ -217,12 +230,12 @@ class Ladder:
     def _infer(
         self, params: PyTree, key: Array, x: Array, index: Array | None = None
     ) -> tuple[list[Latent], Array]:
+        check(self.likelihood, x)
         net = self._bind(params)
         return self._descend(net, len(x), net.bottom_up(x), key, None, index)
 
-    def _log_weight(
-        self, params: PyTree, x: Float[Array, "B *x"], index: Int[Array, "B"] | None
-    ) -> importance.LogWeight:
+    def _log_weight(self, params: PyTree, x: Data, index: Int[Array, "B"] | None) -> importance.LogWeight:
+        check(self.likelihood, x)
         net = self._bind(params)
         d = net.bottom_up(x)  # once for all draws
 

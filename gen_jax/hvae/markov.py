@@ -6,14 +6,18 @@ from typing import NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
+from gen_jax import checks
 from gen_jax.hvae import chain, gaussian, importance
 from gen_jax.hvae import temperature as temperatures
 from gen_jax.hvae.chain import Chain, Terms
 from gen_jax.hvae.gaussian import Gaussian
+from gen_jax.hvae.temperature import Temperature
 from gen_jax.likelihoods import Likelihood
+from gen_jax.types import Count, Size
 from gen_jax.vae import Elbo
+from gen_jax.vae.model import Data, check
 
 
 class Params(NamedTuple):
@@ -23,6 +27,7 @@ class Params(NamedTuple):
     decoder: tuple[PyTree, ...]
 
 
+@checks.checked
 @dataclass(frozen=True)
 class HVAE:
     """A chain of latents, `x -> z_1 -> ... -> z_L` and back (the module `hvae.chain`). One level is a VAE."""
@@ -33,7 +38,7 @@ class HVAE:
     """`L` networks: `z_1 -> out`, the input of the likelihood; then `z_l -> (mean, log_std)` of `p(z_{l-1} | z_l)`, or
     `z_l -> mean` for `N(mean, I)`, as in the book."""
     likelihood: Likelihood
-    latent: tuple[int | tuple[int, ...], ...]
+    latent: tuple[Count | tuple[Count, ...], ...]
     """Size or shape of the latent at each level."""
     terms: Terms = "sampled"
     """Form of the bound: "sampled", or "neighbours", the book's, which is lower (`chain.elbo`)."""
@@ -45,7 +50,7 @@ class HVAE:
                 "expected an encoder, a decoder and a size for each level, at least one, got {} encoders, "
                 "{} decoders and {} sizes.".format(*counts)
             )
-        if any(not shape or min(shape) < 1 for shape in self.latent_shapes):
+        if not all(self.latent_shapes):
             raise ValueError(f"latents must be at least 1 number, got {self.latent}.")
         if self.terms not in ("sampled", "neighbours"):
             raise ValueError(f'terms must be "sampled" or "neighbours", got {self.terms!r}.')
@@ -60,7 +65,8 @@ class HVAE:
         """Shape of the latent at each level."""
         return [(size,) if isinstance(size, int) else tuple(size) for size in self.latent]
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "B *x"]) -> Params:
+    @checks.checked
+    def init(self, key: Key[Array, ""], x: Data) -> Params:
         """Initial parameters; only the shape of an example of `x` matters."""
         key_encoder, key_decoder = jax.random.split(key)
         keys_encoder = chain.level_keys(key_encoder, self.levels)
@@ -72,6 +78,7 @@ class HVAE:
             tuple(map(init, self.decoder, keys_decoder, latents)),
         )
 
+    @checks.checked
     def as_chain(self, params: Params) -> Chain:
         """The chain of the networks with these parameters."""
 
@@ -86,41 +93,45 @@ class HVAE:
             log_likelihood,
         )
 
+    @checks.checked
     def elbo(
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
+        x: Data,
         *,
         index: Int[Array, "B"] | None = None,
     ) -> Elbo:
         """The bound for one draw of the latents, with `kl [B, L]` (`chain.elbo`)."""
+        check(self.likelihood, x)
         return chain.elbo(key, self.as_chain(params), x, terms=self.terms, index=index)
 
+    @checks.checked
     def iwae(
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
-        num_samples: int,
+        x: Data,
+        num_samples: Count,
         *,
         index: Int[Array, "B"] | None = None,
-        sample_chunk: int | None = None,
+        sample_chunk: Count | None = None,
     ) -> Float[Array, "B"]:
         """A lower bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
         log_weight = self._log_weight(params, x, index)
         return importance.iwae(log_weight, key, num_samples, sample_chunk=sample_chunk)
 
+    @checks.checked
     def log_prob(
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
-        num_samples: int = 5000,
+        x: Data,
+        num_samples: Count = 5000,
         *,
         index: Int[Array, "B"] | None = None,
-        chunk: int = 100,
-        sample_chunk: int = 50,
+        chunk: Count = 100,
+        sample_chunk: Count = 50,
     ) -> Float[Array, "B"]:
         """`log p(x)` in nats by importance sampling: `iwae` of many draws, a lower bound in the mean.
 
@@ -130,28 +141,32 @@ class HVAE:
         one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, sample_chunk=sample_chunk)
         return importance.in_chunks(one, x, chunk, index)
 
+    @checks.checked
     def encode(
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
+        x: Data,
         *,
         index: Int[Array, "B"] | None = None,
     ) -> list[Float[Array, "B ..."]]:
         """A draw of the latents of `x`, the one nearest the data first."""
+        check(self.likelihood, x)
         return chain.infer(key, self.as_chain(params), x, index=index)[0]
 
+    @checks.checked
     def decode(self, params: Params, z_1: Float[Array, "B *z"]) -> Float[Array, "B *x"]:
         """The mean of `p(x | z_1)`."""
         return self.likelihood.mean(self._out(params, z_1))
 
+    @checks.checked
     def reconstruct(
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Float[Array, "B *x"],
+        x: Data,
         *,
-        levels: int = 1,
+        levels: Count = 1,
         index: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B *x"]:
         """Encode `x` up to level `levels`, then decode by the means."""
@@ -160,14 +175,15 @@ class HVAE:
             z = decode(z).mean
         return self.decode(params, z)
 
+    @checks.checked
     def sample(
         self,
         key: Key[Array, ""],
         params: Params,
-        n: int,
+        n: Size,
         *,
-        levels: int | None = None,
-        temperature: ArrayLike = 1.0,
+        levels: Size | None = None,
+        temperature: Temperature = 1.0,
         mean: bool = False,
         index: Int[Array, "n"] | None = None,
     ) -> Float[Array, "n *x"]:
@@ -193,9 +209,8 @@ class HVAE:
         out = self._out(params, z)
         return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
 
-    def _log_weight(
-        self, params: Params, x: Float[Array, "B *x"], index: Int[Array, "B"] | None
-    ) -> importance.LogWeight:
+    def _log_weight(self, params: Params, x: Data, index: Int[Array, "B"] | None) -> importance.LogWeight:
+        check(self.likelihood, x)
         as_chain = self.as_chain(params)
         return lambda key: chain.log_weight(key, as_chain, x, index=index)
 

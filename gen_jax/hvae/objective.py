@@ -1,17 +1,19 @@
 """The training loss: minus the bound, with KL warm-up, free bits and KL balancing against posterior collapse."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Float, Key, Num, PyTree
 
-from gen_jax import keys
+from gen_jax import checks, keys
 from gen_jax.training import Aux, Loss
+from gen_jax.types import Count, NotNegative, Positive
 from gen_jax.vae import Elbo, Prepare, weight_at
+from gen_jax.vae.loss import Weight, prepared
 
 _MIN_KL = 1e-2
 """Added to each KL by `balanced`, in nats, so that a level without any KL keeps a positive weight."""
@@ -25,22 +27,23 @@ class Model(Protocol):
     def latent_shapes(self) -> Sequence[tuple[int, ...]]:
         """Shape of the latent at each level."""
 
-    def elbo(self, params: PyTree, key: Key[Array, ""], x: Float[Array, "B *x"]) -> Elbo:
+    def elbo(self, params: PyTree, key: Key[Array, ""], x: Num[Array, "B *x"]) -> Elbo:
         """The bound, with `kl [B, L]`."""
 
     def iwae(
-        self, params: PyTree, key: Key[Array, ""], x: Float[Array, "B *x"], num_samples: int
+        self, params: PyTree, key: Key[Array, ""], x: Num[Array, "B *x"], num_samples: int
     ) -> Float[Array, "B"]:
         """The bound of several draws."""
 
 
+@checks.checked
 def loss(
     model: Model,
     *,
-    beta: float | optax.Schedule = 1.0,
-    free_bits: float = 0.0,
+    beta: Weight = 1.0,
+    free_bits: NotNegative = 0.0,
     balance: optax.Schedule | None = None,
-    scale: float = 1.0,
+    scale: Positive = 1.0,
     prepare: Prepare | None = None,
 ) -> Loss:
     """Minus the ELBO in nats, mean over a batch, as a loss for `training.make_step`.
@@ -67,7 +70,7 @@ def loss(
         params: PyTree, key: Key[Array, ""], batch: Mapping[str, Array], aux: Aux | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key_x, key_z = jax.random.split(key)
-        x = batch["image"] if prepare is None else prepare(key_x, batch["image"])
+        x = prepared(key_x, batch, prepare)
         bound = model.elbo(params, key_z, x)
         share = None if balance is None else weight_at(balance, aux)
         weights = None if share is None else 1 + share * (balanced(bound, sizes) - 1)
@@ -79,7 +82,8 @@ def loss(
     return loss_fn
 
 
-def iwae_loss(model: Model, num_samples: int, *, prepare: Prepare | None = None) -> Loss:
+@checks.checked
+def iwae_loss(model: Model, num_samples: Count, *, prepare: Prepare | None = None) -> Loss:
     """Minus the IWAE bound of `num_samples` draws in nats, mean over a batch: to finish a training with.
 
     The batch and `prepare` are those of `loss`; the metric is `iwae`.
@@ -89,19 +93,20 @@ def iwae_loss(model: Model, num_samples: int, *, prepare: Prepare | None = None)
         params: PyTree, key: Key[Array, ""], batch: Mapping[str, Array], aux: Aux | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key_x, key_z = jax.random.split(key)
-        x = batch["image"] if prepare is None else prepare(key_x, batch["image"])
+        x = prepared(key_x, batch, prepare)
         bound = model.iwae(params, key_z, x, num_samples).mean()
         return -bound, {"iwae": bound}
 
     return loss_fn
 
 
+@checks.checked
 def objective(
     bound: Elbo,
     *,
-    beta: ArrayLike = 1.0,
-    free_bits: ArrayLike = 0.0,
-    balance: Float[Array | np.ndarray, "L"] | None = None,
+    beta: Annotated[ArrayLike, checks.Range(0)] = 1.0,
+    free_bits: Annotated[ArrayLike, checks.Range(0)] = 0.0,
+    balance: Annotated[Float[Array | np.ndarray, "L"], checks.Range(0)] | None = None,
 ) -> Float[Array, ""]:
     """The mean over the batch of `-reconstruction + beta sum_l gamma_l max(free_bits, KL_l)`.
 
@@ -112,10 +117,15 @@ def objective(
             (Kingma et al. 2016, Eq. 15).
         balance: the weights `gamma_l` of the levels (see `balanced`); None for 1.
 
-    Raises ValueError for negative free bits.
+    Raises ValueError for negative weights or free bits, or another number of them than levels.
     """
-    if not isinstance(free_bits, jax.core.Tracer) and np.any(np.asarray(free_bits) < 0):
-        raise ValueError(f"free_bits must be at least 0 nats, got {free_bits}.")
+    levels = bound.kl.shape[1:]
+    checks.some("bound", bound.kl)
+    for name, given in (("beta", beta), ("free_bits", free_bits), ("balance", balance)):
+        if given is not None and np.shape(given) not in ((), () if name == "beta" else levels):
+            raise ValueError(
+                f"{name} must have the shape {levels}, one for each level, got {np.shape(given)}."
+            )
     free = jnp.broadcast_to(jnp.asarray(free_bits, bound.kl.dtype), bound.kl.shape[1:])
     kl = bound.kl.mean(0)
     paid = jnp.where(keys.mean_over_devices(kl) > free, kl, free)
@@ -123,7 +133,10 @@ def objective(
     return jnp.asarray(beta * (weight * paid).sum() - bound.reconstruction.mean())
 
 
-def balanced(bound: Elbo, sizes: Float[Array | np.ndarray, "L"]) -> Float[Array, "L"]:
+@checks.checked
+def balanced(
+    bound: Elbo, sizes: Annotated[Float[Array | np.ndarray, "L"], checks.Range(0, above=True)]
+) -> Float[Array, "L"]:
     """Weights for KL balancing: larger for levels with a large KL, so that all levels stay in use.
 
         gamma_l = L (KL_l / s_l) / sum_k (KL_k / s_k)
@@ -133,5 +146,10 @@ def balanced(bound: Elbo, sizes: Float[Array | np.ndarray, "L"]) -> Float[Array,
 
     Source: Vahdat & Kautz 2020, Appendix A, with the division by the size as in NVlabs/NVAE, issue 26.
     """
+    checks.some("bound", bound.kl)
+    if bound.kl.shape[1:] != np.shape(sizes):
+        raise ValueError(
+            f"sizes must be {bound.kl.shape[1:]}, one for each level of the bound, got {np.shape(sizes)}."
+        )
     share = (keys.mean_over_devices(bound.kl.mean(0)) + _MIN_KL) / jnp.asarray(sizes, bound.kl.dtype)
     return jax.lax.stop_gradient(share / share.mean())

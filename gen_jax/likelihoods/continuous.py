@@ -2,39 +2,59 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from gen_jax.likelihoods.base import as_float, flat_parts, per_example, softplus
+from gen_jax import checks
+from gen_jax.likelihoods.base import (
+    Data,
+    Out,
+    as_float,
+    flat_parts,
+    in_zero_one,
+    parts,
+    per_example,
+    softplus,
+)
+from gen_jax.types import Count, Positive
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Bernoulli:
     """Independent bits, `out` their logits: `log p = x out - softplus(out)`.
 
     For grey values `x` this is minus the cross-entropy: the mean of `log p` over bits drawn with probabilities `x`.
-    It is not a log-probability of the grey values, which have none under this family.
+    It is not a log-probability of the grey values, which have none under this family. Data outside of [0, 1] are a
+    ValueError, and in compiled code NaN.
     """
 
-    def outputs(self, channels: int) -> int:
+    bounded: ClassVar[bool] = True
+
+    @checks.checked
+    def outputs(self, channels: Count) -> int:
         """One logit per channel."""
         return channels
 
-    def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
+    @checks.checked
+    def log_prob(self, out: Out, x: Data) -> Float[Array, "B"]:
         """`sum x out - softplus(out)`."""
-        x, logits = flat_parts(out, x, 1)
+        x, logits = flat_parts(out, in_zero_one(self, x), 1)
         return (x * logits - softplus(logits)).sum(1)
 
-    def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
+    @checks.checked
+    def mean(self, out: Out) -> Float[Array, "B *s C"]:
         """The probabilities of ones."""
         return jax.nn.sigmoid(as_float(out))
 
+    @checks.checked
     def sample(
-        self, key: Key[Array, ""], out: Float[Array, "B *s O"], index: Int[Array, "B"] | None = None
+        self, key: Key[Array, ""], out: Out, index: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *s C"]:
         """Zeros and ones."""
         return per_example(
@@ -42,6 +62,7 @@ class Bernoulli:
         )
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Gaussian:
     """Independent normals: `log p = -((x - mean) / sigma)^2 / 2 - log sigma - log(2 pi) / 2`, a density.
@@ -49,32 +70,32 @@ class Gaussian:
     With `sigma=None` it is learned: `out` is then the means and the log sigmas, concatenated.
     """
 
-    sigma: float | None = 1.0
+    sigma: Positive | None = 1.0
     squash: bool = False
     """Whether the mean is the sigmoid of the output, for data in [0, 1]."""
-    floor: float = 1 / 512
+    floor: Positive = 1 / 512
     """Added to a learned sigma: half a grey level. Without it the density of constant pixels is unbounded."""
 
-    def __post_init__(self) -> None:
-        if (self.sigma is not None and not self.sigma > 0) or not self.floor > 0:
-            raise ValueError(f"sigma and floor must be positive, got {self.sigma} and {self.floor}.")
-
-    def outputs(self, channels: int) -> int:
+    @checks.checked
+    def outputs(self, channels: Count) -> int:
         """One mean per channel, and one log sigma if it is learned."""
         return channels if self.sigma is not None else 2 * channels
 
-    def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
+    @checks.checked
+    def log_prob(self, out: Out, x: Data) -> Float[Array, "B"]:
         """The sum of the normal log-densities."""
-        x, *parts = flat_parts(out, x, self.outputs(1))
-        mean, log_sigma = self._mean_and_log_sigma(*parts)
+        x, *each = flat_parts(out, x, self.outputs(1))
+        mean, log_sigma = self._mean_and_log_sigma(*each)
         return (-(jnp.square((x - mean) * jnp.exp(-log_sigma)) + _LOG_2PI) / 2 - log_sigma).sum(1)
 
-    def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
+    @checks.checked
+    def mean(self, out: Out) -> Float[Array, "B *s C"]:
         """The mean."""
         return self._mean_and_log_sigma(*self._split(out))[0]
 
+    @checks.checked
     def sample(
-        self, key: Key[Array, ""], out: Float[Array, "B *s O"], index: Int[Array, "B"] | None = None
+        self, key: Key[Array, ""], out: Out, index: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *s C"]:
         """`mean + sigma eps`, which may leave [0, 1]."""
         mean, log_sigma = self._mean_and_log_sigma(*self._split(out))
@@ -82,7 +103,7 @@ class Gaussian:
         return mean + jnp.exp(log_sigma) * eps
 
     def _split(self, out: Array) -> list[Array]:
-        return jnp.split(as_float(out), self.outputs(1), axis=-1)
+        return parts(out, self.outputs(1))
 
     def _mean_and_log_sigma(self, mean: Array, log_sigma: Array | None = None) -> tuple[Array, Array]:
         mean = jax.nn.sigmoid(mean) if self.squash else mean

@@ -2,6 +2,7 @@
 
 import abc
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,44 +10,56 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Int, Key
 
+from gen_jax import checks
 from gen_jax.likelihoods.base import (
-    as_float,
-    check_bins,
+    Bins,
+    Data,
+    Interval,
+    Out,
     flat_parts,
+    in_zero_one,
+    parts,
     per_example,
     softplus,
     to_bin,
     to_unit_interval,
 )
+from gen_jax.types import Count
+
+Levels: TypeAlias = Annotated[Float[Array, "*x"], Interval(-1, 1)]
+"""Data in [-1, 1]."""
+Deviation: TypeAlias = Annotated[Float[Array, "*#x"], checks.Range(0, above=True)]
 
 
 @dataclass(frozen=True)
 class _Discretized(abc.ABC):
     """A mean and a log scale for each channel, on [-1, 1], and the bins of `bins` evenly spaced values."""
 
-    bins: int = 256
+    bins: Bins = 256
+    bounded: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_bins(self.bins)
-
-    def outputs(self, channels: int) -> int:
+    @checks.checked
+    def outputs(self, channels: Count) -> int:
         """One mean and one log scale per channel."""
         return 2 * channels
 
-    def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
+    @checks.checked
+    def log_prob(self, out: Out, x: Data) -> Float[Array, "B"]:
         """The log-probability of the bins of `x`."""
-        x, mean, log_scale = flat_parts(out, x, 2)
+        x, mean, log_scale = flat_parts(out, in_zero_one(self, x), 2)
         return self._bin_log_prob(2 * x - 1, mean, log_scale).sum(1)
 
-    def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
+    @checks.checked
+    def mean(self, out: Out) -> Float[Array, "B *s C"]:
         """The mean of the distribution, clipped to [0, 1]: the mean except for tails outside."""
-        return to_unit_interval(jnp.split(as_float(out), 2, axis=-1)[0])
+        return to_unit_interval(parts(out, 2)[0])
 
+    @checks.checked
     def sample(
-        self, key: Key[Array, ""], out: Float[Array, "B *s O"], index: Int[Array, "B"] | None = None
+        self, key: Key[Array, ""], out: Out, index: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *s C"]:
         """Multiples of `1 / (bins - 1)`."""
-        mean, log_scale = jnp.split(as_float(out), 2, axis=-1)
+        mean, log_scale = parts(out, 2)
         noise = per_example(lambda k, m: self._noise(k, m.shape, m.dtype), key, mean, index)
         return to_bin(mean + jnp.exp(log_scale) * noise, self.bins)
 
@@ -59,6 +72,7 @@ class _Discretized(abc.ABC):
         """Draws with mean 0 and scale 1."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class DiscretizedGaussian(_Discretized):
     """Normal distributions integrated over bins (`discretized_log_prob`); the outputs are means and log scales."""
@@ -70,6 +84,7 @@ class DiscretizedGaussian(_Discretized):
         return jax.random.normal(key, shape, dtype)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class DiscretizedLogistic(_Discretized):
     """Logistic distributions integrated over the bins of `bins` evenly spaced values (Salimans et al. 2017, Eq. 2).
@@ -86,8 +101,9 @@ class DiscretizedLogistic(_Discretized):
         return jax.random.logistic(key, shape, dtype)
 
 
+@checks.checked
 def discretized_log_prob(
-    x: Float[Array, "*x"], mean: Float[Array, "*x"], std: Float[Array, "*#x"], bins: int = 256
+    x: Levels, mean: Float[Array, "*x"], std: Deviation, bins: Bins = 256
 ) -> Float[Array, "*x"]:
     """Log-probability in nats of a bin around `x` under `N(mean, std^2)` (Ho et al. 2020, Eq. 13).
 
@@ -98,9 +114,8 @@ def discretized_log_prob(
     float32 the error is about `1e-7 std / h` nats.
 
     Raises:
-        ValueError: `bins < 2`.
+        ValueError: `bins < 2`, or an `x` outside of [-1, 1].
     """
-    check_bins(bins)
     h = 1 / (bins - 1)
     centre, half = (x - mean) / std, h / std
     # log(Phi(b) - Phi(a)) = log Phi(b) + log(1 - Phi(a) / Phi(b)), mirrored into the lower tail. The integral is even in
@@ -115,8 +130,9 @@ def discretized_log_prob(
     return jnp.where(first | last, tail, inside)
 
 
+@checks.checked
 def discretized_logistic_log_prob(
-    x: Float[Array, "*x"], mean: Float[Array, "*x"], log_scale: Float[Array, "*x"], bins: int = 256
+    x: Levels, mean: Float[Array, "*x"], log_scale: Float[Array, "*x"], bins: Bins = 256
 ) -> Float[Array, "*x"]:
     """Log-probability in nats of a bin around `x`, one of `bins` evenly spaced values in [-1, 1], under a logistic.
 
@@ -126,9 +142,8 @@ def discretized_logistic_log_prob(
     accurate however far `x` is from the mean.
 
     Raises:
-        ValueError: `bins < 2`.
+        ValueError: `bins < 2`, or an `x` outside of [-1, 1].
     """
-    check_bins(bins)
     h = 1 / (bins - 1)
     rate = jnp.exp(-log_scale)
     a, b = (x - mean - h) * rate, (x - mean + h) * rate

@@ -1,22 +1,30 @@
 """Mixtures of discretised logistics, whose channels depend on each other."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from gen_jax import checks
 from gen_jax.likelihoods.base import (
+    Bins,
+    Data,
+    Out,
     as_float,
-    check_bins,
+    flat,
+    in_zero_one,
     per_example,
     shape_message,
     to_bin,
     to_unit_interval,
 )
 from gen_jax.likelihoods.discretized import discretized_logistic_log_prob
+from gen_jax.types import Count
 
 
+@checks.checked
 @dataclass(frozen=True)
 class LogisticMixture:
     """At each position a mixture of discretised logistics, whose means depend on previous channels (PixelCNN++).
@@ -27,32 +35,31 @@ class LogisticMixture:
     each channel is a mixture of its own. Source: Salimans et al. 2017, Eqs. 1 to 3.
     """
 
-    components: int = 10
-    bins: int = 256
+    components: Count = 10
+    bins: Bins = 256
     coupled: bool = True
+    bounded: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_bins(self.bins)
-        if self.components < 1:
-            raise ValueError(f"components must be at least 1, got {self.components}.")
-
-    def outputs(self, channels: int) -> int:
+    @checks.checked
+    def outputs(self, channels: Count) -> int:
         """`K` logits, `K C` means, `K C` log scales, `K C (C - 1) / 2` couplings; `3 K C` if not coupled."""
         each = 1 + 2 * channels + channels * (channels - 1) // 2 if self.coupled else 3 * channels
         return self.components * each
 
-    def log_prob(self, out: Float[Array, "B *s O"], x: Float[Array, "B *s C"]) -> Float[Array, "B"]:
+    @checks.checked
+    def log_prob(self, out: Out, x: Data) -> Float[Array, "B"]:
         """The log-probability of the bins of `x`."""
         logits, means, log_scales, couplings = self._parameters(out)
         if means.shape[:-1] != x.shape:
             raise ValueError(shape_message(out.shape, x.shape, self.outputs(x.shape[-1])))
-        y = as_float(2 * x - 1)[..., None]
+        y = 2 * in_zero_one(self, x)[..., None] - 1
         means = jnp.stack([self._mean(means, couplings, y, c) for c in range(x.shape[-1])], axis=-2)
         each = discretized_logistic_log_prob(jnp.broadcast_to(y, means.shape), means, log_scales, self.bins)
         joint = each.sum(-2, keepdims=True) if self.coupled else each
-        return jax.nn.logsumexp(jax.nn.log_softmax(logits) + joint, axis=-1).reshape(len(x), -1).sum(1)
+        return flat(jax.nn.logsumexp(jax.nn.log_softmax(logits) + joint, axis=-1)).sum(1)
 
-    def mean(self, out: Float[Array, "B *s O"]) -> Float[Array, "B *s C"]:
+    @checks.checked
+    def mean(self, out: Out) -> Float[Array, "B *s C"]:
         """The mean of the mixture, clipped to [0, 1]: the mean except for tails outside."""
         logits, means, _, couplings = self._parameters(out)
         y = jnp.zeros_like(means)
@@ -60,8 +67,9 @@ class LogisticMixture:
             y = y.at[..., c, :].set(jnp.clip(self._mean(means, couplings, y, c), -1, 1))
         return to_unit_interval((jax.nn.softmax(logits) * y).sum(-1))
 
+    @checks.checked
     def sample(
-        self, key: Key[Array, ""], out: Float[Array, "B *s O"], index: Int[Array, "B"] | None = None
+        self, key: Key[Array, ""], out: Out, index: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *s C"]:
         """Multiples of `1 / (bins - 1)`: first the component, then the channels in order."""
         logits, means, log_scales, couplings = self._parameters(out)
@@ -87,7 +95,7 @@ class LogisticMixture:
         channels = next((c for c in range(1, out.shape[-1] + 1) if self.outputs(c) >= out.shape[-1]), 0)
         if self.outputs(channels) != out.shape[-1]:
             raise ValueError(f"{self} has no number of channels with {out.shape[-1]} outputs; see outputs().")
-        out = out.reshape(*out.shape[:-1], -1, self.components)
+        out = out.reshape(*out.shape[:-1], out.shape[-1] // self.components, self.components)
         rows = 1 if self.coupled else channels
         logits, means, log_scales, couplings = jnp.split(
             out, [rows, rows + channels, rows + 2 * channels], axis=-2

@@ -8,7 +8,6 @@ __all__ = [
     "classifier",
     "conv",
     "discriminator",
-    "dtypes",
     "ladder",
     "layers",
     "mlp",

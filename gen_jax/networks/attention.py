@@ -10,8 +10,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-__all__ = ["Dtypes", "attend", "by_rows"]
+from gen_jax import checks
 
+__all__ = ["Dtypes"]
 
 TABLE = 2**19
 """Numbers of a table of logits that stay in the cache of a CPU's core."""
@@ -66,7 +67,16 @@ def attend(
         rows: see `by_rows`; a matter of speed alone.
         dtype: of the products.
         param_dtype: of the parameters.
+
+    Raises:
+        ValueError: more heads than channels, or a context or a mask of another batch.
     """
+    heads = checks.whole("heads", heads, "head", most=x.shape[-1])
+    for name_of, given in (("context", context), ("mask", mask)):
+        if given is not None and len(given) != len(x):
+            raise ValueError(
+                f"{name_of} must be one for each of {len(x)} examples, got {checks.came(given)}."
+            )
     kind: Dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     size = x.shape[-1] // heads
     apply = by_rows if rows else lambda layer, a: layer(a)

@@ -7,6 +7,7 @@
 `num_classes` takes a label for each example, one without takes none.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from gen_jax import checks
 from gen_jax.networks import layers
 from gen_jax.networks.mlp import MLP
 
@@ -40,7 +42,7 @@ class MLPEncoder(nn.Module):
 
         Raises ValueError unless labels are given exactly where `num_classes` is, one integer for each example.
         """
-        h = jnp.concatenate([x.reshape(len(x), -1), *_one_hot(label, self.num_classes, x)], axis=-1)
+        h = jnp.concatenate([flat(x), *_one_hot(label, self.num_classes, x)], axis=-1)
         return _halves(_mlp(self, (*self.hidden, 2 * self.latent))(h))
 
 
@@ -63,7 +65,7 @@ class MLPDecoder(nn.Module):
 
         Raises ValueError unless labels are given exactly where `num_classes` is, one integer for each example.
         """
-        h = jnp.concatenate([z.reshape(len(z), -1), *_one_hot(label, self.num_classes, z)], axis=-1)
+        h = jnp.concatenate([flat(z), *_one_hot(label, self.num_classes, z)], axis=-1)
         width = 1
         for size in self.shape:
             width *= size
@@ -93,7 +95,7 @@ class ConvEncoder(nn.Module):
         h = x.astype(self.dtype)
         for width in self.channels:
             h = self.activation(layers.Conv(width, self.kernel, stride=2, **kind)(h))
-        h = jnp.concatenate([h.reshape(len(h), -1), *_one_hot(label, self.num_classes, h)], axis=-1)
+        h = jnp.concatenate([flat(h), *_one_hot(label, self.num_classes, h)], axis=-1)
         return _halves(nn.Dense(2 * self.latent, **kind)(h))
 
 
@@ -124,7 +126,7 @@ class ConvDecoder(nn.Module):
         sizes = [tuple(self.shape[:2])]
         for _ in self.channels:
             sizes.append(tuple(-(-size // 2) for size in sizes[-1]))
-        h = jnp.concatenate([z.reshape(len(z), -1), *_one_hot(label, self.num_classes, z)], axis=-1)
+        h = jnp.concatenate([flat(z), *_one_hot(label, self.num_classes, z)], axis=-1)
         smallest = (*sizes[-1], self.channels[-1])
         h = nn.Dense(smallest[0] * smallest[1] * smallest[2], **kind)(h).reshape(len(z), *smallest)
         for i in reversed(range(len(self.channels))):
@@ -143,8 +145,13 @@ def _halves(h: Array) -> tuple[Array, Array]:
     return mean, log_std
 
 
+def flat(x: Array) -> Float[Array, "B D"]:
+    """`[B, ...]` as `[B, D]`, of no examples too."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
 def _one_hot(label: Array | None, num_classes: int | None, like: Array) -> list[Array]:
-    """`[one-hot codes]`, or `[]` for a network without labels; NaN where a label is out of range."""
+    """`[one-hot codes]`, or `[]` for a network without labels; NaN where a traced label is out of range."""
     if (label is None) != (num_classes is None):
         raise ValueError(
             "this network was made with num_classes, so each example needs its label."
@@ -157,6 +164,7 @@ def _one_hot(label: Array | None, num_classes: int | None, like: Array) -> list[
         raise ValueError(
             f"expected an integer label for each of {len(like)} examples, got {label.dtype} of shape {label.shape}."
         )
+    checks.within("label", label, 0, num_classes - 1)
     known = (label >= 0) & (label < num_classes)  # values may be traced, so no error is possible here
     code = nn.one_hot(label, num_classes, dtype=like.dtype)
     return [jnp.where(known[:, None], code, jnp.nan)]

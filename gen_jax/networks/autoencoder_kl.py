@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gen_jax import checks
 from gen_jax.networks import dtypes, layers
 from gen_jax.networks.conv import conv
 
@@ -41,6 +42,7 @@ EPS = 1e-6
 """Of every group norm."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class AutoencoderKLConfig:
     """The hyperparameters of an autoencoder; every field is hashable and has a JSON form.
@@ -98,6 +100,7 @@ class AutoencoderKLConfig:
         """Pixels of the image along the side of one latent pixel, `patch 2^(levels - 1)`."""
         return self.patch * 2 ** (len(self.channels) - 1)
 
+    @checks.checked
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Height, width and channels of the latents of an image of shape (height, width, channels).
 
@@ -110,7 +113,7 @@ class AutoencoderKLConfig:
         if height % self.factor or width % self.factor:
             up = tuple(-(-size // self.factor) * self.factor for size in (height, width))
             raise ValueError(
-                f"an image of {height} x {width} pixels has no latents: this autoencoder makes one latent pixel of "
+                f"images of {height} x {width} pixels have no latents: this autoencoder makes one latent pixel of "
                 f"{self.factor} x {self.factor} pixels, so {self.factor} must divide height and width. Resize, crop or "
                 f"pad to {up[0]} x {up[1]}, for example, or take other levels (channels={self.channels}, "
                 f"patch={self.patch})."
@@ -165,7 +168,7 @@ class AutoencoderKL(nn.Module):
         """Images of latents, about in [-1, 1], not clipped. Raises ValueError for another number of channels."""
         c = self.config
         if z.shape[-1] != c.latent_channels:
-            raise ValueError(f"expected latents of {c.latent_channels} channels, got the shape {z.shape}.")
+            raise ValueError(f"z: expected latents of {c.latent_channels} channels, got the shape {z.shape}.")
         return _as_float(self.decoder(self.post_quant(z) if c.quant else z))
 
 

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gen_jax import checks
 from gen_jax.networks import dtypes, layers
 
 __all__ = ["AutoencoderTiny", "AutoencoderTinyConfig"]
 
 
+@checks.checked
 @dataclass(frozen=True)
 class AutoencoderTinyConfig:
     """The hyperparameters of a tiny autoencoder; every field is hashable and has a JSON form.
@@ -92,7 +94,7 @@ class AutoencoderTiny(nn.Module):
         """Images of latents, about in [-1, 1], not clipped, of `3 tanh(z / 3)`. ValueError for other channels."""
         if z.shape[-1] != self.config.latent_channels:
             raise ValueError(
-                f"expected latents of {self.config.latent_channels} channels, got the shape {z.shape}."
+                f"z: expected latents of {self.config.latent_channels} channels, got the shape {z.shape}."
             )
         return _as_float(self.decoder(3 * jnp.tanh(z / 3))) * 2 - 1
 

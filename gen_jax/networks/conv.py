@@ -23,15 +23,18 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from gen_jax import checks
 from gen_jax.networks._conv_kernels import Out, Shape, on_cpu, plain
+from gen_jax.types import Count
 
 __all__ = ["conv"]
 
 
+@checks.checked
 def conv(
     x: Float[Array, "B H W C"],
     weights: Float[Array, "k l C D"],
-    stride: int = 1,
+    stride: Count = 1,
     *,
     centred: bool = False,
 ) -> Float[Array, "B h w D"]:
@@ -39,8 +42,10 @@ def conv(
 
     The output has size `ceil(H / stride)`. `centred` has `p = (K - 1) // 2` for a kernel of side `K`, as PyTorch's
     `padding=1` for a side of 3; else `p` is that of "SAME", the same for stride 1 but not for stride 2 and an even `H`.
-    Derivatives take the same time inside a `scan` as outside.
+    Derivatives take the same time inside a `scan` as outside. Raises ValueError for an image or a kernel of no pixels.
     """
+    checks.some("x", x[:1], "pixel") if len(x) else None
+    checks.some("weights", weights, "pixel")
     return _map(x, weights, "y", x.shape, weights.shape, stride, centred and stride > 1)
 
 

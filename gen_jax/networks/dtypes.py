@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from gen_jax import checks
 
+
+@checks.checked
 def float_name(field: str, dtype: DTypeLike) -> str:
     """The name of a floating-point type, such as "bfloat16". ValueError, which names the `field`, for anything else."""
     try:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gen_jax import checks
 from gen_jax.networks import layers
 
 __all__ = ["Ladder", "LatentLevel", "Residual", "Stage"]
@@ -30,6 +31,7 @@ Pair = tuple[Float[Array, "B *z"], Float[Array, "B *z"]]
 """Mean and log standard deviation, the latter before any bound."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Stage:
     """The levels at one resolution."""

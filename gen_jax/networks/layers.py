@@ -1,7 +1,8 @@
 """The layers of the networks here: convolution, norms, time embedding, residual block, attention, resampling."""
 
+import math
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from gen_jax import checks
 from gen_jax.networks.attention import Dtypes, attend
 from gen_jax.networks.conv import conv
+from gen_jax.types import Count, Positive, Size
 
 LARGE_MAP = 2**18
 """Numbers of a feature map from which on `conv_enlarged` saves time."""
@@ -79,9 +82,11 @@ class GroupNorm(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B *space C"],
-        film: tuple[Float[Array, "B C"], Float[Array, "B C"]] | None = None,
+        film: tuple[Float[Array, "A C"], Float[Array, "A C"]] | None = None,
     ) -> Float[Array, "B *space C"]:
         """Normalise, then scale and shift each channel; with `film`, again by `1 + film[0]` and `film[1]`."""
+        if film is not None and any(len(part) != len(x) for part in film):
+            raise ValueError(f"film must be one for each of {len(x)} examples, got {checks.came(film[0])}.")
         channels, space = x.shape[-1], tuple(range(1, x.ndim - 1))
         groups = next(g for g in range(min(self.groups, channels), 0, -1) if channels % g == 0)
         if self.exact_norm and groups != self.groups:
@@ -92,7 +97,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         group = jnp.arange(channels) // (channels // groups)
-        together = (group[:, None] == group[None]) * (groups / x[0].size)
+        together = (group[:, None] == group[None]) * (groups / math.prod(x.shape[1:]))
         average = lambda v: jnp.dot(v.sum(space), together, precision="highest")
         if self.exact_norm:
             rows = -(-x.shape[1] // 8)
@@ -129,10 +134,11 @@ class LayerNorm(nn.Module):
         return (x * scale.reshape(*ones, -1) + bias.reshape(*ones, -1)).astype(self.dtype)
 
 
+@checks.checked
 def sinusoidal(
-    t: Num[Array, " B"],
-    features: int,
-    max_period: float = 10_000.0,
+    t: Annotated[Num[Array, " B"], checks.Range()],
+    features: Annotated[int, checks.Range(2)],
+    max_period: Positive = 10_000.0,
     *,
     cosines_first: bool = False,
     endpoint: bool = True,
@@ -171,9 +177,14 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"] | None = None
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "A E"] | None = None
     ) -> Float[Array, "B H W D"]:
-        """Map `x`, conditioned on `emb`; dropout is active if the call has `rngs={"dropout": key}`."""
+        """Map `x`, conditioned on `emb`; dropout is active if the call has `rngs={"dropout": key}`.
+
+        Raises ValueError unless there is an embedding for each example.
+        """
+        if emb is not None and len(emb) != len(x):
+            raise ValueError(f"emb must be one for each of {len(x)} examples, got {checks.came(emb)}.")
         kind: Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = lambda: GroupNorm(self.groups, eps=self.eps, exact_norm=self.exact_norm, **kind)
         h = Conv(self.features, **kind)(nn.silu(norm()(x)))
@@ -212,13 +223,14 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Attend over the positions."""
         kind: Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        h = x.reshape(x.shape[0], -1, x.shape[-1])
+        h = x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
         norm = GroupNorm(self.groups, eps=self.eps, exact_norm=self.exact_norm, name="self_norm", **kind)
         heads = max(x.shape[-1] // self.head_features, 1)
         h = h + attend(self, norm(h), name="self", heads=heads, zero_init=True, **kind)
         return h.reshape(x.shape)
 
 
+@checks.checked
 def pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     """Mean over 2 x 2 pixels; an odd size is first extended by repeating its last row or column."""
     batch, height, width, channels = x.shape
@@ -226,13 +238,16 @@ def pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     return x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels).mean((2, 4))
 
 
-def upsample(x: Float[Array, "B h w C"], shape: tuple[int, ...]) -> Float[Array, "B H W C"]:
+@checks.checked
+def upsample(x: Float[Array, "B h w C"], shape: tuple[Size, ...]) -> Float[Array, "B H W C"]:
     """Repeat each pixel 2 x 2 times (nearest neighbour), then crop to the `shape` [B, H, W, ...]."""
     batch, height, width, channels = x.shape
+    _check_crop(shape, 2 * height, 2 * width)
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)[:, : shape[1], : shape[2]]
 
 
+@checks.checked
 def conv_enlarged(x: Float[Array, "B h w C"], weights: Float[Array, "3 3 C D"]) -> Float[Array, "B H W D"]:
     """`conv(upsample(x), weights)` at twice the height and width.
 
@@ -241,7 +256,7 @@ def conv_enlarged(x: Float[Array, "B h w C"], weights: Float[Array, "3 3 C D"]) 
     """
     height, width = x.shape[1:3]
     plain = lambda x, w: conv(upsample(x, (len(x), 2 * height, 2 * width)), w)
-    if x.dtype != jnp.float32 or weights.shape[:2] != (3, 3) or x[0].size < LARGE_MAP:
+    if x.dtype != jnp.float32 or weights.shape[:2] != (3, 3) or math.prod(x.shape[1:]) < LARGE_MAP:
         return plain(x, weights)
 
     def by_parity(x: Array, w: Array) -> Array:
@@ -251,12 +266,13 @@ def conv_enlarged(x: Float[Array, "B h w C"], weights: Float[Array, "3 3 C D"]) 
         y = y.reshape(*y.shape[:3], 2, 2, -1)
         part = lambda i, j: y[:, i : i + height, j : j + width, i, j]
         y = jnp.stack([jnp.stack([part(i, 0), part(i, 1)], axis=3) for i in (0, 1)], axis=2)
-        return y.reshape(len(x), 2 * height, 2 * width, -1)
+        return y.reshape(len(x), 2 * height, 2 * width, weights.shape[-1])
 
     return jax.lax.platform_dependent(x, weights, cpu=by_parity, default=plain)
 
 
-def space_to_depth(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B h w P"]:
+@checks.checked
+def space_to_depth(x: Float[Array, "B H W C"], patch: Count) -> Float[Array, "B h w P"]:
     """Each `patch` x `patch` square becomes one pixel; the image is first padded with zeros to a multiple of `patch`."""
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
@@ -265,8 +281,19 @@ def space_to_depth(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B h 
     return x.reshape(batch, rows, columns, patch * patch * channels)
 
 
-def depth_to_space(x: Float[Array, "B h w P"], patch: int, shape: tuple[int, ...]) -> Float[Array, "B H W C"]:
+@checks.checked
+def depth_to_space(
+    x: Float[Array, "B h w P"], patch: Count, shape: tuple[Size, ...]
+) -> Float[Array, "B H W C"]:
     """The inverse of `space_to_depth`, cropped to the `shape` [B, H, W, ...]."""
     batch, rows, columns, depth = x.shape
+    if depth % patch**2:
+        raise ValueError(f"patch = {patch} must be a side whose square divides the {depth} channels of x.")
+    _check_crop(shape, patch * rows, patch * columns)
     x = x.reshape(batch, rows, columns, patch, patch, depth // patch**2).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, rows * patch, columns * patch, -1)[:, : shape[1], : shape[2]]
+    return x.reshape(batch, rows * patch, columns * patch, depth // patch**2)[:, : shape[1], : shape[2]]
+
+
+def _check_crop(shape: tuple[int, ...], height: int, width: int) -> None:
+    if len(shape) < 3 or shape[1] > height or shape[2] > width:
+        raise ValueError(f"shape must be (B, H, W, ...) with at most {height} x {width} pixels, got {shape}.")

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gen_jax import checks
+
 
 class MLP(nn.Module):
     """`x -> W_L a(... a(W_1 x + b_1) ...) + b_L`: one affine map for each of `features`, `activation` between them.
@@ -30,6 +32,7 @@ class MLP(nn.Module):
         if not self.features:
             raise ValueError("MLP expects the width of at least one layer, got features=().")
         for i, width in enumerate(self.features):
+            checks.whole("features", width, "unit")
             x = x if i == 0 else self.activation(x)
             x = nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype)(x)
         return x

@@ -10,6 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
+from gen_jax import checks
+
 __all__ = ["ENDS", "Monotone", "fix_ends"]
 
 ENDS = ("first", "log_range")
@@ -66,12 +68,16 @@ class Monotone(nn.Module):
         return first + jnp.exp(log_range) * (g(u) - low) / (high - low)
 
 
+@checks.checked
 def fix_ends(params: Tree) -> Tree:
-    """The same parameters, with no gradient to those of the two ends."""
-
-    def fix(path: tuple[jax.tree_util.DictKey, ...], leaf: Array) -> Array:
-        return jax.lax.stop_gradient(leaf) if path[-1].key in ENDS else leaf
-
+    """The same parameters, with no gradient to those of the two ends. ValueError where there are none of these."""
+    is_end = lambda path: bool(path) and getattr(path[-1], "key", None) in ENDS
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if sum(map(is_end, paths)) < len(ENDS):
+        raise ValueError(
+            f"params must be those of a Monotone, with {' and '.join(ENDS)}, got {checks.came(params)}."
+        )
+    fix = lambda path, leaf: jax.lax.stop_gradient(leaf) if is_end(path) else leaf
     return jax.tree_util.tree_map_with_path(fix, params)
 
 

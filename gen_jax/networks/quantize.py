@@ -14,14 +14,15 @@ difference of the two: where a codebook is among the parameters that `training.m
 with a rate of 1 takes it exactly there.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from gen_jax import keys
+from gen_jax import checks, keys
+from gen_jax.types import Count, Fraction
 
 __all__ = [
     "Codebook",
@@ -38,35 +39,42 @@ __all__ = [
 ]
 
 
+Levels: TypeAlias = tuple[Annotated[int, checks.Range(3)], ...]
+"""How many values each channel has, at least 3."""
+
+
 class Codebook(NamedTuple):
     """Moving averages of which code is `sums / counts` (van den Oord et al. 2017, Eq. 8)."""
 
-    counts: Float[Array, "K"]
+    counts: Annotated[Float[Array, "K"], checks.Range(0)]
     """Share of the vectors that fell on each code; they sum to 1."""
     sums: Float[Array, "K D"]
     """Sum of the vectors that fell on each code, divided by the number of all vectors."""
 
 
-def create(key: Key[Array, ""], num_codes: int, features: int) -> Codebook:
+@checks.checked
+def create(key: Key[Array, ""], num_codes: Annotated[int, checks.Range(2)], features: Count) -> Codebook:
     """`num_codes` standard normal codes of `features` numbers, all of them in equal use."""
-    if num_codes < 2 or features < 1:
-        raise ValueError(f"expected at least 2 codes of 1 number, got {num_codes} of {features}.")
     draws = jax.random.normal(key, (num_codes, features))
     return Codebook(jnp.full(num_codes, 1 / num_codes), draws / num_codes)
 
 
+@checks.checked
 def codes(book: Codebook) -> Float[Array, "K D"]:
     """The codes, `sums / counts`."""
     return book.sums / jnp.maximum(book.counts, jnp.finfo(book.counts.dtype).tiny)[:, None]
 
 
+@checks.checked
 def nearest(codes: Float[Array, "K D"], z: Float[Array, "*n D"]) -> Int[Array, "*n"]:
     """Index of the code at the least Euclidean distance from each vector (van den Oord et al. 2017, Eq. 1)."""
+    checks.some("codes", codes, "code")
     product = jnp.einsum("...d,kd->...k", z, codes, precision="highest")
     half = jnp.square(codes).sum(1) / 2  # |z - c|^2 / 2 without |z|^2 / 2, which is the same for all codes
     return jnp.argmax(product - jnp.expand_dims(half, tuple(range(z.ndim - 1))), axis=-1).astype(jnp.int32)
 
 
+@checks.checked
 def straight_through(z: Float[Array, "*n"], z_q: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """`z_q`, with the gradient of `z` (Bengio et al. 2013, Section 4)."""
     # not z + stop_gradient(z_q - z), whose rounding error would move the codes
@@ -81,14 +89,15 @@ def _straight(z: Array, z_q: Array) -> Array:
 _straight.defjvps(lambda tangent, out, z, z_q: tangent, None)
 
 
+@checks.checked
 def update(
     key: Key[Array, ""],
     book: Codebook,
     z: Float[Array, "*n D"],
     indices: Int[Array, "*n"],
     *,
-    decay: float = 0.99,
-    dead: float = 0.03,
+    decay: Annotated[float, checks.Range(0, 1, below=True)] = 0.99,
+    dead: Fraction = 0.03,
 ) -> Codebook:
     """The codebook after a batch: a step of the moving averages, then a restart of the codes that are hardly used.
 
@@ -107,10 +116,10 @@ def update(
             use (Dhariwal et al. 2020, Section 3.1); 0 restarts none.
 
     Raises:
-        ValueError: `decay` is outside [0, 1), or `dead` outside [0, 1].
+        ValueError: `decay` is outside [0, 1), or `dead` outside [0, 1]; an index of no code; no vectors.
     """
-    if not 0 <= decay < 1 or not 0 <= dead <= 1:
-        raise ValueError(f"expected decay in [0, 1) and dead in [0, 1], got {decay} and {dead}.")
+    checks.some("z", z, "vector")
+    checks.within("indices", indices, 0, len(book.counts) - 1)
     rows, num = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1]), len(book.counts)
     one_hot = jax.nn.one_hot(indices.reshape(-1), num, dtype=rows.dtype) / len(rows)
     sums = jnp.einsum("nk,nd->kd", one_hot, rows, precision="highest")
@@ -136,6 +145,7 @@ def _draw_rows(key: Key[Array, ""], rows: Float[Array, "n D"], num: int) -> Floa
     return keys.mean_over_devices(mine) * (total // len(rows))
 
 
+@checks.checked
 def follow(book: Codebook, new: Codebook) -> Float[Array, ""]:
     """A scalar whose gradient with respect to `book` is `book - new`; its value is 0.
 
@@ -147,18 +157,23 @@ def follow(book: Codebook, new: Codebook) -> Float[Array, ""]:
     return terms.counts + terms.sums
 
 
-def usage(indices: Int[Array, "..."], num_codes: int) -> Float[Array, "K"]:
-    """Share of each code among the indices."""
+@checks.checked
+def usage(indices: Int[Array, "..."], num_codes: Count) -> Float[Array, "K"]:
+    """Share of each code among the indices. ValueError for an index of no code, or for none."""
+    checks.some("indices", indices, "index")
+    checks.within("indices", indices, 0, num_codes - 1)
     flat = indices.reshape(-1)
     return jnp.zeros(num_codes).at[flat].add(1.0) / flat.size
 
 
-def perplexity(usage: Float[Array, "K"]) -> Float[Array, ""]:
+@checks.checked
+def perplexity(usage: Annotated[Float[Array, "K"], checks.Probabilities()]) -> Float[Array, ""]:
     """`exp(-sum_k p_k log p_k)`: the number of codes in use, if all were used equally often."""
     return jnp.exp(-(usage * jnp.log(jnp.where(usage > 0, usage, 1))).sum())
 
 
-def fsq(z: Float[Array, "*n D"], levels: tuple[int, ...]) -> tuple[Float[Array, "*n D"], Int[Array, "*n"]]:
+@checks.checked
+def fsq(z: Float[Array, "*n D"], levels: Levels) -> tuple[Float[Array, "*n D"], Int[Array, "*n"]]:
     """Each number of `z` rounded to one of `levels[d]` values, evenly spaced in [-1, 1], and the index of the code.
 
     A number is bounded by a hyperbolic tangent before it is rounded, with straight-through gradients of the rounding:
@@ -173,7 +188,7 @@ def fsq(z: Float[Array, "*n D"], levels: tuple[int, ...]) -> tuple[Float[Array, 
     """
     _check_levels(levels)
     if z.shape[-1] != len(levels):
-        raise ValueError(f"expected one level for each of {z.shape[-1]} channels, got levels={levels}.")
+        raise ValueError(f"levels must be one for each of {z.shape[-1]} channels of z, got {levels}.")
     lead = tuple(range(z.ndim - 1))
     wide = lambda a: jnp.expand_dims(jnp.asarray(a, z.dtype), lead)
     size = np.asarray(levels)
@@ -185,7 +200,8 @@ def fsq(z: Float[Array, "*n D"], levels: tuple[int, ...]) -> tuple[Float[Array, 
     return straight_through(y, whole) / wide(size // 2), (digits * place).sum(-1)
 
 
-def fsq_codes(levels: tuple[int, ...]) -> Float[np.ndarray, "K D"]:
+@checks.checked
+def fsq_codes(levels: Levels) -> Float[np.ndarray, "K D"]:
     """All codes of `fsq`, in the order of their indices."""
     _check_levels(levels)
     size = np.asarray(levels)
@@ -199,6 +215,6 @@ def _places(levels: tuple[int, ...]) -> Int[np.ndarray, "D"]:
     return np.cumprod((1, *levels[:-1]))
 
 
-def _check_levels(levels: tuple[int, ...]) -> None:
-    if not levels or min(levels) < 3:
-        raise ValueError(f"expected levels of at least 3 values, such as (8, 5, 5, 5), got {levels}.")
+def _check_levels(levels: Levels) -> None:
+    if not levels:
+        raise ValueError(f"levels must be at least one number, such as (8, 5, 5, 5), got {levels}.")

@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from gen_jax import checks
 from gen_jax.networks import dtypes
 from gen_jax.networks.layers import Dtypes
 from gen_jax.networks.transformer import ACTIVATIONS
@@ -27,6 +28,7 @@ from gen_jax.types import Activation
 __all__ = ["CLIPText", "CLIPTextConfig", "TextOutput", "clip_l", "openclip_bigg", "openclip_h"]
 
 
+@checks.checked
 @dataclass(frozen=True)
 class CLIPTextConfig:
     """The hyperparameters of a text encoder; a hashable value with a JSON form (`gen_jax.model.to_dict`).
@@ -101,9 +103,11 @@ class CLIPText(nn.Module):
     def __call__(self, ids: Int[Array | np.ndarray, "B L"]) -> TextOutput:
         """Encode texts of at most `config.length` tokens. ValueError if there are more.
 
-        An id that is not in the vocabulary gives NaN.
+        An id that is not in the vocabulary is a ValueError, and in compiled code gives NaN.
         """
         c = self.config
+        checks.within("ids", ids, 0, c.vocab_size - 1)
+        ids = jnp.where(ids < 0, c.vocab_size, ids)
         if ids.shape[1] > c.length:
             raise ValueError(f"expected texts of at most {c.length} tokens, got {ids.shape[1]}.")
         kind: Dtypes = {"dtype": c.dtype, "param_dtype": c.param_dtype}

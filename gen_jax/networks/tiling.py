@@ -16,24 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from gen_jax import checks
 from gen_jax.networks.autoencoder_kl import AutoencoderKL
+from gen_jax.types import Count, Size
 
 __all__ = ["decode", "encode", "tiled"]
 
 
+@checks.checked
 def encode(
     net: AutoencoderKL,
     params: PyTree,
     x: Float[Array, "B H W C"],
     *,
-    tile: int = 64,
-    overlap: int = 16,
-    margin: int = 0,
+    tile: Count = 64,
+    overlap: Size = 16,
+    margin: Size = 0,
 ) -> tuple[Float[Array, "B h w L"], Float[Array, "B h w L"]]:
     """Mean and log variance of `q(z | x)`, as `net.apply(params, x, method="encode")`, tile by tile.
 
     `tile`, `overlap` and `margin` are in pixels of the latent (`tiled`). Raises ValueError as `encode` and `tiled` do.
     """
+    checks.tree("params", params)
     net.config.latent_shape(x.shape[1:])
     run = lambda x: net.apply(params, x, method="encode")
     mean, log_variance = tiled(
@@ -42,33 +46,36 @@ def encode(
     return mean, log_variance
 
 
+@checks.checked
 def decode(
     net: AutoencoderKL,
     params: PyTree,
     z: Float[Array, "B h w L"],
     *,
-    tile: int = 64,
-    overlap: int = 16,
-    margin: int = 0,
+    tile: Count = 64,
+    overlap: Size = 16,
+    margin: Size = 0,
 ) -> Float[Array, "B H W D"]:
     """Images of latents, as `net.apply(params, z, method="decode")`, tile by tile.
 
     `tile`, `overlap` and `margin` are in pixels of the latent (`tiled`). Raises ValueError as `decode` and `tiled` do.
     """
+    checks.tree("params", params)
     run = lambda z: net.apply(params, z, method="decode")
     image: Array = tiled(run, z, tile=tile, overlap=overlap, margin=margin, cell=1, to_cell=net.config.factor)
     return image
 
 
+@checks.checked
 def tiled(
     f: Callable[[Array], PyTree],
     x: Float[Array, "B H W C"],
     *,
-    tile: int,
-    overlap: int,
-    margin: int = 0,
-    cell: int = 1,
-    to_cell: int = 1,
+    tile: Count,
+    overlap: Size,
+    margin: Size = 0,
+    cell: Count = 1,
+    to_cell: Count = 1,
 ) -> PyTree:
     """`f(x)` by parts of `tile x tile` cells, one after the other, blended linearly where they overlap.
 
@@ -85,12 +92,14 @@ def tiled(
         cell, to_cell: see above.
 
     Raises:
-        ValueError: not `0 <= 2 margin <= overlap < tile`.
+        ValueError: not `0 <= 2 margin <= overlap < tile`, or images that are not of whole cells.
     """
     if not 0 <= 2 * margin <= overlap < tile:
         raise ValueError(
             f"expected 0 <= 2 margin <= overlap < tile, got margin={margin}, overlap={overlap} and tile={tile}."
         )
+    if any(size % cell or not size for size in x.shape[1:3]):
+        raise ValueError(f"x must be images of whole cells of {cell} x {cell} pixels, got {checks.came(x)}.")
     rows, columns = (_axis(size // cell, tile, overlap, margin, to_cell) for size in x.shape[1:3])
     if len(rows[0]) == len(columns[0]) == 1:
         return f(x)

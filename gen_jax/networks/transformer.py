@@ -9,6 +9,7 @@ A block has three residual branches, each with a norm of its own (pre-norm):
 The submodules have explicit names: those are the paths of their parameters in checkpoints.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
@@ -19,8 +20,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from gen_jax import checks
 from gen_jax.networks.attention import Dtypes, attend, by_rows
 from gen_jax.networks.layers import GroupNorm, LayerNorm
+from gen_jax.types import Count
 
 __all__ = ["Block", "Transformer", "attention_maps"]
 
@@ -115,7 +118,7 @@ class Transformer(nn.Module):
         """Map `x`; `mask` is True for the tokens of the context that are attended to."""
         kind: Dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         channels = x.shape[-1]
-        h = x.reshape(x.shape[0], -1, channels)
+        h = x.reshape(len(x), math.prod(x.shape[1:-1]), channels)
         h = GroupNorm(self.groups, eps=1e-6, exact_norm=self.exact_norm, name="norm", **kind)(h)
         h = by_rows(nn.Dense(channels, name="proj_in", **kind), h)
         for i in range(self.depth):
@@ -124,7 +127,10 @@ class Transformer(nn.Module):
         return x + h.reshape(x.shape)
 
 
-def attention_maps(intermediates: Mapping[str, object], shape: tuple[int, int]) -> Float[Array, "B H W L"]:
+@checks.checked
+def attention_maps(
+    intermediates: Mapping[str, object], shape: tuple[Count, Count]
+) -> Float[Array, "B H W L"]:
     """How much each pixel attends to each token: the mean over heads and layers, at each pixel a distribution.
 
         _, found = net.apply(params, x, t, cond, context, mask, mutable=["intermediates"])
@@ -141,14 +147,18 @@ def attention_maps(intermediates: Mapping[str, object], shape: tuple[int, int]) 
     leaves = jax.tree_util.tree_leaves_with_path(intermediates)
     maps = [w.mean(1) for path, w in leaves if jax.tree_util.DictKey("cross_weights") in path]
     if not maps:
-        raise ValueError("expected intermediates of a network with cross-attention and a context, got none.")
+        raise ValueError(
+            "intermediates must be those of a network with cross-attention and a context, got none."
+        )
     enlarged = []
     for each in maps:
         height, width = shape
         while height * width > each.shape[1]:
             height, width = -(-height // 2), -(-width // 2)
         if height * width != each.shape[1]:
-            raise ValueError(f"a map of {each.shape[1]} pixels is not {shape} halved a number of times.")
+            raise ValueError(
+                f"shape {shape}, halved a number of times, is not that of a map of {each.shape[1]} pixels."
+            )
         each = each.reshape(len(each), height, width, -1)
         enlarged.append(jax.image.resize(each, (len(each), *shape, each.shape[-1]), "bilinear"))
     return jnp.stack(enlarged).mean(0)

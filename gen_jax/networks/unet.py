@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, Shaped
 
+from gen_jax import checks
 from gen_jax.networks import layers
 from gen_jax.networks.transformer import Transformer
 from gen_jax.networks.unet_config import (
@@ -67,7 +68,8 @@ class UNet(nn.Module):
         Args:
             x: images.
             t: a time for each image, integer or floating.
-            cond: labels, int `[B]`, or vectors, `[B, cond_features]`; None is the null condition.
+            cond: labels, int `[B]`, or vectors, `[B, cond_features]`; None is the null condition. Another label is a
+                ValueError, and in compiled code gives NaN.
             context: tokens, `[B, L, context_features]`, to which the transformers attend. None is as no token.
             mask: bool `[B, L]`, True for the tokens that are attended to. An image with none is mapped as if there were
                 no cross-attention.
@@ -157,6 +159,10 @@ class UNet(nn.Module):
                 raise ValueError(
                     f"Expected integer labels of shape {t.shape}, got {cond.dtype} of shape {cond.shape}."
                 )
+            checks.within("cond", cond, 0, c.num_classes)
+            cond = jnp.where(
+                cond < 0, c.num_classes + 1, cond
+            )  # NaN, as for any other label that there is not
             embed = nn.Embed(c.num_classes + 1, c.embedding, param_dtype=c.param_dtype, name="label")
             return emb + embed(cond).astype(c.dtype)
         if c.cond_features is not None:

@@ -1,14 +1,17 @@
 """The configurations of the U-Net of `gen_jax.networks.unet`, which is where to import them from."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 from jax.typing import DTypeLike
 
+from gen_jax import checks
 from gen_jax.networks import dtypes
+from gen_jax.types import Count
 
 
+@checks.checked
 @dataclass(frozen=True)
 class UNetConfig:
     """The hyperparameters of a U-Net; the number of image channels comes from the input.
@@ -30,13 +33,13 @@ class UNetConfig:
     middle_attention: bool = False
     """Attention between the two blocks of the middle: with `depth` a transformer as deep as the coarsest one of the
     levels, else one layer of self-attention."""
-    head_features: int = 64
+    head_features: Count = 64
     """Size of a head of attention, where `heads` is None."""
     depth: tuple[int, ...] = ()
     """Blocks of the transformer after each residual block, by level: 0 for no transformer there; () for none at all."""
     heads: tuple[int, ...] | int | None = None
     """Heads of the transformers, by level or the same at all."""
-    context_features: int | None = None
+    context_features: Count | None = None
     """Size of a token of the context, to which the transformers attend; None for no context."""
     patch: int = 1
     """Side of the square patches that the stem folds into channels (space-to-depth); 1 for none."""
@@ -63,16 +66,16 @@ class UNetConfig:
     have -1: a time of `process.DDPM` is 1 to 1000."""
     guidance_features: int | None = None
     """Size of the sinusoidal embedding of a guidance weight, for a network distilled at many weights; None for none."""
-    num_classes: int | None = None
+    num_classes: Count | None = None
     """Number of labels. Label `num_classes` is the null label; `cond=None` means the null label for all."""
-    cond_features: int | None = None
+    cond_features: Count | None = None
     """Size of a conditioning vector, in place of labels."""
     cond_layers: Literal[1, 2] = 1
     """Layers between the vector and the embedding. With 1, `cond=None` means a learned null vector for all; with 2 there
     is silu between them, and it means zeros."""
-    dropout: float = 0.0
+    dropout: Annotated[float, checks.Range(0, 1, below=True)] = 0.0
     """Rate inside the residual blocks; active only if `apply` gets `rngs={"dropout": key}`."""
-    groups: int = 32
+    groups: Count = 32
     exact_norm: bool = False
     """Group norms that are exact for any mean and refuse channels that `groups` does not divide, see
     `layers.GroupNorm`."""
@@ -131,6 +134,7 @@ class UNetConfig:
                     f"and head_features={self.head_features}. Set either."
                 )
 
+    @checks.checked
     def transformer(self, level: int) -> tuple[int, int]:
         """Depth and heads of the transformers of a level; depth 0 is none. The middle is level -1."""
         if level == -1:

@@ -3,13 +3,22 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Annotated
 
+from gen_jax import checks
 from gen_jax.text.tokenizer import Tokenizer, checked, join, listed
 from gen_jax.text.words import END, to_bytes, words
-from gen_jax.types import Text
+from gen_jax.types import Size, Text
 
 
-def train(captions: Iterable[Text], *, num_merges: int, length: int = 77, pad: str = END) -> Tokenizer:
+@checks.checked
+def train(
+    captions: Iterable[Text],
+    *,
+    num_merges: Size,
+    length: Annotated[int, checks.Range(3)] = 77,
+    pad: str = END,
+) -> Tokenizer:
     """A tokenizer whose merges are learned from captions (Sennrich et al. 2016, Algorithm 1).
 
     The most frequent pair of neighbours within a word becomes one token, `num_merges` times over; of pairs that are as
@@ -24,9 +33,7 @@ def train(captions: Iterable[Text], *, num_merges: int, length: int = 77, pad: s
     Raises:
         ValueError: a caption that is no text in UTF-8, a single text for a list of them, or a negative `num_merges`.
     """
-    if num_merges < 0:
-        raise ValueError(f"expected num_merges of at least 0, got {num_merges}.")
-    counts = Counter(word for caption in listed(captions) for word in words(checked(caption)))
+    counts = Counter(word for caption in listed(captions, "captions") for word in words(checked(caption)))
     split = {word: to_bytes(word) for word in counts}
     pairs: Counter[tuple[str, str]] = Counter()
     where: defaultdict[tuple[str, str], set[str]] = defaultdict(set)

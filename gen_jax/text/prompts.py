@@ -27,11 +27,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, Int, PyTree
 
+from gen_jax import checks
 from gen_jax.networks.text import TextOutput
 from gen_jax.text.tokenizer import Tokenizer, checked, listed
-from gen_jax.types import Text
+from gen_jax.types import Count, Text
 
 _FACTORS = {")": 1.1, "]": 1 / 1.1}
 _CLOSES = {"(": ")", "[": "]"}
@@ -59,6 +61,7 @@ class Encoded(NamedTuple):
     """One vector for a prompt, of its first chunk."""
 
 
+@checks.checked
 def parse(prompt: str) -> list[tuple[str, float]]:
     """The parts of a prompt and their weights: `"a (red:1.3) (((seven)))"` has `a `, 1.0; `red`, 1.3; ` `, 1.0; ..."""
     texts: list[str] = []
@@ -85,8 +88,9 @@ def parse(prompt: str) -> list[tuple[str, float]]:
     return parts
 
 
+@checks.checked
 def read(
-    tokenizer: Tokenizer, prompts: Iterable[Text], *, chunks: int | None = None, weighted: bool = True
+    tokenizer: Tokenizer, prompts: Iterable[Text], *, chunks: Count | None = None, weighted: bool = True
 ) -> Prompts:
     """Prompts as ids and weights, on the host.
 
@@ -106,15 +110,13 @@ def read(
     room = tokenizer.length - 2
     ids: list[list[int]] = []
     weights: list[list[float]] = []
-    for prompt in map(checked, listed(prompts)):
+    for prompt in map(checked, listed(prompts, "prompts")):
         parts = parse(prompt) if weighted else [(prompt, 1.0)]
         pieces = [(tokenizer.encode(text), weight) for text, weight in parts]
         ids.append([i for piece, _ in pieces for i in piece])
         weights.append([weight for piece, weight in pieces for _ in piece])
     if chunks is None:
         chunks = max([1, *(-(-len(each) // room) for each in ids)])
-    if chunks < 1:
-        raise ValueError(f"expected at least 1 chunk, got {chunks}.")
     tokenizer.warn_of_cut(ids, chunks * room)
     tokens = tokenizer.framed([each[i * room : (i + 1) * room] for each in ids for i in range(chunks)])
     out = np.ones((len(ids), chunks, tokenizer.length), np.float32)
@@ -125,6 +127,7 @@ def read(
     return Prompts(tokens.reshape(out.shape), out)
 
 
+@checks.checked
 def encode(
     apply: Callable[[PyTree, Int[Array, "B L"]], TextOutput],
     params: PyTree,
@@ -154,17 +157,27 @@ def encode(
     if not isinstance(prompts, Prompts):
         if prompts.ndim != 3:
             raise ValueError(
-                f"expected vectors to attend to, of shape (prompts, tokens, features), got {prompts.shape}."
+                f"prompts must be vectors to attend to, of shape (prompts, tokens, features), got {prompts.shape}."
             )
         return Encoded(prompts)
+    checks.tree("params", params)
     n, chunks, length = prompts.tokens.shape
-    out = apply(params, jnp.asarray(prompts.tokens).reshape(n * chunks, length))
+    try:
+        out = apply(params, jnp.asarray(prompts.tokens).reshape(n * chunks, length))
+    except (ValueError, FlaxError) as error:
+        raise ValueError(f"prompts or params do not fit the encoder: {error}") from error
+    layers = len(out.hidden)
+    if hidden is not None and not -layers <= hidden < layers:
+        raise ValueError(
+            f"hidden must be from {-layers} to {layers - 1}, the outputs that there are, got {hidden}."
+        )
     states = out.last if hidden is None else out.hidden[hidden]
     states = states.reshape(n, chunks, length, -1)
     context = weigh(states, jnp.asarray(prompts.weights), restore_mean=restore_mean)
     return Encoded(context.reshape(n, chunks * length, -1), out.pooled.reshape(n, chunks, -1)[:, 0])
 
 
+@checks.checked
 def weigh(
     states: Float[Array, "N C L K"], weights: Float[Array, "N C L"], *, restore_mean: bool = False
 ) -> Float[Array, "N C L K"]:

@@ -15,18 +15,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Int
 
-from gen_jax import small_files
+from gen_jax import checks, small_files
 from gen_jax.text import files
 from gen_jax.text.words import BYTES, END, START, STOP, normal, to_bytes, words
-from gen_jax.types import Text
+from gen_jax.types import Size, Text
 
 _MOST_CACHED = 100_000
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Tokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) of words, as in CLIP.
@@ -49,7 +52,7 @@ class Tokenizer:
     """
 
     merges: tuple[str, ...]
-    length: int = 77
+    length: Annotated[int, checks.Range(3)] = 77
     pad: str = END
     added: tuple[str, ...] = ()
 
@@ -63,11 +66,8 @@ class Tokenizer:
                     "between them, which make a token that is new."
                 )
             known.add(left + right)
-        if self.length < 3 or self.pad not in known:
-            raise ValueError(
-                "expected a length of at least 3 (start, one token, end) and a known token as pad, got "
-                f"{self.length} and {self.pad!r}."
-            )
+        if self.pad not in known:
+            raise ValueError(f"pad must be a known token, got {self.pad!r}.{checks.nearest(self.pad, known)}")
         for token in self.added:
             if not token.split() or token in known:
                 raise ValueError(
@@ -86,6 +86,7 @@ class Tokenizer:
         Raises:
             ValueError: the files are not there, or their vocabulary is not the one that follows from their merges.
         """
+        folder = Path(folder).expanduser()
         with small_files.named(folder):
             found = files.read(folder)
             tokenizer = cls(found.merges, found.length, found.pad or END, found.added)
@@ -99,9 +100,13 @@ class Tokenizer:
             )
         return tokenizer
 
+    @checks.checked
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the files that `load` reads, into a folder that is there; `transformers` reads them too."""
-        files.write(folder, files.Files(self.vocabulary, self.merges, self.length, self.pad, self.added))
+        files.write(
+            Path(folder).expanduser(),
+            files.Files(self.vocabulary, self.merges, self.length, self.pad, self.added),
+        )
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -116,6 +121,7 @@ class Tokenizer:
         """Tokens that there are: 514, the merges and those that were added; 49,408 in CLIP."""
         return 514 + len(self.merges) + len(self.added)
 
+    @checks.checked
     def encode(self, text: Text) -> list[int]:
         """The ids of a text, without start and end, of any length; of none for the empty text.
 
@@ -135,6 +141,7 @@ class Tokenizer:
                         ids += self._of_word(word)
         return ids
 
+    @checks.checked
     def tokens(self, texts: Iterable[Text]) -> Int[np.ndarray, "N L"]:
         """Texts as a text encoder reads them: start, ids, end, then padding; int32 `[N, length]`.
 
@@ -148,6 +155,7 @@ class Tokenizer:
         self.warn_of_cut(ids, self.length - 2)
         return self.framed(ids)
 
+    @checks.checked
     def framed(self, ids: Sequence[Sequence[int]]) -> Int[np.ndarray, "N L"]:
         """Ids with start and end, cut or padded to `length`."""
         out = np.full((len(ids), self.length), self.vocabulary[self.pad], np.int32)
@@ -156,7 +164,8 @@ class Tokenizer:
             row[: len(framed)] = framed
         return out
 
-    def warn_of_cut(self, ids: Sequence[Sequence[int]], room: int) -> None:
+    @checks.checked
+    def warn_of_cut(self, ids: Sequence[Sequence[int]], room: Size) -> None:
         """Warn, with the words, if some of the texts with these ids have more than `room` of them."""
         long = [each for each in ids if len(each) > room]
         if long:
@@ -167,6 +176,7 @@ class Tokenizer:
                 stacklevel=3,
             )
 
+    @checks.checked
     def decode(self, ids: Iterable[int] | Int[np.ndarray, "L"]) -> str:
         """The words of ids, with one blank between them; start, end and padding are left out.
 
@@ -264,8 +274,8 @@ def checked(text: Text) -> str:
         raise ValueError(f"expected a text in UTF-8, got {text!r}: {error}.") from None
 
 
-def listed(texts: Iterable[Text]) -> list[Text]:
+def listed(texts: Iterable[Text], name: str = "texts") -> list[Text]:
     """The texts. ValueError for a single text, which would be read letter by letter."""
     if isinstance(texts, str | bytes):
-        raise ValueError(f"expected a list of texts, got the single text {texts!r}: write [{texts!r}].")
+        raise ValueError(f"{name} must be a list of texts, got the single text {texts!r}: write [{texts!r}].")
     return list(texts)

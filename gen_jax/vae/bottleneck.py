@@ -8,18 +8,19 @@ Each is a function of the encoder's output, made by one of these functions with 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Key
 
-from gen_jax import keys
+from gen_jax import checks, keys
+from gen_jax.likelihoods.base import as_float
 from gen_jax.networks import quantize
 from gen_jax.training import Aux
 from gen_jax.training.state import Metrics
-from gen_jax.vae.loss import weight_at
+from gen_jax.types import Fraction, NotNegative
+from gen_jax.vae.loss import Weight, weight_at
 from gen_jax.vae.model import Posterior, kl_to_prior
 
 
@@ -36,7 +37,8 @@ Bottleneck: TypeAlias = Callable[[quantize.Codebook | None, Key[Array, ""], Post
 """`(codebook, key, posterior, aux) -> Passed`."""
 
 
-def gaussian(kl_weight: float | optax.Schedule = 1.0) -> Bottleneck:
+@checks.checked
+def gaussian(kl_weight: Weight = 1.0) -> Bottleneck:
     """A draw of `q(z | x)`, for example `i` by `fold_in(key, i)`, at `kl_weight` times its divergence from `N(0, I)`.
 
     `kl_weight` has no unit: it multiplies the divergence in nats an image, summed over all numbers of the latent. 1 makes
@@ -46,6 +48,7 @@ def gaussian(kl_weight: float | optax.Schedule = 1.0) -> Bottleneck:
     def run(
         book: quantize.Codebook | None, key: Key[Array, ""], posterior: Posterior, aux: Aux | None
     ) -> Passed:
+        posterior = Posterior(*map(as_float, posterior))
         kl = kl_to_prior(posterior).sum((1, 2, 3)).mean()
         z = posterior.mean + jnp.exp(posterior.log_std) * keys.normal(key, posterior.mean.shape)
         return Passed(z, weight_at(kl_weight, aux) * kl, {"kl": kl})
@@ -53,7 +56,13 @@ def gaussian(kl_weight: float | optax.Schedule = 1.0) -> Bottleneck:
     return run
 
 
-def vector_quantised(*, commitment: float = 0.25, decay: float = 0.99, dead: float = 0.03) -> Bottleneck:
+@checks.checked
+def vector_quantised(
+    *,
+    commitment: NotNegative = 0.25,
+    decay: Annotated[float, checks.Range(0, 1, below=True)] = 0.99,
+    dead: Fraction = 0.03,
+) -> Bottleneck:
     """The nearest code, with the codebook of the parameters, which follows the encoder by moving averages.
 
         penalty = commitment sum |z - stop_gradient(z_q)|^2,    the sum over an image,     van den Oord et al. 2017, Eq. 3
@@ -92,7 +101,8 @@ def vector_quantised(*, commitment: float = 0.25, decay: float = 0.99, dead: flo
     return run
 
 
-def finite_scalar(levels: tuple[int, ...]) -> Bottleneck:
+@checks.checked
+def finite_scalar(levels: quantize.Levels) -> Bottleneck:
     """Each number of the latent rounded to one of `levels` values, one level for each channel (`quantize.fsq`).
 
     Metrics: `perplexity` and `codes_used`, as of `vector_quantised`.

@@ -9,12 +9,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
+from gen_jax import checks
+from gen_jax.likelihoods.base import as_float
 from gen_jax.networks.classifier import Classifier
+from gen_jax.types import NotNegative, Size
 
 Features: TypeAlias = Callable[[PyTree, Array], Sequence[Array]]
 """`(frozen, x [B, H, W, C]) -> maps, each [B, h, w, D]`, of weights that are not trained."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Perceptual:
     """A distance between features of images (`feature_distance`), times `weight`, as a part of a loss.
@@ -25,9 +29,10 @@ class Perceptual:
     """
 
     features: Features
-    weight: float = 1.0
+    weight: NotNegative = 1.0
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Adversary:
     """A discriminator, trained against the decoder, as a part of a loss (Esser et al. 2021, Eqs. 5 to 7).
@@ -40,8 +45,8 @@ class Adversary:
     """
 
     net: nn.Module
-    weight: float = 0.5
-    start: int = 0
+    weight: NotNegative = 0.5
+    start: Size = 0
     last: tuple[str, ...] = ("params", "decoder", "out", "kernel")
 
 
@@ -68,7 +73,10 @@ def feature_distance(a: Sequence[Array], b: Sequence[Array]) -> Float[Array, "B"
     It is between 0 and 4 for each map. Source: Zhang et al. 2018, Eq. 1, with equal weights of the channels.
     """
     unit = lambda x: x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-10)
-    apart = [jnp.square(unit(x) - unit(y)).sum(-1).mean((1, 2)) for x, y in zip(a, b, strict=True)]
+    apart = [
+        jnp.square(unit(x) - unit(y)).sum(-1).mean((1, 2))
+        for x, y in zip(map(as_float, a), map(as_float, b), strict=True)
+    ]
     return jnp.stack(apart).sum(0)
 
 

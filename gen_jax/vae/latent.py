@@ -19,13 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
+from gen_jax import checks
 from gen_jax.data.transforms import to_uint8, to_unit
 from gen_jax.likelihoods import Gaussian, Likelihood
+from gen_jax.likelihoods.base import as_float
 from gen_jax.networks.quantize import Codebook
 from gen_jax.training import Aux, Loss
 from gen_jax.training.state import Metrics
+from gen_jax.types import Count
 from gen_jax.vae.bottleneck import Bottleneck, finite_scalar, gaussian, vector_quantised
 from gen_jax.vae.critics import (
     Adversary,
@@ -36,7 +40,7 @@ from gen_jax.vae.critics import (
     hinge,
     replaced,
 )
-from gen_jax.vae.loss import Prepare
+from gen_jax.vae.loss import Prepare, prepared
 from gen_jax.vae.model import Posterior, kl_to_prior
 
 __all__ = [
@@ -68,6 +72,7 @@ class Params(NamedTuple):
     discriminator: PyTree = None
 
 
+@checks.checked
 def loss(
     net: nn.Module,
     bottleneck: Bottleneck,
@@ -106,8 +111,7 @@ def loss(
         params: Params, key: Key[Array, ""], batch: Mapping[str, Array], aux: Aux | None = None
     ) -> tuple[Array, Metrics]:
         key_prepare, key_z = jax.random.split(key)
-        image = batch["image"]
-        x = to_unit(image) if prepare is None else prepare(key_prepare, image)
+        x = prepared(key_prepare, batch, (lambda _, image: to_unit(image)) if prepare is None else prepare)
         passed = bottleneck(params.codebook, key_z, posterior(net, params.autoencoder, x), aux)
 
         def error(out: Array) -> tuple[Array, Metrics]:
@@ -170,9 +174,19 @@ def _game(
     return playing * (adversary.weight * weight * generator + discriminator), metrics
 
 
+@checks.checked
 def posterior(net: nn.Module, params: PyTree, x: Float[Array, "B H W C"]) -> Posterior:
-    """`q(z | x)` of the parameters of an autoencoder, for images in [-1, 1]."""
-    mean, log_variance = cast("tuple[Array, Array]", net.apply(params, x, method="encode"))
+    """`q(z | x)` of the parameters of an autoencoder, for images in [-1, 1]; in float32 or better."""
+    checks.tree("params", params)
+    checks.some("x", x)
+    checks.within("x", x, -1.01, 1.01)
+    try:
+        found = cast("tuple[Array, Array]", net.apply(params, x, method="encode"))
+    except FlaxError as error:
+        raise ValueError(
+            f"params are not those of the network for images x of shape {x.shape[1:]}: {error}"
+        ) from error
+    mean, log_variance = map(as_float, found)
     return Posterior(mean, log_variance / 2)
 
 
@@ -182,6 +196,7 @@ def _needed(aux: Aux | None, what: str) -> Aux:
     return aux
 
 
+@checks.checked
 def optimizer(
     autoencoder: optax.GradientTransformation, discriminator: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformation:
@@ -214,13 +229,17 @@ class Statistics(NamedTuple):
     """`KL(q(z | x) || N(0, I))` in nats, mean over images."""
 
 
+@checks.checked
 def statistics(
-    net: nn.Module, params: PyTree, images: UInt8[np.ndarray | Array, "N H W C"], *, batch_size: int = 128
+    net: nn.Module, params: PyTree, images: UInt8[np.ndarray | Array, "N H W C"], *, batch_size: Count = 128
 ) -> Statistics:
     """Mean and deviation of the latents of images, by channel, and the KL in nats an image.
 
     var z = var_x mean(x) + E_x exp(log_variance(x)),     exactly, without draws
     """
+
+    checks.tree("params", params)
+    checks.some("images", images)
 
     @jax.jit
     def sums(params: PyTree, image: Array) -> tuple[Array, ...]:
@@ -233,13 +252,14 @@ def statistics(
     return Statistics(mean, np.sqrt(square - np.square(mean) + noise), np.sqrt(noise), float(kl))
 
 
+@checks.checked
 def measure(
     net: nn.Module,
     params: PyTree,
     images: UInt8[np.ndarray | Array, "N H W C"],
     *,
     noise: bool = True,
-    batch_size: int = 128,
+    batch_size: Count = 128,
 ) -> tuple[float, float]:
     """`(scale, shift)` with which `x_0 = (z - shift) scale` has mean 0 and deviation 1 over all images and channels.
 
@@ -253,18 +273,22 @@ def measure(
     return float(1 / np.sqrt(variance)), float(shift)
 
 
+@checks.checked
 def reconstruct(
     net: nn.Module,
     params: PyTree,
     images: UInt8[np.ndarray | Array, "N H W C"],
     *,
     quantiser: Callable[[Array], Array] | None = None,
-    batch_size: int = 128,
+    batch_size: Count = 128,
 ) -> UInt8[np.ndarray, "N H W D"]:
     """The decoded means of `q(z | x)` as 8-bit images: what is left of images in an autoencoder, without noise.
 
     Where latents are quantised, `quantiser` is how: `lambda z: quantize.fsq(z, levels)[0]`, for example.
     """
+
+    checks.tree("params", params)
+    checks.some("images", images)
 
     @jax.jit
     def run(params: PyTree, image: Array) -> tuple[Array]:

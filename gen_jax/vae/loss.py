@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,24 @@ import optax
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from gen_jax import checks, keys
+from gen_jax.likelihoods.base import as_float, flat
 from gen_jax.training import Aux, Loss
+from gen_jax.types import Count, NotNegative, Size
 from gen_jax.vae.model import VAE, Params, Posterior, kl_to_prior
 
 Prepare: TypeAlias = Callable[[Key[Array, ""], Num[Array, "B *x"]], Float[Array, "B *x"]]
 """`(key, image) -> x`, from images of the data set to data of the likelihood."""
 
+Weight: TypeAlias = NotNegative | optax.Schedule
+"""A number, or a function of the step."""
 
+
+@checks.checked
 def loss(
     model: VAE,
     *,
-    beta: float | optax.Schedule = 1.0,
-    free_bits: float = 0.0,
+    beta: Weight = 1.0,
+    free_bits: NotNegative = 0.0,
     prepare: Prepare | None = None,
 ) -> Loss:
     """Minus the ELBO in nats, mean over a batch, as a loss for `training.make_step`.
@@ -52,20 +58,21 @@ def loss(
         reconstruction = model.likelihood.log_prob(model.out(params, z, label), x).mean()
         kl = kl_to_prior(posterior)
         value = weight_at(beta, aux) * free_bits_kl(kl, free_bits) - reconstruction
-        kl = kl.reshape(len(x), -1).sum(1).mean()
+        kl = flat(kl).sum(1).mean()
         return value, {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
     return loss_fn
 
 
+@checks.checked
 def iwae_loss(
     model: VAE,
-    num_samples: int,
+    num_samples: Count,
     *,
     doubly_reparameterised: bool = False,
-    gradient_samples: int | None = None,
+    gradient_samples: Count | None = None,
     prepare: Prepare | None = None,
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Loss:
     """Minus the IWAE bound in nats, mean over a batch, as a loss for `training.make_step`.
 
@@ -84,8 +91,7 @@ def iwae_loss(
 
     Raises ValueError unless `1 <= gradient_samples <= num_samples`, and where `chunk` is less than 1.
     """
-    chunk = None if chunk is None else checks.whole("chunk", chunk, "latent")
-    if gradient_samples is not None and not 1 <= gradient_samples <= num_samples:
+    if gradient_samples is not None and gradient_samples > num_samples:
         raise ValueError(
             f"gradient_samples must be from 1 to num_samples = {num_samples}, got {gradient_samples}; "
             "None differentiates all."
@@ -163,24 +169,33 @@ def _resampled(
     return jax.nn.logsumexp(log_w, axis=1) - math.log(draws[0]) + gain - jax.lax.stop_gradient(gain)
 
 
-def systematic_resampling(u: Float[Array, ""], v: Float[Array, "k"], m: int) -> Int[Array, "m"]:
-    """`m` indices below `k` drawn with probabilities `v`, from one uniform number `u` on [0, 1).
+@checks.checked
+def systematic_resampling(
+    u: Annotated[Float[Array, ""], checks.Range(0, 1)],
+    v: Annotated[Float[Array, "k"], checks.Range(0)],
+    m: Size,
+) -> Int[Array, "m"]:
+    """`m` indices below `k` drawn with probabilities in proportion to `v`, from one uniform number `u` on [0, 1).
 
     Index `i` is drawn `floor(m v_i)` or `ceil(m v_i)` times, `m v_i` times in the mean. Source: Kitagawa 1996, Appendix.
     """
     ends = jnp.cumsum(v)
+    checks.within("the sum of v", v.sum(), 0, above=True)
     return jnp.searchsorted(ends / ends[-1], (u + jnp.arange(m)) / m, side="right").clip(0, len(v) - 1)
 
 
-def free_bits_kl(kl: Float[Array, "B *L"], free_bits: float = 0.0) -> Float[Array, ""]:
+@checks.checked
+def free_bits_kl(kl: Float[Array, "B *L"], free_bits: NotNegative = 0.0) -> Float[Array, ""]:
     """`sum_j max(free_bits, mean_i kl_ij)`, the mean over the global batch (Kingma et al. 2016, Eq. 15), in nats."""
-    mean = kl.mean(0)
+    checks.some("kl", kl)
+    mean = as_float(kl).mean(0)
     if free_bits == 0:
         return mean.sum()
     return jnp.where(keys.mean_over_devices(mean) > free_bits, mean, free_bits).sum()
 
 
-def weight_at(beta: float | optax.Schedule, aux: Aux | None) -> Array | float:
+@checks.checked
+def weight_at(beta: Weight, aux: Aux | None) -> Array | float:
     """`beta`, evaluated at the step of `aux` if it is a function of the step."""
     if not callable(beta):
         return beta
@@ -194,5 +209,14 @@ def _inputs(
 ) -> tuple[Array, Array, Array | None]:
     """The key of the noise, the data and the labels of a batch."""
     key_prepare, key = jax.random.split(key)
-    x = batch["image"] if prepare is None else prepare(key_prepare, batch["image"])
+    x = prepared(key_prepare, batch, prepare)
     return key, x, batch.get("label")
+
+
+@checks.checked
+def prepared(key: Key[Array, ""], batch: Mapping[str, Array], prepare: Prepare | None) -> Array:
+    """The data of a batch. ValueError where it has no images, or none."""
+    if "image" not in batch:
+        raise ValueError(f'expected a batch with images under "image", got {checks.came(batch)}.')
+    checks.some("the batch's image", batch["image"])
+    return batch["image"] if prepare is None else prepare(key, batch["image"])

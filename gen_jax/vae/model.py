@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Annotated, NamedTuple, TypeAlias, cast
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,11 @@ from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from gen_jax import checks, keys
 from gen_jax.likelihoods import Likelihood
+from gen_jax.likelihoods.base import as_float, check_data, flat
+from gen_jax.types import Count, Size
+
+Data: TypeAlias = Annotated[Num[Array, "B *x"], checks.Range()]
+"""Data of the likelihood."""
 
 
 class Params(NamedTuple):
@@ -38,16 +43,22 @@ class Elbo(NamedTuple):
 
     @classmethod
     def of(cls, reconstruction: Float[Array, "B"], kl: Float[Array, "B *levels"]) -> "Elbo":
-        """The bound of these terms."""
-        return cls(reconstruction - kl.reshape(len(kl), -1).sum(1), reconstruction, kl)
+        """The bound of these terms, in float32 or better."""
+        reconstruction, kl = as_float(reconstruction), as_float(kl)
+        return cls(reconstruction - flat(kl).sum(1), reconstruction, kl)
 
 
+@checks.checked
 def kl_to_prior(posterior: Posterior) -> Float[Array, "B *L"]:
-    """`KL(N(mean, std^2) || N(0, 1)) = (mean^2 + std^2 - 1) / 2 - log std`, in nats, for each number in the latent."""
-    mean, log_std = posterior
+    """`KL(N(mean, std^2) || N(0, 1)) = (mean^2 + std^2 - 1) / 2 - log std`, in nats, for each number in the latent.
+
+    In float32 or better.
+    """
+    mean, log_std = map(as_float, posterior)
     return (jnp.square(mean) + jnp.expm1(2 * log_std)) / 2 - log_std
 
 
+@checks.checked
 @dataclass(frozen=True)
 class VAE:
     """An encoder, a decoder and the likelihood `p(x | z)`."""
@@ -57,11 +68,11 @@ class VAE:
     decoder: nn.Module
     """`(z [B, *latent], label [B]?) -> out`, the input of the likelihood."""
     likelihood: Likelihood
-    latent: int | tuple[int, ...]
+    latent: Count | tuple[Count, ...]
     """Size or shape of the latent."""
 
     def __post_init__(self) -> None:
-        if not self.latent_shape or min(self.latent_shape) < 1:
+        if not self.latent_shape:
             raise ValueError(f"latent must be at least 1 number, got {self.latent}.")
 
     @property
@@ -69,44 +80,42 @@ class VAE:
         """Shape of the latent of an example."""
         return (self.latent,) if isinstance(self.latent, int) else tuple(self.latent)
 
-    def init(
-        self, key: Key[Array, ""], x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
-    ) -> Params:
+    @checks.checked
+    def init(self, key: Key[Array, ""], x: Data, label: Int[Array, "B"] | None = None) -> Params:
         """Initial parameters; only the shape of an example of `x` matters."""
         key_encoder, key_decoder = jax.random.split(key)
         more = () if label is None else (label[:1],)
         encoder = self.encoder.init(key_encoder, x[:1], *more)
         return Params(encoder, self.decoder.init(key_decoder, jnp.zeros((1, *self.latent_shape)), *more))
 
-    def encode(
-        self, params: Params, x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
-    ) -> Posterior:
-        """`q(z | x)`.
+    @checks.checked
+    def encode(self, params: Params, x: Data, label: Int[Array, "B"] | None = None) -> Posterior:
+        """`q(z | x)`, in float32 or better.
 
-        Raises ValueError if `x` is not floating, or the encoder's output has another shape than the latent.
+        Raises ValueError if `x` is not floating, or is known to be outside of the interval that the likelihood has, or
+        if the encoder's output has another shape than the latent.
         """
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"x must be floating, got {x.dtype}. For bytes: data.to_zero_one or data.binarize."
-            )
-        posterior = Posterior(*self.encoder.apply(params.encoder, x, *given(label)))
+        check(self.likelihood, x)
+        posterior = Posterior(*map(as_float, self.encoder.apply(params.encoder, x, *given(label))))
         if posterior.mean.shape != (len(x), *self.latent_shape):
             raise ValueError(
                 f"the encoder gives latents of shape {posterior.mean.shape[1:]}, the model says {self.latent_shape}."
             )
         return posterior
 
+    @checks.checked
     def decode(
         self, params: Params, z: Float[Array, "B *L"], label: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *x"]:
         """The mean of `p(x | z)`."""
         return self.likelihood.mean(self.out(params, z, label))
 
+    @checks.checked
     def elbo(
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Num[Array, "B *x"],
+        x: Data,
         label: Int[Array, "B"] | None = None,
         *,
         index: Int[Array, "B"] | None = None,
@@ -123,18 +132,19 @@ class VAE:
         posterior = self.encode(params, x, label)
         z = posterior.mean + jnp.exp(posterior.log_std) * keys.normal(key, posterior.mean.shape, index)
         reconstruction = self.likelihood.log_prob(self.out(params, z, label), x)
-        return Elbo.of(reconstruction, kl_to_prior(posterior).reshape(len(x), -1).sum(1))
+        return Elbo.of(reconstruction, flat(kl_to_prior(posterior)).sum(1))
 
+    @checks.checked
     def iwae(
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Num[Array, "B *x"],
-        num_samples: int,
+        x: Data,
+        num_samples: Count,
         label: Int[Array, "B"] | None = None,
         *,
         index: Int[Array, "B"] | None = None,
-        chunk: int | None = None,
+        chunk: Count | None = None,
     ) -> Float[Array, "B"]:
         """An unbiased estimate, in nats, of the IWAE bound, which rises to `log p(x)` with the number of samples.
 
@@ -148,10 +158,8 @@ class VAE:
                 gradient: a third more time, but bounded memory.
         """
         posterior = self.encode(params, x, label)
-        chunk = (
-            self.chunk_for(params, label, 2**26) if chunk is None else checks.whole("chunk", chunk, "latent")
-        )
-        groups = _groups(num_samples, max(1, chunk // len(x)))
+        chunk = self.chunk_for(params, label, 2**26) if chunk is None else chunk
+        groups = _groups(num_samples, max(1, chunk // max(len(x), 1)))
         size = -(-num_samples // groups)
 
         def part(start: Int[Array, ""] | int) -> Float[Array, "B"]:
@@ -167,16 +175,17 @@ class VAE:
         total, _ = jax.lax.scan(add, part(0), size * jnp.arange(1, groups))
         return total - math.log(num_samples)
 
+    @checks.checked
     def log_prob(
         self,
         params: Params,
         key: Key[Array, ""],
-        x: Num[Array, "B *x"],
-        num_samples: int = 5000,
+        x: Data,
+        num_samples: Count = 5000,
         label: Int[Array, "B"] | None = None,
         *,
         index: Int[Array, "B"] | None = None,
-        chunk: int | None = None,
+        chunk: Count | None = None,
     ) -> Float[Array, "B"]:
         """`log p(x)` in nats by importance sampling: `iwae` for many samples and examples, a lower bound in the mean.
 
@@ -184,9 +193,9 @@ class VAE:
         is sharded over devices along its first axis, so is the work, with the same result.
         """
         count = len(x)
-        chunk = (
-            self.chunk_for(params, label, 2**23) if chunk is None else checks.whole("chunk", chunk, "latent")
-        )
+        if not count:
+            return jnp.zeros(0)
+        chunk = self.chunk_for(params, label, 2**23) if chunk is None else chunk
         size = min(count, chunk, 128)
         chunks = -(-count // size)
         index = keys.example_index(count)[0] if index is None else index
@@ -203,11 +212,12 @@ class VAE:
         parts = split(x), split(index), None if label is None else split(label)
         return jax.lax.map(one, parts).swapaxes(0, 1).reshape(-1)[:count]
 
+    @checks.checked
     def sample(
         self,
         key: Key[Array, ""],
         params: Params,
-        n: int,
+        n: Size,
         label: Int[Array, "n"] | None = None,
         *,
         mean: bool = False,
@@ -218,18 +228,20 @@ class VAE:
         out = self.out(params, keys.normal(key_z, (n, *self.latent_shape), index), label)
         return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
 
+    @checks.checked
     def reconstruct(
-        self, params: Params, x: Num[Array, "B *x"], label: Int[Array, "B"] | None = None
+        self, params: Params, x: Data, label: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *x"]:
         """The decoded mean of `q(z | x)`."""
         return self.decode(params, self.encode(params, x, label).mean, label)
 
+    @checks.checked
     def interpolate(
         self,
         params: Params,
-        a: Num[Array, "B *x"],
-        b: Num[Array, "B *x"],
-        num: int = 10,
+        a: Data,
+        b: Data,
+        num: Count = 10,
         label: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B num *x"]:
         """`num` images decoded along the straight line between the latent means of `a` and `b`, both ends included."""
@@ -239,10 +251,12 @@ class VAE:
         pictures = self.decode(params, line.reshape(-1, *self.latent_shape), label)
         return pictures.reshape(len(a), num, *pictures.shape[1:])
 
+    @checks.checked
     def out(self, params: Params, z: Float[Array, "B *L"], label: Int[Array, "B"] | None = None) -> Array:
         """The decoder's output, which is the input of the likelihood."""
         return cast(Array, self.decoder.apply(params.decoder, z, *given(label)))
 
+    @checks.checked
     def noise(
         self, key: Key[Array, ""], count: int, samples: Int[Array, "k"], index: Int[Array, "B"] | None = None
     ) -> Float[Array, "B k *L"]:
@@ -250,17 +264,19 @@ class VAE:
         draw = lambda key_i, s: jax.random.normal(jax.random.fold_in(key_i, s), self.latent_shape)
         return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys.per_example(key, count, index), samples)
 
+    @checks.checked
     def latents(self, posterior: Posterior, eps: Float[Array, "B k *L"]) -> Float[Array, "B k *L"]:
         """Draws from `q(z | x)`, `mean + std eps` (Kingma & Welling 2014, Eq. 4)."""
         mean, log_std = posterior
         return mean[:, None] + jnp.exp(log_std)[:, None] * eps
 
+    @checks.checked
     def log_weights(
         self,
         decoder: PyTree,
         z: Float[Array, "B k *L"],
         posterior: Posterior,
-        x: Num[Array, "B *x"],
+        x: Data,
         label: Int[Array, "B"] | None,
     ) -> Float[Array, "B k"]:
         """`log p(x | z) + log p(z) - log q(z | x)`."""
@@ -272,13 +288,26 @@ class VAE:
         log_lik = jax.vmap(each)(out.reshape(count, k, *out.shape[1:]), x)
         mean, log_std = (a[:, None] for a in posterior)
         ratio = (jnp.square((z - mean) * jnp.exp(-log_std)) - jnp.square(z)) / 2 + log_std
-        return log_lik + ratio.reshape(count, k, -1).sum(2)
+        return log_lik + ratio.reshape(count, k, math.prod(self.latent_shape)).sum(2)
 
+    @checks.checked
     def chunk_for(self, params: Params, label: Array | None, floats: int) -> int:
         """The number of latents whose decoded output has about `floats` numbers, at least 1."""
         z = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32)
         out = jax.eval_shape(self.out, params, z, None if label is None else label[:1])
         return max(1, floats // out.size)
+
+
+def check(likelihood: Likelihood, x: Num[Array, "..."]) -> None:
+    """ValueError unless `x` are data that a likelihood can be of."""
+    check_floating(x)
+    check_data(likelihood, x)
+
+
+def check_floating(x: Num[Array, "..."]) -> None:
+    """ValueError for bytes, or other integers."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating, got {x.dtype}. For bytes: data.to_zero_one or data.binarize.")
 
 
 def given(label: Int[Array, "B"] | None) -> tuple[Array, ...]:
@@ -288,6 +317,4 @@ def given(label: Int[Array, "B"] | None) -> tuple[Array, ...]:
 
 def _groups(count: int, most: int) -> int:
     """The number of chunks for `count` samples, at most `most` of them in each."""
-    if count < 1:
-        raise ValueError(f"num_samples must be at least 1, got {count}.")
     return -(-count // most)

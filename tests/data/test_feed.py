@@ -210,7 +210,8 @@ def test_batches_chooses_by_size():
 @pytest.mark.parametrize("make", [data.InMemory.create, data.Stream, data.batches])
 @pytest.mark.parametrize("batch_size", [0, -1, 51])
 def test_batches_refuses_a_batch_that_is_not_there(make, batch_size):
-    with pytest.raises(ValueError, match=f"from 1 to the 50 examples.* got {batch_size}"):
+    said = "from 1 to the 50 examples.*" if batch_size > 0 else "batch_size must be at least 1,"
+    with pytest.raises(ValueError, match=f"{said} got {batch_size}"):
         make(arrays(50), batch_size, key=KEY)
 
 

@@ -477,6 +477,6 @@ def test_a_name_that_may_be_a_path_says_both(tmp_path, monkeypatch):
 def test_a_file_that_is_no_folder_says_so(tmp_path):
     (tmp_path / "faces.zip").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"faces.zip' is not a folder of images\. Expected a folder, or a file .npz"
+        ValueError, match=r"faces.zip' is not a folder of images\. Expected a folder, or a .npz"
     ):
         data.load(tmp_path / "faces.zip")

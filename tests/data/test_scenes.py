@@ -225,7 +225,7 @@ def test_parse_says_what_is_wrong(text, why):
         (lambda: Scene((Object(1, "red", "small"),) * 2, "over"), "relation must be one of 'above'"),
         (lambda: Scenes("valid"), "split must be one of 'train', 'test', 'held_out', got 'valid'"),
         (lambda: Scenes("test", 0), "num_examples must be at least 1, got 0"),
-        (lambda: Scenes("test", seed=-1), "seed must be from 0 to"),
+        (lambda: Scenes("test", seed=-1), "seed must be at least 0"),
         (lambda: data.source("scenes", split="validation"), 'no split "validation" in "scenes"'),
     ],
 )

@@ -197,17 +197,16 @@ def test_image_size_of_a_set_of_several_shapes(tfds_dir):
     ("options", "said"),
     [
         ({"image_size": 0}, "image_size must be at least 1, got 0"),
-        ({"image_size": (4, -1)}, "image_size must be at least 1"),
+        ({"image_size": (4, -1)}, r"image_size\[1\] must be at least 1, got -1"),
         ({"crop": "random"}, 'crop="random" needs an image_size'),
-        ({"crop": "middle", "image_size": 4}, r"crop must be one of \('center', 'random'\), got 'middle'"),
+        ({"crop": "middle", "image_size": 4}, "crop must be one of center, random, got 'middle'"),
         ({"channels": 2}, r"channels must be one of"),
         ({"unreadable": "ignore"}, r"unreadable must be one of"),
     ],
 )
 def test_source_refuses_options_that_do_not_exist(options, said):
-    source = getattr(data.source, "__wrapped__", data.source)  # past the check of types
     with pytest.raises(ValueError, match=said):
-        source("mnist", **options)
+        data.source("mnist", **options)
 
 
 def test_a_source_takes_no_options():

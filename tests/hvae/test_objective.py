@@ -34,7 +34,7 @@ def test_objective_in_its_limits():
         lambda kl: hvae.objective(bound._replace(kl=kl), free_bits=np.array([0.0, 50.0, 0.0], np.float32))
     )(bound.kl)
     np.testing.assert_allclose(slopes, np.broadcast_to([1 / 6, 0, 1 / 6], (6, 3)), rtol=1e-6)
-    with pytest.raises(ValueError, match="at least 0 nats, got -1"):
+    with pytest.raises(ValueError, match="free_bits must be at least 0, got -1"):
         hvae.objective(bound, free_bits=-1.0)
 
 
@@ -84,7 +84,7 @@ def test_loss_on_eight_devices_is_that_of_one():
         (lambda: flat(latents=(3, 0)).init(KEY, images(1)), "latent of at least 1 channel"),
         (
             lambda: hvae.HVAE((MLP((1,)),), (MLP((1,)),), likelihoods.Bernoulli(), (0,)),
-            "at least 1 number, got",
+            "latent[0] must be at least 1, got 0",
         ),
         (
             lambda: hvae.diffusion_chain(lambda x, t: x, process.VP(), np.array([0.1, 0.5])),
@@ -100,7 +100,7 @@ def test_loss_on_eight_devices_is_that_of_one():
             lambda: temperature.per_level(1.0, 4, 3),
             "this model has 3 levels: levels must be from 0 to 3, got 4",
         ),
-        (lambda: temperature.per_level(np.ones(2), None, 3), "expected one temperature or 3"),
+        (lambda: temperature.per_level(np.ones(2), None, 3), "temperature must be one number or 3"),
     ],
 )
 def test_bad_input_is_told_what_was_expected(make, message):

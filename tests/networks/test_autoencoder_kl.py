@@ -276,7 +276,7 @@ def test_gradients_are_the_derivatives():
 @pytest.mark.parametrize(
     ("method", "shape", "message"),
     [
-        ("encode", (1, 6, 9, 3), "6 x 9 pixels has no latents.* 2 must divide .* 6 x 10"),
+        ("encode", (1, 6, 9, 3), "6 x 9 pixels have no latents.* 2 must divide .* 6 x 10"),
         ("encode", (1, 8, 8, 1), "images of 3 channels"),
         ("decode", (1, 4, 4, 4), "latents of 3 channels"),
     ],

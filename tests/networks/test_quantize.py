@@ -167,16 +167,16 @@ def test_fsq_has_the_gradient_of_its_bound():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: quantize.create(KEY, 1, 4), "at least 2 codes"),
+        (lambda: quantize.create(KEY, 1, 4), "num_codes must be at least 2, got 1"),
         (
             lambda: quantize.update(
                 KEY, quantize.create(KEY, 3, 3), vectors(), jnp.zeros(60, int), decay=1.0
             ),
             "decay",
         ),
-        (lambda: quantize.fsq(vectors(), (8, 5)), "one level for each of 3 channels"),
-        (lambda: quantize.fsq(vectors(), (8, 5, 1)), "at least 3 values"),
-        (lambda: quantize.fsq_codes(()), "at least 3 values"),
+        (lambda: quantize.fsq(vectors(), (8, 5)), "one for each of 3 channels"),
+        (lambda: quantize.fsq(vectors(), (8, 5, 1)), r"levels\[2\] must be at least 3, got 1"),
+        (lambda: quantize.fsq_codes(()), "levels must be at least one"),
     ],
 )
 def test_quantisers_say_what_does_not_fit(call, message):

@@ -111,7 +111,7 @@ def test_number_of_chunks_can_be_given():
     with pytest.warns(UserWarning, match="the 6 tokens that are read.*'small blue three'"):
         found = prompts.read(TOKENIZER, [LONG], chunks=1)
     np.testing.assert_array_equal(found.weights, np.ones((1, 1, 8)))
-    with pytest.raises(ValueError, match="at least 1 chunk"):
+    with pytest.raises(ValueError, match="chunks must be at least 1, got 0"):
         prompts.read(TOKENIZER, ["red"], chunks=0)
 
 

@@ -212,8 +212,8 @@ def test_tokens_follow_from_the_merges():
         ({"merges": ("re d</w>", "r e")}, "merge 0 is 're d</w>'"),
         ({"merges": ("r e", "r e")}, "merge 1 is 'r e'"),
         ({"merges": ("red",)}, "merge 0 is 'red'"),
-        ({"merges": (), "length": 2}, "length of at least 3"),
-        ({"merges": (), "pad": "[PAD]"}, "known token as pad"),
+        ({"merges": (), "length": 2}, "length must be at least 3, got 2"),
+        ({"merges": (), "pad": "[PAD]"}, "pad"),
     ],
 )
 def test_tokenizer_says_what_does_not_fit(fields, message):

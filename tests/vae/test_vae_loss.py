@@ -78,8 +78,11 @@ def test_gradient_of_a_few_samples_is_the_same_in_chunks(chunk):
 
 def test_gradient_samples_are_some_of_the_samples():
     model, _ = network()
-    for m in (0, 4):
-        with pytest.raises(ValueError, match=f"from 1 to num_samples = 3, got {m}"):
+    for m, said in (
+        (0, "gradient_samples must be at least 1, got 0"),
+        (4, "from 1 to num_samples = 3, got 4"),
+    ):
+        with pytest.raises(ValueError, match=said):
             vae.iwae_loss(model, 3, gradient_samples=m)
 
 

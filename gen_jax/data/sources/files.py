@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from gen_jax.data import splits
+from gen_jax.data.columns import label_hint, warn_of_labels
 from gen_jax.data.images import to_pixels
 from gen_jax.data.protocol import Arrays, Info, Source
 from gen_jax.data.sources.request import Request
@@ -100,8 +101,10 @@ def _choose(path: Path, arrays: dict[str, Stored]) -> dict[str, Stored]:
         if key != "image"
     ):
         raise ValueError(
-            f'expected in {path} "label" as integers [N] and "text" as strings [N] for N images, got {listed}.'
+            f'expected in {path} "label" as integers [N] and "text" as strings [N] for N images, got {listed}'
+            f"{label_hint(chosen['label']) if 'label' in chosen else ''}."
         )
+    warn_of_labels(f"{path}", arrays)
     return chosen
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from gen_jax import data, keys, training
+from gen_jax import checks, data, keys, training
 from gen_jax.data import cache as store
 from gen_jax.data.sources.scenes import drawing
 from gen_jax.networks.classifier import Classifier
+from gen_jax.types import Count
 
 SIDE = 24
 """Side of a crop: that of a large digit."""
@@ -27,17 +28,23 @@ Judge: TypeAlias = Callable[[UInt8[np.ndarray, "M 24 24 1"]], Float[np.ndarray, 
 """Probabilities of the ten digits for crops, each with a brightest pixel of 255 (`brightened`)."""
 
 
-def train(workdir: str | Path | None = None, *, steps: int = 800, batch_size: int = 128) -> Judge:
+@checks.checked
+def train(workdir: str | Path | None = None, *, steps: Count = 800, batch_size: Count = 128) -> Judge:
     """The judge, trained or from its checkpoint where there is one.
 
     `workdir` is by default in the cache (`$GEN_JAX_CACHE`, `~/.cache/gen_jax`), another one for other settings.
     `ValueError` where it has the checkpoint of another `batch_size`.
     """
-    place = store.root() / f"judge_of_scenes-{steps}-{batch_size}" if workdir is None else Path(workdir)
+    place = (
+        store.root() / f"judge_of_scenes-{steps}-{batch_size}"
+        if workdir is None
+        else Path(workdir).expanduser()
+    )
     params = _trained(place, steps)
     return partial(probabilities, _fit(place, steps, batch_size) if params is None else params)
 
 
+@checks.checked
 def accuracy(judge: Judge) -> Float[np.ndarray, "2 10"]:
     """Share of the test digits of MNIST that are read right, by size (small, large) and digit."""
     arrays = crops("test")

@@ -1,10 +1,11 @@
 """What a scene shows: the digit, colour, size and place of what stands in each of its cells, whatever its caption."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from gen_jax import checks
 from gen_jax.data.sources.scenes import CENTRES, COLOURS, SIZES, Object, Scene, caption
 from gen_jax.evaluation.scenes import judge as judging
 from gen_jax.evaluation.scenes.judge import Judge
@@ -29,20 +30,21 @@ _CHUNK = 1000  # images at a time
 class Read(NamedTuple):
     """What stands in the five `CELLS` of each image. Cells overlap: a caption says which are to be looked at."""
 
-    digit: Int[np.ndarray, "N 5"]
+    digit: Annotated[Int[np.ndarray, "N 5"], checks.Range(-1, 9)]
     """-1 where the cell is empty, as are colour and size."""
-    confidence: Float[np.ndarray, "N 5"]
+    confidence: Annotated[Float[np.ndarray, "N 5"], checks.Range(0, 1)]
     """The classifier's probability of this digit; 0 where the cell is empty."""
-    colour: Int[np.ndarray, "N 5"]
+    colour: Annotated[Int[np.ndarray, "N 5"], checks.Range(-1, len(COLOURS) - 1)]
     """Place in `COLOURS`."""
-    size: Int[np.ndarray, "N 5"]
+    size: Annotated[Int[np.ndarray, "N 5"], checks.Range(-1, len(SIZES) - 1)]
     """0 small, 1 large."""
-    offset: Float[np.ndarray, "N 5"]
-    """Pixels from the middle of the cell to the centre of mass, the larger of rows and columns."""
-    outside: Float[np.ndarray, "N 3"]
+    offset: Annotated[Float[np.ndarray, "N 5"], checks.Range(0, finite=False)]
+    """Pixels from the middle of the cell to the centre of mass, the larger of rows and columns; infinite without mass."""
+    outside: Annotated[Float[np.ndarray, "N 3"], checks.Range(0)]
     """Sum of `brightness / 255` outside the cells of one object, of two above each other, of two beside each other."""
 
 
+@checks.checked
 def read(judge: Judge, images: UInt8[np.ndarray, "N 48 48 3"]) -> Read:
     """Read the five cells of each image.
 
@@ -54,6 +56,7 @@ def read(judge: Judge, images: UInt8[np.ndarray, "N 48 48 3"]) -> Read:
     return Read(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+@checks.checked
 def captions(of: Read) -> list[str | None]:
     """A caption for what each image shows, with "above" and "left of"; None where it is not one or two objects."""
     found: list[str | None] = [None] * len(of.digit)

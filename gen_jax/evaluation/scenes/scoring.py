@@ -1,25 +1,38 @@
 """Images of scenes against their captions: shares of objects and scenes that are right, with standard errors."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from gen_jax import checks
 from gen_jax.data.sources.scenes import CENTRES, RELATIONS, language, parse, render
+from gen_jax.data.sources.scenes.drawing import Seed
 from gen_jax.evaluation.scenes.judge import Judge
 from gen_jax.evaluation.scenes.reading import CELLS, EXTRA, TOLERANCE, Read, read
-from gen_jax.types import Relation
+from gen_jax.types import Relation, Size
+
+
+@dataclass(frozen=True)
+class _OrNaN(checks.Range):
+    """In a range, or NaN."""
+
+    def check(self, name: str, value: float) -> None:
+        """That it is."""
+        if not np.isnan(value):
+            super().check(name, value)
 
 
 class Share(NamedTuple):
     """A share of what was asked for."""
 
-    value: float
+    value: Annotated[float, _OrNaN(0, 1)]
     """From 0 to 1; NaN where nothing was asked for."""
-    error: float
+    error: Annotated[float, _OrNaN(0)]
     """Its standard error."""
-    asked: int
+    asked: Size
     """How many were asked for."""
 
 
@@ -62,6 +75,7 @@ class _Right(NamedTuple):
     nothing_else: Bool[np.ndarray, "N"]
 
 
+@checks.checked
 def score(judge: Judge, images: UInt8[np.ndarray, "N 48 48 3"], captions: Sequence[str]) -> Report:
     """Compare each image with its caption.
 
@@ -88,11 +102,13 @@ def score(judge: Judge, images: UInt8[np.ndarray, "N 48 48 3"], captions: Sequen
     )
 
 
-def ceiling(judge: Judge, captions: Sequence[str], *, seed: int = 1) -> Report:
+@checks.checked
+def ceiling(judge: Judge, captions: Sequence[str], *, seed: Seed = 1) -> Report:
     """The score of real scenes for the same captions, drawn with test digits."""
     return score(judge, render([parse(text) for text in captions], seed=seed), captions)
 
 
+@checks.checked
 def share(right: Bool[np.ndarray, "N *k"], asked: Bool[np.ndarray, "N *k"]) -> Share:
     """The share of what was asked for that is right, with the standard error of a ratio of sums over rows.
 
@@ -110,16 +126,22 @@ def share(right: Bool[np.ndarray, "N *k"], asked: Bool[np.ndarray, "N *k"]) -> S
     return Share(p, float(np.sqrt(np.square(y - p * m).sum()) / count), count)
 
 
+@checks.checked
 def as_dict(report: Report) -> dict[str, dict[str, dict[str, float]]]:
     """The figures by name, for JSON, such as `as_dict(report)["held_out"]["objects"]["value"]`; of what was asked for."""
+    _check_asked("report", report)
     return {
         group: {name: x._asdict() for name, x in scores._asdict().items() if x.asked}
         for group, scores in report._asdict().items()
     }
 
 
+@checks.checked
 def table(report: Report, real: Report | None = None) -> str:
     """The figures in percent as a table of Markdown; `real` is the ceiling, in rows of its own."""
+    _check_asked("report", report)
+    if real is not None:
+        _check_asked("real", real)
     head = ["", *(name.replace("_", " ") for name in Scores._fields)]
     lines = [head, ["---"] * len(head)]
     for what, of in (("", report), (", real scenes", real)):
@@ -127,6 +149,16 @@ def table(report: Report, real: Report | None = None) -> str:
             cells = [f"{100 * x.value:.1f} ± {100 * x.error:.1f}" if x.asked else "" for x in scores]
             lines.append([group.replace("_", " ") + what, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _check_asked(what: str, report: Report) -> None:
+    """ValueError for a share that is NaN although something was asked for."""
+    for group, scores in report._asdict().items():
+        for name, x in scores._asdict().items():
+            if x.asked and not np.isfinite([x.value, x.error]).all():
+                raise ValueError(
+                    f"{what}.{group}.{name} must be finite where {x.asked} were asked for, got {x}."
+                )
 
 
 def _compare(got: Read, asked: language.Numbers) -> _Right:

@@ -47,9 +47,9 @@ def find(request: Request) -> Source | None:
         return None
     if not root.is_dir():
         if explicit or root.exists():
+            why = "" if root.exists() else ": it does not exist"
             raise ValueError(
-                f"{str(root.absolute())!r} is not a folder of images{'' if root.exists() else ': it does not exist'}. "
-                "Expected a folder, or a file .npz or .npy."
+                f"name {str(root.absolute())!r} is not a folder of images{why}. Expected a folder, or a .npz or .npy."
             )
         return None
     if not explicit and "/" not in request.name and not index.has_images(root):

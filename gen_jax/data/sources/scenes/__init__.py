@@ -27,11 +27,12 @@ from typing import cast
 import numpy as np
 from jaxtyping import UInt64
 
+from gen_jax import checks
 from gen_jax.data import splits
 from gen_jax.data.protocol import Example, Info, Source
 from gen_jax.data.sources.request import Request
 from gen_jax.data.sources.scenes import drawing, language
-from gen_jax.data.sources.scenes.drawing import CENTRES, SIDE, SPLITS, render
+from gen_jax.data.sources.scenes.drawing import CENTRES, SIDE, SPLITS, Seed, render
 from gen_jax.data.sources.scenes.language import (
     COLOURS,
     DIGITS,
@@ -47,7 +48,7 @@ from gen_jax.data.sources.scenes.language import (
     is_held_out,
     parse,
 )
-from gen_jax.types import SceneSplit
+from gen_jax.types import Count, SceneSplit
 
 __all__ = [
     "CENTRES",
@@ -63,7 +64,6 @@ __all__ = [
     "Scene",
     "Scenes",
     "caption",
-    "find",
     "held_out_objects",
     "is_held_out",
     "parse",
@@ -87,7 +87,8 @@ def find(request: Request) -> Source | None:
 class Scenes:
     """Scenes of a split: scene `i` depends on `seed`, `split` and `i` alone, whatever the length. Nothing is stored."""
 
-    def __init__(self, split: SceneSplit = "train", num_examples: int | None = None, *, seed: int = 0):
+    @checks.checked
+    def __init__(self, split: SceneSplit = "train", num_examples: Count | None = None, *, seed: Seed = 0):
         """`num_examples` is by default that of `LENGTHS`. `ValueError` where it is below 1, for a seed outside 0 to
         2^64 - 1, and where there is no such split.
         """
@@ -95,10 +96,6 @@ class Scenes:
         self._count = LENGTHS[split] if num_examples is None else num_examples
         self._split: SceneSplit = split
         self._seed = seed
-        if self._count < 1:
-            raise ValueError(f"num_examples must be at least 1, got {num_examples}.")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be from 0 to 2^64 - 1, got {seed}.")
 
     def __len__(self) -> int:
         return self._count
@@ -114,6 +111,7 @@ class Scenes:
         texts = map(caption, language.described(numbers))
         return [{"image": image, "text": text} for image, text in zip(images, texts, strict=True)]
 
+    @checks.checked
     def scenes(self, rows: Sequence[int]) -> list[Scene]:
         """What these rows show; no image is drawn."""
         return language.described(_law(self._draws(rows)[:, :2], self._split))

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
+from gen_jax import checks
 from gen_jax.data.sources import embedded
 from gen_jax.data.sources.scenes import language
 from gen_jax.data.sources.scenes.language import COLOURS, RELATIONS, SIZES, Numbers, Scene
 from gen_jax.types import Relation, SceneSplit
 
+Seed: TypeAlias = Annotated[int, checks.Range(0, 2**64 - 1)]
 SPLITS: tuple[SceneSplit, ...] = ("train", "test", "held_out")
 SIDE = 48
 """Height and width of a scene in pixels."""
@@ -39,14 +41,16 @@ class Pictures(NamedTuple):
     """Where each class begins, and the end."""
 
 
+@checks.checked
 def render(
-    scenes: Sequence[Scene], *, split: SceneSplit = "test", seed: int = 0
+    scenes: Sequence[Scene], *, split: SceneSplit = "test", seed: Seed = 0
 ) -> UInt8[np.ndarray, "N 48 48 3"]:
     """Images of given scenes with digits of a split: image `i` depends on its scene, `split`, `seed` and `i` alone.
 
     Of the scenes of a source they are its images, where `split` and `seed` are the same: `render(Scenes("test").scenes(
-    range(10)))` are its first ten.
+    range(10)))` are its first ten. ValueError where there is no such split.
     """
+    language.check("split", split, SPLITS)
     return draw(language.numbers(scenes), randomness(seed, split, np.arange(len(scenes)))[:, 2:], split)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int
 
+from gen_jax import checks
 from gen_jax.types import Colour, DigitSize, Relation
 
 _T = TypeVar("_T")
@@ -32,6 +33,7 @@ HELD_OUT_PAIR: tuple[Colour, Colour] = ("blue", "red")
 """Colours that no training scene has left and right."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Object:
     """A digit in a scene. `ValueError` for a digit, colour or size that there is not."""
@@ -46,6 +48,7 @@ class Object:
         check("size", self.size, tuple(SIZES))
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Scene:
     """One object and no relation, or two and how the first stands to the second. `ValueError` for anything else."""
@@ -71,12 +74,14 @@ class Numbers(NamedTuple):
     """-1 with one object."""
 
 
+@checks.checked
 def caption(scene: Scene) -> str:
     """The words for a scene: "a large red seven above a small blue three"."""
     nouns = [f"a {x.size} {x.colour} {DIGITS[x.digit]}" for x in scene.objects]
     return nouns[0] if scene.relation is None else f" {scene.relation} ".join(nouns)
 
 
+@checks.checked
 def parse(text: str) -> Scene:
     """The scene that a caption describes, the inverse of `caption`; capitals and spacing do not matter.
 
@@ -92,17 +97,19 @@ def parse(text: str) -> Scene:
         return Scene((_object(words[:4]), _object(words[-4:])), relation)
     except ValueError as error:
         raise ValueError(
-            f"{text!r} is not a caption of a scene: {error}. Expected two or one of "
+            f"text {text!r} is not a caption of a scene: {error}. Expected two or one of "
             '"a SIZE COLOUR DIGIT", with "above", "below", "left of" or "right of" between two: '
             '"a small green zero", "a large red seven above a small blue three".'
         ) from error
 
 
+@checks.checked
 def held_out_objects(scene: Scene) -> tuple[bool, ...]:
     """Which objects are a part of a held-out combination: by digit and colour, or both of a held-out pair."""
     return tuple(held_out(numbers([scene]))[0, : len(scene.objects)].tolist())
 
 
+@checks.checked
 def is_held_out(scene: Scene) -> bool:
     """Whether a scene has a held-out combination."""
     return any(held_out_objects(scene))

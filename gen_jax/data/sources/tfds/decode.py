@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from gen_jax.data import images
+from gen_jax.data.columns import warn_of_labels
 from gen_jax.data.protocol import Example
 
 T = TypeVar("T")
@@ -29,6 +30,13 @@ class Features(NamedTuple):
     num_classes: int | None  # None: the set does not say
     class_names: tuple[str, ...] | None
     parser: Feature  # of these features alone
+
+
+class Header(NamedTuple):
+    """What is known of the arrays of all examples."""
+
+    shape: tuple[int | None, ...]
+    dtype: np.dtype
 
 
 def choose(name: str, features: Feature) -> Features:
@@ -55,6 +63,10 @@ def choose(name: str, features: Feature) -> Features:
         )
     label = table.get("label")
     has_label = label is not None and label.shape == () and np.issubdtype(label.np_dtype, np.integer)
+    plain = {
+        k: f for k, f in table.items() if isinstance(f.shape, tuple) and not isinstance(f.np_dtype, dict)
+    }
+    warn_of_labels(f'"{name}"', {k: Header((-1, *f.shape), np.dtype(f.np_dtype)) for k, f in plain.items()})
     classes = getattr(label, "num_classes", None) if has_label else None
     names = tuple(getattr(label, "names", ())) if classes else None
     keys = [*pictures, "label"] if has_label else pictures
