@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +129,8 @@ class Experiment(Generic[C, M]):
     save_figures: Callable[[C, M, PyTree, Arrays], None]
     free: tuple[str, ...] = ()
     """Options of sampling, which a resumed run may change."""
+    note: Callable[[C, Mapping[str, float]], str | None] = lambda config, figures: None
+    """What is to be said of samples that are drawn so, from the last figures of the training."""
 
     def main(self, config: C, *, labels: bool = False) -> dict[str, object]:
         """Train (or go on training), test and sample, or sample alone."""
@@ -183,6 +185,7 @@ class Experiment(Generic[C, M]):
             config=launch.record(self.name, config, image_shape=shape, num_classes=num_classes),
             may_change=launch.may_change(*FREE, *self.free),
             schedule=schedule,
+            shown="book_loss" if reports_book_loss(config) else "loss",
             options=config.run,
         )
 
@@ -209,9 +212,28 @@ class Experiment(Generic[C, M]):
             np.save(config.workdir / "samples.npy", images)
             if labels is not None:
                 np.save(config.workdir / "labels.npy", labels)
-            plots.save_grid(config.workdir / "samples.png", images[:64], columns=8)
-            print(f"{config.num} samples at step {step}")
+            metrics = config.workdir / "metrics.jsonl"
+            lines = plots.read_metrics(metrics) if metrics.exists() else []
+            note = self.note(trained, lines[-1] if lines else {})
+            save_samples(config.workdir / "samples.png", images[:64], note)
+            print(f"{config.num} samples at step {step}" + (f": {note}" if note else ""))
         return images
+
+
+def reports_book_loss(config: Config) -> bool:
+    """Whether a run has the book's loss, which its terminal shows in the place of nats."""
+    return config.likelihood == "gaussian" and getattr(config, "objective", "elbo") == "elbo"
+
+
+def save_samples(path: Path, images: np.ndarray, note: str | None = None) -> None:
+    """Rows of eight, under what is to be said of them."""
+    if note is None:
+        plots.save_grid(path, images, columns=8)
+        return
+    columns = min(8, len(images))
+    blank = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
+    strips = np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])
+    plots.save_strips(path, strips, [""] * columns, note)
 
 
 def parameters_of(workdir: Path, like: PyTree, restore: Callable[[PyTree], PyTree]) -> PyTree:
@@ -260,13 +282,12 @@ def report(name: str, config: Config, summary: Mapping[str, object]) -> list[str
     figure = lambda name: (
         f"{summary[f'test_{name}']:.2f} +- {summary[f'test_{name}_standard_error']:.2f} nats"
     )
-    book = "book_loss" in summary
+    minutes = lambda of: f"{cast(float, summary[f'seconds_of_{of}']) / 60:.1f}"
+    book = [f"the book's loss, |x_hat - x|^2 + 2 KL, mean over the images: {summary.get('book_loss', 0):.2f}"]
+    nats = "its loss above is in nats, with the constant of the density"
     return [
-        *(
-            [f"the book's loss, |x_hat - x|^2 + 2 KL, mean over the images: {summary['book_loss']:.2f}"]
-            if book
-            else []
-        ),
+        *([*book, nats] if "book_loss" in summary else []),
+        f"trained in {minutes('training')} minutes, tested in {minutes('testing')}",
         f"on {summary['test_images']} test images: ELBO {figure('elbo')} ({figure('kl')} of KL), bound of "
         f"{summary['test_samples']} samples on log p(x) {figure('log_prob')}, the log of: "
         f"{summary['nats_are_the_log_of']}",

@@ -9,25 +9,38 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from gen_jax import codec as codecs
 from gen_jax import data, generate, launch, plots, pretrained, samplers, training
-from gen_jax.conditioning import Condition, check_labels
+from gen_jax.conditioning import Condition, Labels
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import Run
 
 
 def feed(
-    source: data.Source, batch_size: int, key: Key[Array, ""], condition: Condition
+    source: data.Source,
+    batch_size: int,
+    key: Key[Array, ""],
+    condition: Condition,
+    codec: codecs.Codec | None = None,
 ) -> data.InMemory | data.Stream:
-    """Batches of images or of their latents, and of what the model is told: labels, tokens."""
+    """Batches of images or of their latents, and of what the model is told: labels, tokens.
+
+    ValueError for data that are not what the codec encodes, and for labels that are not those of the condition.
+    """
 
     def learned(batch):
         seen = {k: x for k, x in batch.items() if k == "image" or k.startswith("latent")}
         return {**seen, **condition.prepare(batch)}
 
     found = data.batches(source, batch_size, key=key, transform=learned)
-    if isinstance(found, data.InMemory) and "label" in found.arrays:
-        check_labels(found.arrays["label"], source.info().num_classes or 0)
+    some = found.arrays if isinstance(found, data.InMemory) else next(found)
+    if isinstance(found, data.Stream):
+        found.seek(0)
+    elif isinstance(condition, Labels):
+        condition.check_all(some["label"])
+    if codec is not None:
+        codecs.check_data(codec, some)
     return found
 
 

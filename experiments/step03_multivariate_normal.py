@@ -78,7 +78,7 @@ def main(config: Config) -> dict[str, object]:
     launch.start(1)
     config.workdir.mkdir(parents=True, exist_ok=True)
     x = data.table(config.data)[:, :2]
-    params = normal.fit(jnp.asarray(x))
+    params = normal.fit(x)  # float64, of which no digit is lost
     if not isinstance(params, MultivariateNormal) or x.shape[1] != 2:
         raise ValueError(f"Expected a table of at least two columns, got {config.data} with {x.shape[1]}.")
     generated = np.asarray(normal.sample(jax.random.key(config.seed), params, config.num))

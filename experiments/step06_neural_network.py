@@ -138,7 +138,8 @@ def main(config: Config) -> dict[str, object]:
     summary = {
         "grad_of_3x^2_at_5": float(jax.grad(lambda x: 3 * x**2)(5.0)),
         "grad_of_rosenbrock_at_(0,2)": jax.grad(rosenbrock)(jnp.array([0.0, 2.0])).tolist(),
-        "rosenbrock_minimum": lowest.tolist(),
+        "rosenbrock_minimum": [1.0, 1.0],
+        "rosenbrock_descent_ended_at": lowest.tolist(),
         "line_by_descent": [float(line["weight"]), float(line["bias"])],
         "line_by_least_squares": [float(weight), float(bias)],
         "curve_parameters": sum(p.size for p in jax.tree.leaves(params)),

@@ -7,11 +7,12 @@ checkpoints/step08_hvae/. The same command goes on where an interrupted run stop
 
     python experiments/step08_hvae.py --sample-only --num 64 --levels 1 --seed 3
 
-samples from the checkpoint, here with only the top level drawn and the other at its mean. Other images: `--dataset
+samples from the checkpoint, here with only the top level drawn and the other at its mean. The book's model does not use
+its top level, so these samples are nearly equal; samples.png and the output say so. Other images: `--dataset
 NAME_OR_FOLDER`, with a `--workdir` of its own. Presets are in experiments/configs/.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -176,6 +177,29 @@ def sampler(model: Model, config: Config, num_classes: int | None) -> tuple[auto
     return draw, None
 
 
+SILENT = 0.05
+"""Nats below which the KL of a level is that of a level that is not used."""
+
+
+def silent(figures: Mapping[str, float], levels: int, drawn: int) -> str | None:
+    """What is to be said where none of the `drawn` top levels is used, by the KL of each in the training."""
+    kls = {i: figures[f"kl_{i}"] for i in range(1, levels + 1) if f"kl_{i}" in figures}
+    top = [kls[i] for i in range(levels - drawn + 1, levels + 1) if i in kls]
+    if not 0 < drawn < levels or len(kls) < levels or max(top) > SILENT:
+        return None
+    which = f"z_{levels}" if drawn == 1 else f"z_{levels - drawn + 1} to z_{levels}"
+    return (
+        f"drawn from {which} alone, which the model does not use: {sum(top):.2g} of {sum(kls.values()):.2f} nats of KL, "
+        "so all samples are nearly equal"
+    )
+
+
+def note(config: Config, figures: Mapping[str, float]) -> str | None:
+    """Of samples of the top levels alone."""
+    levels = len(config.latents)
+    return silent(figures, levels, levels if config.levels is None else config.levels)
+
+
 def save_figures(config: Config, model: Model, params: PyTree, test: Arrays) -> None:
     """loss.png, kl.png (by level), reconstructions.png, and levels.png: samples level by level."""
     several = None if config.objective == "elbo" else f"bound of {config.num_samples} draws"
@@ -194,9 +218,12 @@ def save_figures(config: Config, model: Model, params: PyTree, test: Arrays) -> 
     each = [np.float32(np.arange(model.levels) >= model.levels - k) for k in drawn]
     strips = np.stack([to_bytes(draw(params, temperature)) for temperature in each], axis=1)
     heads = ["means", *(f"$z_{{{model.levels - k + 1}}}$" for k in drawn[1:])]
-    plots.save_strips(
-        config.workdir / "levels.png", strips, heads, "drawn from the top, one level more in each column"
-    )
+    last = plots.read_metrics(config.workdir / "metrics.jsonl")[-1]
+    unused = [k for k in drawn if silent(last, model.levels, k)]
+    title = "drawn from the top, one level more in each column"
+    if unused:
+        title += f"; the model does not use the top {unused[-1]}"
+    plots.save_strips(config.workdir / "levels.png", strips, heads, title)
 
 
 def save_kl(path: Path, metrics: Path, levels: int) -> None:
@@ -221,6 +248,7 @@ EXPERIMENT = autoencoding.Experiment(
     sampler=sampler,
     save_figures=save_figures,
     free=("levels", "temperature"),
+    note=note,
 )
 main, draw_samples = EXPERIMENT.main, EXPERIMENT.draw_samples
 

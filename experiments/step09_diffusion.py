@@ -163,7 +163,7 @@ def recipe(config: Config, model: Model, source: data.Source, *, aux: bool = Fal
         lambda: training.TrainState.create(
             model.init(key_params), optimizer, key_steps, ema=t.ema_decay is not None
         ),
-        pictures.feed(source, t.batch_size, key_data, model.condition),
+        pictures.feed(source, t.batch_size, key_data, model.condition, model.codec),
         schedule,
     )
 

@@ -8,9 +8,10 @@ takes test images, hides a part of each, and leaves in checkpoints/step10_inpain
     half.png, centre.png, scattered.png    what is known, what replacement, RePaint and PiGDM make of it, the original
     superresolution.png                    from 7 x 7 pixels: PiGDM, DPS
 
-and in summary.json, for each method, the error of the known pixels and of the hidden ones. A hidden half may rightly be
-another one than the original's: the errors tell methods apart, they are no mark. `--checkpoint` may be any run of steps 9
-and 10; of a conditional one, `--label` says what to see in the parts.
+and in summary.json, for each method, the error of the known pixels and of the hidden ones: the mean of |x - x_0|, and as
+"_largest" the greatest. A hidden half may rightly be another one than the original's: the errors tell methods apart, they
+are no mark. `--checkpoint` may be any run of steps 9 and 10; of a conditional one, `--label` says what to see in the
+parts.
 """
 
 from collections.abc import Callable, Sequence
@@ -153,8 +154,9 @@ def main(config: Config) -> dict[str, object]:
         mask = jnp.broadcast_to(hidden[name], x_0.shape)
         for method in ("replacement", "RePaint", "PiGDM"):
             error = jnp.abs(found[method] - x_0)
-            summary[f"{name}_{method}_known"] = float(error[mask].max())
-            summary[f"{name}_{method}_hidden"] = float(error[~mask].mean())
+            for where, inside in (("known", mask), ("hidden", ~mask)):
+                summary[f"{name}_{method}_{where}"] = float(error[inside].mean())
+                summary[f"{name}_{method}_{where}_largest"] = float(error[inside].max())
     if not any(side % config.factor for side in shape[:2]):
         found = superresolve(config, run, x_0)
         title = f"super-resolution, {config.factor} times each way"

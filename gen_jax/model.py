@@ -34,7 +34,7 @@ from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
 from gen_jax.networks.text import CLIPTextConfig
 from gen_jax.networks.unet import UNetConfig
 from gen_jax.text import Tokenizer
-from gen_jax.types import Predicts
+from gen_jax.types import Count, Predicts, Size, SolverName
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 FORMAT = 2
@@ -65,6 +65,7 @@ class NetworkConfig(Protocol):
         ...
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Sampling:
     """How the makers of a model draw from it, where nothing else is asked for.
@@ -85,19 +86,18 @@ class Sampling:
     """
 
     solver: str | None = None
-    nfe: int = 20
+    nfe: Count = 20
     guidance: float = 1.0
-    guide_step: int | None = None
+    guide_step: Size | None = None
     schedule: samplers.Schedule | None = None
 
     def __post_init__(self) -> None:
         if self.solver is not None:
             (samplers.named if self.schedule is None else samplers.schedule).find(self.solver)
-        checks.whole("nfe", self.nfe, "evaluation")
-        checks.finite("guidance", self.guidance)
 
+    @checks.checked
     def plan(
-        self, proc: Process, predicts: Predicts, solver: str | None = None, nfe: int | None = None
+        self, proc: Process, predicts: Predicts, solver: SolverName | None = None, nfe: int | None = None
     ) -> samplers.Plan:
         """The steps of a solver by name, for a number of evaluations (steps, with a schedule); else as is said here."""
         solver, nfe = self.chosen(solver, nfe)
@@ -105,24 +105,28 @@ class Sampling:
             return samplers.named.plan(proc, solver, nfe)
         return self.schedule.plan(proc, solver, nfe, predicts=predicts)
 
-    def chosen(self, solver: str | None, nfe: int | None) -> tuple[str | None, int]:
+    @checks.checked
+    def chosen(self, solver: SolverName | None, nfe: int | None) -> tuple[str | None, int]:
         """A solver and a number of evaluations, as they are given, or as is said here where they are None."""
         nfe = self.nfe if nfe is None else checks.whole("nfe", nfe, "evaluation")
         return self.solver if solver is None else solver, nfe
 
-    def deviation(self, proc: Process, solver: str | None = None, nfe: int | None = None) -> float:
+    @checks.checked
+    def deviation(self, proc: Process, solver: SolverName | None = None, nfe: int | None = None) -> float:
         """What standard normal noise is multiplied by, to start from: `Schedule.deviation`; 1 without a schedule."""
         solver, nfe = self.chosen(solver, nfe)
         if self.schedule is None or solver is None:
             return 1.0
         return self.schedule.deviation(proc, solver, nfe)
 
-    def rounds(self, solver: str | None = None) -> bool:
+    @checks.checked
+    def rounds(self, solver: SolverName | None = None) -> bool:
         """Whether the network is asked at whole times alone, `Schedule.rounds`."""
         solver = self.solver if solver is None else solver
         return self.schedule is not None and solver is not None and self.schedule.rounds(solver)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Model:
     """All that is known of a diffusion model but its weights.
@@ -147,7 +151,7 @@ class Model:
     condition: Condition
     codec: Codec
     sampling: Sampling = Sampling()
-    beside: int = 0
+    beside: Size = 0
 
     def __post_init__(self) -> None:
         check_predicts(self.predicts)
@@ -156,6 +160,7 @@ class Model:
                 f"a schedule needs a discrete process, DDPM; got {self.process}: leave out sampling.schedule."
             )
 
+    @checks.checked
     def init(self, key: Key[Array, ""]) -> PyTree:
         """New parameters of all that is learned, see `parts`."""
         *sides, channels = self.codec.shape
@@ -164,6 +169,7 @@ class Model:
         text = self.condition.init(jax.random.fold_in(key, 1))
         return network if text is None else {"network": network, "text": text}
 
+    @checks.checked
     def parts(self, params: PyTree) -> dict[str, PyTree]:
         """The trees of weights in what is learned: `{"network": ...}`, and "text" where the condition is learned too.
 
@@ -171,7 +177,8 @@ class Model:
         """
         return dict(params) if _is_learned(typing.cast(Hashable, self.condition)) else {"network": params}
 
-    def at(self, height: int, width: int) -> "Model":
+    @checks.checked
+    def at(self, height: Count, width: Count) -> "Model":
         """The same for images of so many pixels, which a network of convolutions draws as well.
 
         What the network is told of sizes is of this size then. ValueError where the autoencoder can not make it, and for
@@ -203,11 +210,15 @@ TYPES: tuple[type, ...] = (
 """What a description may be made of."""
 
 
+@checks.checked
 def to_dict(value: object, types: Sequence[type] = ()) -> "dict[str, Json]":
     """A model as what JSON can hold: `{"type": "Model", "network": {"type": "UNetConfig", ...}, ...}`.
 
     `types` are configurations of one's own networks, besides `TYPES`. ValueError for a part that is none of them.
     """
+    _check_types(types)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise ValueError(f"value must be a Model, or a part of one, got {checks.came(value)}.")
     known = (*TYPES, *types)
 
     def plain(value: object, where: str) -> Json:
@@ -230,29 +241,44 @@ def to_dict(value: object, types: Sequence[type] = ()) -> "dict[str, Json]":
     return typing.cast("dict[str, Json]", plain(value, type(value).__name__.lower()))
 
 
+@checks.checked
 def from_dict(found: object, types: Sequence[type] = ()) -> Model:
     """The inverse of `to_dict`. ValueError, which says where, for anything that is not as it should be."""
+    _check_types(types)
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"model: expected Model, got {checks.came(found)}: found must be a dict, as to_dict makes it."
+        )
     value = _read(found, Model, "model", {t.__name__: t for t in (*TYPES, *types)})
     return typing.cast(Model, value)
 
 
+@checks.checked
 def to_json(model: Model, types: Sequence[type] = ()) -> str:
     """A model as text, with the format number."""
     return json.dumps({"format": FORMAT, "model": to_dict(model, types)}, indent=2)
 
 
+@checks.checked
 def from_json(text: str, types: Sequence[type] = ()) -> Model:
     """The inverse of `to_json`; other keys beside "format" and "model" are left to others."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"expected a description in JSON: {error}.") from None
+        raise ValueError(f"expected a description in JSON as text: {error}.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = found.get("format") if isinstance(found, dict) else type(found).__name__
         raise ValueError(
             f"expected a description of format {FORMAT}, got {got!r}; a newer gen_jax may read it."
         )
     return from_dict(found.get("model"), types)
+
+
+def _check_types(types: Sequence[object]) -> None:
+    """ValueError unless they are classes."""
+    for each in types:
+        if not isinstance(each, type):
+            raise ValueError(f"types must be classes, configurations of networks, got {checks.came(each)}.")
 
 
 def _read(found: object, expected: object, where: str, known: Mapping[str, type]) -> object:

@@ -13,7 +13,7 @@ import step07_vae as step07
 import step08_hvae as step08
 from PIL import Image
 
-from gen_jax import data, launch, training
+from gen_jax import data, launch, plots, training
 
 
 def figures(workdir):
@@ -94,7 +94,9 @@ def test_step06_descends(tmp_path, capsys):
     assert drawn == {"rosenbrock.png", "line.png", "curve.png", "loss.png"}
     assert summary["grad_of_3x^2_at_5"] == 30.0
     assert summary["grad_of_rosenbrock_at_(0,2)"] == [-2.0, 400.0]
-    np.testing.assert_allclose(summary["rosenbrock_minimum"], [1, 1], atol=0.03)
+    assert summary["rosenbrock_minimum"] == [1.0, 1.0]
+    np.testing.assert_allclose(summary["rosenbrock_descent_ended_at"], [1, 1], atol=0.03)
+    assert summary["rosenbrock_descent_ended_at"] != [1.0, 1.0]
     np.testing.assert_allclose(summary["line_by_descent"], summary["line_by_least_squares"], rtol=1e-3)
     assert summary["curve_mse"] < 1.3 * summary["noise_variance"]
 
@@ -226,7 +228,7 @@ def step08_arguments(workdir, *more):
     return [*SHORT.split(), "--test-images", "16", "--test-samples", "3", "--workdir", str(workdir), *more]
 
 
-def test_step08_leaves_everything_it_promises(tmp_path, monkeypatch):
+def test_step08_leaves_everything_it_promises(tmp_path, monkeypatch, capsys):
     summary = step08.main(step08.parse(step08_arguments(tmp_path, "--hidden", "8", "--latents", "3", "2")))
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert figures(tmp_path) == {"loss.png", "kl.png", "reconstructions.png", "levels.png", "samples.png"}
@@ -247,6 +249,16 @@ def test_step08_leaves_everything_it_promises(tmp_path, monkeypatch):
     np.testing.assert_array_equal(alike[0], alike[1])
     with pytest.raises(ValueError, match="levels must be from 0 to 2, got 3"):
         draw("--levels", "3")
+    titles = []
+    monkeypatch.setattr(plots, "save_strips", lambda *a: titles.append(a[-1]))
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # as the book's model ends
+        file.write('{"step": 4, "kl_1": 6.35, "kl_2": 0.0004}\n')
+    capsys.readouterr()
+    draw("--levels", "1")
+    draw("--levels", "2")
+    (note,) = titles
+    assert "z_2 alone, which the model does not use: 0.0004 of 6.35 nats" in note
+    assert capsys.readouterr().out.count(note) == 1
     # the config of a run of version 0.1 has all options side by side, without groups
     now, (params, saved, step) = draw(), training.load(tmp_path)
     old = {**saved["options"], "image_shape": saved["image_shape"]}

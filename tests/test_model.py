@@ -146,7 +146,7 @@ def changed(path, value):
             {"type": "Schedule", "spacing": "even"},
             "spacing must be one of",
         ),
-        (("model", "condition"), {"type": "Labels", "num_classes": 0}, "at least 1 class"),
+        (("model", "condition"), {"type": "Labels", "num_classes": 0}, "num_classes must be at least 1"),
     ],
 )
 def test_what_a_file_may_not_say(path, value, said):

@@ -6,6 +6,7 @@ An experiment's `Config` has them as fields and tyro nests them without prefixes
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ import optax
 
 from gen_jax import checks, data, training
 from gen_jax.model import FORMAT
+from gen_jax.types import Count, NotNegative, Positive
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the repository, for the default directories of the experiments."""
@@ -39,8 +41,9 @@ class Data:
 
     def source(self, split: str = "train") -> data.Source:
         """The set, of which nothing is read yet."""
+        home = self.dataset.startswith("~")
         return data.source(
-            self.dataset,
+            str(Path(self.dataset).expanduser()) if home else self.dataset,
             split=split,
             data_dir=self.data_dir,
             image_size=self.image_size,
@@ -58,7 +61,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Training:
-    """How to learn. ValueError for a number of steps, images or parts below 1."""
+    """How to learn. ValueError for a number of steps, images or parts below 1, or a rate that is not from 0 on."""
 
     steps: int = 1600
     """Updates in the whole run."""
@@ -83,10 +86,15 @@ class Training:
             ("microbatches", "part"),
         ):
             checks.whole(name, getattr(self, name), of)
+        checks.within("learning_rate", checks.finite("learning_rate", self.learning_rate), 0)
+        if self.ema_decay is not None:
+            checks.within("ema_decay", checks.finite("ema_decay", self.ema_decay), 0, 1, below=True)
 
     def make_optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The optimizer and its learning rate at each step."""
-        return {"adam": training.adam, "muon": training.muon}[self.optimizer](
+        rule: Callable[..., tuple[optax.GradientTransformation, optax.Schedule]]
+        rule = training.muon if self.optimizer == "muon" else training.adam
+        return rule(
             self.learning_rate,
             num_steps=self.steps,
             warmup_steps=min(self.steps // 10, 1000),
@@ -128,6 +136,13 @@ class Sampling:
     negative_prompt: str | None = None
     """What guidance leads away from (default: the empty text)."""
 
+    def __post_init__(self) -> None:
+        checks.whole("num", self.num, "sample", least=0)
+        if self.nfe is not None:
+            checks.whole("nfe", self.nfe, "evaluation")
+        if self.guidance is not None:
+            checks.finite("guidance", self.guidance)
+
     def texts(self) -> list[str] | None:
         """The prompt of each sample; None where none is asked for. ValueError for a file that has none."""
         if self.prompt is not None and self.prompts is not None:
@@ -137,45 +152,54 @@ class Sampling:
         return read_prompts(self.prompts)
 
 
-def read_prompts(path: Path) -> list[str]:
+@checks.checked
+def read_prompts(path: str | Path) -> list[str]:
     """The prompts in a file: a line each, or a list of strings in JSON. ValueError where there are none."""
+    path = Path(path).expanduser()
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts {path}: expected a text file in UTF-8: {error}.") from None
-    found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        raise ValueError(f"--prompts {path}: expected a text file in UTF-8 at this path: {error}.") from None
+    try:
+        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except json.JSONDecodeError:
+        found = None
     if not isinstance(found, list) or not found or not all(isinstance(x, str) for x in found):
         raise ValueError(f"--prompts {path}: expected a prompt a line, or a list of strings in JSON.")
     return found
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Autoencoding:
     """The autoencoder, in whose latents the diffusion is. It is trained first and then frozen."""
 
     autoencoder: Path | None = None
     """The directory of one that is trained (default: WORKDIR/autoencoder, where it is trained if it is not there)."""
-    autoencoder_steps: int = 500
+    autoencoder_steps: Count = 500
     """Updates in its training."""
-    autoencoder_batch_size: int = 64
-    autoencoder_learning_rate: float = 4e-3
-    reconstruction_std: float = 0.15
+    autoencoder_batch_size: Count = 64
+    autoencoder_learning_rate: NotNegative = 4e-3
+    reconstruction_std: Positive = 0.15
     """Of a pixel about its reconstruction, for pixels in [-1, 1]: smaller keeps more, in latents that are harder to
     learn."""
-    kl_weight: float = 1.0
+    kl_weight: NotNegative = 1.0
     """Weight of the divergence of the latents from N(0, 1), against the log-likelihood of an image in nats."""
 
 
 GROUPS = (Data, Training, Sampling, Autoencoding, training.Options)
 
 
+@checks.checked
 def flat(config: object) -> dict[str, object]:
     """All options of a `Config` by name, without the groups. ValueError where two of them have one name.
 
     Descriptions that a preset brings along (a network, a `model.Sampling`) are no options: they are a part of the model.
     """
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise ValueError(f"config must be a dataclass, a value of it, got {checks.came(config)}.")
     found: dict[str, object] = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, GROUPS):
             continue
@@ -186,11 +210,13 @@ def flat(config: object) -> dict[str, object]:
     return found
 
 
+@checks.checked
 def record(experiment: str, config: object, **parts: object) -> dict[str, object]:
     """What `config.json` of a run says: a format number, the experiment, its options, and `parts` such as the model."""
     return {"format": FORMAT, "experiment": experiment, "options": flat(config), **parts}
 
 
+@checks.checked
 def may_change(*names: str) -> tuple[str, ...]:
     """What a resumed run may set otherwise: how it is done, how it draws, and the options `names`.
 

@@ -1,5 +1,6 @@
 """How a program begins and ends: its command line, its devices, its processes, its last words."""
 
+import dataclasses
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +12,14 @@ import jax
 import tyro
 
 from gen_jax import checks, training
-from gen_jax.launch.options import record
+from gen_jax.launch.options import GROUPS, record
 from gen_jax.training import workdir as run_directory
+from gen_jax.types import Count
 
 C = TypeVar("C")
 
 
+@checks.checked
 def parse(
     config: type[C],
     args: Sequence[str] | None = None,
@@ -24,7 +27,7 @@ def parse(
     presets: Mapping[str, C] | None = None,
     description: str | None = None,
 ) -> C:
-    """The `Config` of a command line: the preset's, with what the flags change. Unknown flags are errors.
+    """The `Config` of a command line: the preset's, with what the flags change. Unknown flags are errors; `~` is home.
 
     Args:
         config: the dataclass; groups of options among its fields have no prefix.
@@ -32,6 +35,8 @@ def parse(
         presets: values of `config` by name, of which `--preset` chooses; the first is the default.
         description: of the program, for `--help`.
     """
+    if not isinstance(config, type) or not dataclasses.is_dataclass(config):
+        raise ValueError(f"config must be a dataclass, the class itself, got {checks.came(config)}.")
     default = None if presets is None else _preset(presets, args)
     made: C = tyro.cli(
         config,
@@ -40,7 +45,19 @@ def parse(
         description=description,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return made
+    return cast(C, _at_home(made))
+
+
+def _at_home(config: object) -> object:
+    """The same with `~` in paths replaced, in groups of options too."""
+    changes: dict[str, object] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if isinstance(value, Path) and str(value).startswith("~"):
+            changes[field.name] = value.expanduser()
+        elif isinstance(value, GROUPS) and (moved := _at_home(value)) is not value:
+            changes[field.name] = moved
+    return dataclasses.replace(config, **changes) if changes else config  # type: ignore[type-var]
 
 
 def _preset(presets: Mapping[str, C], args: Sequence[str] | None) -> C:
@@ -58,12 +75,15 @@ def _preset(presets: Mapping[str, C], args: Sequence[str] | None) -> C:
     return presets[choice.preset]
 
 
+@checks.checked
 def run(file: str) -> None:
     """Run an experiment as a program: `main(parse())` of its module.
 
     What is wrong with the input is said in a sentence, with exit code 2. The module is imported under its own name, for
     its presets import its `Config` and must find the same class.
     """
+    if not Path(file).is_file():
+        raise ValueError(f"file must be that of an experiment, there is none at {file}.")
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     sys.path.insert(0, str(Path(file).parent))
@@ -77,7 +97,8 @@ def run(file: str) -> None:
         sys.exit(2)
 
 
-def start(batch_size: int = 2) -> None:
+@checks.checked
+def start(batch_size: Count = 2) -> None:
     """Join the other processes of the run, if any, set up the devices, and keep compiled programs for the next run.
 
     Call it before anything touches a device. `batch_size` is that of a step: an even one is shared by two devices made
@@ -88,6 +109,7 @@ def start(batch_size: int = 2) -> None:
     training.enable_compilation_cache()
 
 
+@checks.checked
 def finish(
     workdir: Path,
     summary: Mapping[str, object],

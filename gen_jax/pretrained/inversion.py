@@ -11,13 +11,13 @@ Source: Gal et al. 2022, Section 3.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeAlias, cast
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
+from gen_jax import checks
 from gen_jax.conditioning import Reader, Text
 from gen_jax.generate import Weights
 from gen_jax.model import Model
@@ -36,6 +36,7 @@ ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 EMBEDDING = ("params", "token_embedding", "embedding")
 
 
+@checks.checked
 def add(model: Model, weights: Weights, words: Mapping[str, Vectors]) -> tuple[Model, Weights]:
     """The model and the weights with new words, which prompts may have then; prompts without them mean what they did.
 
@@ -65,7 +66,7 @@ def add(model: Model, weights: Weights, words: Mapping[str, Vectors]) -> tuple[M
 def _vectors(word: str, given: Vectors, encoders: Sequence[str]) -> dict[str, np.ndarray]:
     """The vectors of a word by text encoder."""
     if isinstance(given, str | os.PathLike):
-        given = cast("Mapping[str, ArrayLike]", safetensors.read(Path(given)))
+        given = cast("Mapping[str, ArrayLike]", safetensors.read(given))
     named = given if isinstance(given, Mapping) else {word: given}
     if set(named) <= set(ENCODERS):
         return {ENCODERS[name]: np.asarray(x) for name, x in named.items()}
@@ -84,12 +85,15 @@ def _checked(word: str, vectors: Mapping[str, np.ndarray], part: str, reader: Re
         raise ValueError(
             f"expected vectors of {word!r} for {part}, got those for {', '.join(vectors)} alone."
         )
+    if np.asarray(vectors[part]).dtype.kind in "OSUc":
+        raise ValueError(f"expected numbers as the vectors of {word!r}, got {checks.came(vectors[part])}.")
     rows, width = np.atleast_2d(vectors[part]), reader.encoder.width
     if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
         raise ValueError(
             f"expected vectors of {word!r} with {width} numbers each, as the tokens of {part} have, got the shape "
             f"{vectors[part].shape}. Were they learned for another Stable Diffusion?"
         )
+    checks.within(f"the vectors of {word!r}", rows)
     return rows
 
 

@@ -5,18 +5,21 @@ from pathlib import Path
 
 from jaxtyping import DTypeLike
 
+from gen_jax import checks
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import runs, stable_diffusion
 from gen_jax.training import CheckpointError
 
 
+@checks.checked
 def is_published(path: str | Path) -> bool:
     """Whether a Stable Diffusion is at a path, and not a run of gen_jax: a file, or a folder with its parts."""
-    path = Path(path)
+    path = Path(path).expanduser()
     return path.is_file() or any((path / name).exists() for name in ("model_index.json", "unet"))
 
 
+@checks.checked
 def load(
     path: str | Path,
     *,
@@ -36,7 +39,8 @@ def load(
     Raises:
         ValueError: there is neither, options of Stable Diffusion are given for a run, or as of the two functions.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    dtype = None if dtype is None else checks.float_type("dtype", dtype)
     if is_published(path):
         return stable_diffusion.load(path, dtype=dtype, **options)  # type: ignore[arg-type]
     if options:
@@ -49,5 +53,5 @@ def load(
     except CheckpointError as error:
         if (path / "checkpoints").is_dir():  # it is a run, and the message says what of it
             raise
-        hint = "A Stable Diffusion is a folder with model_index.json, or a .safetensors file."
+        hint = "At the path of a Stable Diffusion is a folder with model_index.json, or a .safetensors file."
         raise CheckpointError(f"{str(error).rstrip('.')}. {hint}") from None

@@ -33,6 +33,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
+from gen_jax import checks
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import parts, safetensors, single_names
@@ -73,6 +74,7 @@ _OLD = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_ou
 
 
 Weight: TypeAlias = "float | int | Float[Array, '']"
+"""How much of a change is made: any finite number."""
 
 
 class Factors(NamedTuple):
@@ -98,6 +100,7 @@ class _Place(NamedTuple):
     entry: Entry
 
 
+@checks.checked
 def load(path: str | os.PathLike[str], model: Model) -> Lora:
     """The changes of a file, for the weights of a Stable Diffusion.
 
@@ -112,7 +115,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Lora:
         ValueError: the file is of another method (DoRA, LoHa, LoKr), has tensors that belong to nothing in the model or
             have other shapes, or one of two factors alone; it names them.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     tensors = safetensors.read(path)
     for name in tensors:
         if method := next((method for mark, method in OTHERS.items() if mark in name), None):
@@ -141,6 +144,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Lora:
     return Lora({key: _factors(tensors, found[key], *modules[key], said) for key in sorted(found)})
 
 
+@checks.checked
 def merge(weights: Weights, loras: Sequence[tuple[Lora, Weight]]) -> Weights:
     """Weights with the changes of each, `w + sum_i weight_i scale_i left_i @ right_i`.
 
@@ -156,7 +160,8 @@ def merge(weights: Weights, loras: Sequence[tuple[Lora, Weight]]) -> Weights:
     """
     flat = cast("dict[str, Array]", traverse_util.flatten_dict(weights, keep_empty_nodes=True, sep="/"))
     changes = defaultdict[str, list[tuple[Factors, Weight]]](list)
-    for lora, weight in loras:
+    for i, (lora, weight) in enumerate(map(_pair, loras)):
+        checks.within(f"loras[{i}][1], a weight,", weight)
         for path, factors in lora.factors.items():
             changes[path].append((factors, weight))
     for path, each in changes.items():
@@ -169,6 +174,18 @@ def merge(weights: Weights, loras: Sequence[tuple[Lora, Weight]]) -> Weights:
                 )
         flat[path] = _changed(flat[path], each)
     return cast(Weights, traverse_util.unflatten_dict(flat, sep="/"))
+
+
+def _pair(each: object) -> tuple[Lora, Weight]:
+    """One of `loras`; ValueError where it is no Lora with a number."""
+    number = (int, float, np.number, np.ndarray, jax.Array)
+    if isinstance(each, tuple | list) and not isinstance(each, Lora) and len(each) == 2:
+        lora, weight = each
+        if isinstance(lora, Lora) and isinstance(weight, number) and not np.shape(weight):
+            return lora, cast(Weight, weight)
+    raise ValueError(
+        f"loras must be pairs (Lora, weight), as [(lora.load(path, model), 0.8)]; got {checks.came(each)}."
+    )
 
 
 @jax.jit

@@ -8,8 +8,8 @@ from typing import NamedTuple, cast
 import jax
 from jaxtyping import DTypeLike, PyTree
 
+from gen_jax import checks, parameters, training
 from gen_jax import model as models
-from gen_jax import parameters, training
 from gen_jax.codec import Autoencoder, Latents
 from gen_jax.generate import Weights
 from gen_jax.model import Model
@@ -55,9 +55,10 @@ def load(
     return run.model, jax.tree.map(lambda x: x.astype(dtype), run.weights)
 
 
+@checks.checked
 def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
     """`load`, with the options of the experiment and the step."""
-    path = Path(path)
+    path = Path(path).expanduser()
     params, saved, step = training.load(path)
     file = path / "config.json"  # may say more than the checkpoint: how to sample can change afterwards
     config = _read(file) if file.exists() else saved
@@ -84,6 +85,7 @@ def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
     return Run(model, weights, options, step)
 
 
+@checks.checked
 def load_autoencoder(path: str | Path, config: Autoencoder) -> PyTree:
     """The parameters of an autoencoder that was trained as `vae.latent` does, from the directory of its run.
 
@@ -91,7 +93,14 @@ def load_autoencoder(path: str | Path, config: Autoencoder) -> PyTree:
     """
     image = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.in_channels), "float32")
     shapes = jax.eval_shape(config.build().init, jax.random.key(0), image)
-    params = training.load(path).params["autoencoder"]
+    path = Path(path).expanduser()
+    found = training.load(path).params
+    if not isinstance(found, Mapping) or "autoencoder" not in found:
+        raise ValueError(
+            f"{path}: expected the path of a run of vae.latent, whose parameters have an autoencoder; this one has "
+            f"{checks.came(found)}."
+        )
+    params = found["autoencoder"]
     hint = "Give the directory of an autoencoder of this kind."
     parameters.check_like(
         shapes, params, f"{path}: the weights are not those of the autoencoder {config}", hint

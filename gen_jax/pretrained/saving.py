@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import PyTree
 
+from gen_jax import checks
 from gen_jax.diffusion.process import DDPM
 from gen_jax.generate import Weights
 from gen_jax.model import Model
@@ -47,6 +48,7 @@ CLASSES = {
 }
 
 
+@checks.checked
 def save(
     path: str | os.PathLike[str],
     model: Model,
@@ -73,9 +75,10 @@ def save(
         ValueError: there is something at `path`; the model has parts or values that these files can not have, which are
             named; the weights are not those of the model.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if layout not in ("diffusers", "single"):
-        raise ValueError(f'layout must be "diffusers" or "single", got {layout!r}.')
+        near = checks.nearest(layout, ("diffusers", "single"))
+        raise ValueError(f'layout must be "diffusers" or "single", got {layout!r}.{near}')
     if path.exists():
         raise ValueError(f"{path} is there already: take another name, or remove it first.")
     files = _files(model, weights, layout)

@@ -126,6 +126,7 @@ class Scheduler(NamedTuple):
     """A name for `schedule.plan`."""
 
 
+@checks.checked
 def read(config: Mapping[str, object]) -> Scheduler:
     """Reads the configuration of a scheduler.
 
@@ -176,6 +177,7 @@ def read(config: Mapping[str, object]) -> Scheduler:
     return Scheduler(process, predicts, schedule, _solver(name, stated))
 
 
+@checks.checked
 def write(process: DDPM, predicts: Predicts, schedule: Schedule, solver: str) -> dict[str, object]:
     """The inverse of `read`: the configuration of the scheduler that is this solver.
 

@@ -20,7 +20,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import DTypeLike, PyTree
 
-from gen_jax import small_files
+from gen_jax import checks, small_files
 from gen_jax.codec import Latents
 from gen_jax.conditioning import Reader, Text
 from gen_jax.generate import Weights
@@ -120,9 +120,10 @@ def load(
         ValueError: what is there is no Stable Diffusion, or has parts that this library does not have; tensors are
             missing, left over or of another shape; a file is damaged, or pickled.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    checks.whole("clip_skip", clip_skip, "layer", least=0)
     with small_files.named(path):
-        given = None if config is None else Path(config)
+        given = None if config is None else Path(config).expanduser()
         files = _folder(path, variant) if path.is_dir() else _file(path, given, told=predicts is not None)
         model = _at_dtype(describe(files, predicts=predicts, zero_terminal_snr=zero_terminal_snr), dtype)
         model = _skipped(model, clip_skip) if clip_skip else model

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from jaxtyping import PyTree
 
-from gen_jax import small_files
+from gen_jax import checks, small_files
 from gen_jax.networks.autoencoder_tiny import AutoencoderTinyConfig
 from gen_jax.pretrained import components, names, safetensors
 
 
+@checks.checked
 def load_tiny(path: str | Path) -> tuple[AutoencoderTinyConfig, PyTree]:
     """The configuration and the parameters of a tiny autoencoder, in float32.
 
@@ -22,7 +23,7 @@ def load_tiny(path: str | Path) -> tuple[AutoencoderTinyConfig, PyTree]:
     Raises:
         ValueError: there is no such file, or it holds something else.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     with small_files.named(path):
         said = small_files.json_of(path / "config.json") if path.is_dir() else None
         tensors = safetensors.read(path)

@@ -17,9 +17,10 @@ from gen_jax.training.distributed import (
     on_host,
     split_cpu_devices,
 )
+from gen_jax.training.feeding import InMemory, Repeated, Stream
 from gen_jax.training.layout import Layout
 from gen_jax.training.loading import Loaded, load
-from gen_jax.training.loop import InMemory, Stream, fit
+from gen_jax.training.loop import fit
 from gen_jax.training.optimizer import adam, muon, scheduled
 from gen_jax.training.options import Options
 from gen_jax.training.run import Preempted, TrainingDiverged
@@ -40,6 +41,7 @@ __all__ = [
     "Metrics",
     "Options",
     "Preempted",
+    "Repeated",
     "SkipState",
     "Step",
     "Stream",

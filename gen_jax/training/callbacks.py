@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
+from gen_jax import checks
 from gen_jax.training.state import TrainState
 from gen_jax.training.workdir import Json
 
@@ -19,15 +20,23 @@ class Callback:
     during the call; the next step reuses its memory.
     """
 
+    @checks.checked
     def on_start(self, step: int) -> None:
         """Before the first step: `step` are done, more than 0 where an earlier run goes on."""
 
+    @checks.checked
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
-        """After each `log_every` steps: means of the metrics since the last time, rates, seconds so far."""
+        """After each `log_every` steps: means of the metrics since the last time, rates, seconds so far.
 
+        `images_per_second` counts rows of batches, whatever they are. A metric of the loss that is called as another
+        figure is "loss.NAME".
+        """
+
+    @checks.checked
     def on_checkpoint(self, step: int, state: TrainState) -> None:
         """After each checkpoint; its files are still being written."""
 
+    @checks.checked
     def on_sample(self, step: int, state: TrainState) -> None:
         """After each `sample_every` steps."""
 
@@ -42,11 +51,13 @@ class JSONLines(Callback):
     are not finite become null, which is what JSON has.
     """
 
+    @checks.checked
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.seconds = 0.0
         """Training time of the last line that was there at the start."""
 
+    @checks.checked
     def on_start(self, step: int) -> None:
         """Remove the lines beyond `step`."""
         lines = [(line, text) for line, text in _read(self.path) if line["step"] <= step]
@@ -55,9 +66,12 @@ class JSONLines(Callback):
         os.replace(temporary, self.path)
         self.seconds = lines[-1][0].get("seconds") or 0.0 if lines else 0.0
 
+    @checks.checked
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
         """Write a line."""
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        if "step" in clean:  # of a caller of one's own: `fit` has none
+            clean["loss.step"] = clean.pop("step")
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **clean}) + "\n")
 
@@ -65,9 +79,11 @@ class JSONLines(Callback):
 class TensorBoard(Callback):
     """The same figures for TensorBoard; `fit` adds one that writes to `tensorboard/`."""
 
+    @checks.checked
     def __init__(self, directory: str | Path):
-        self._directory, self._step = str(directory), 0
+        self._directory, self._step = str(Path(directory).expanduser()), 0
 
+    @checks.checked
     def on_start(self, step: int) -> None:
         """Let TensorBoard forget what was logged beyond `step`."""
         self._step = step
@@ -83,6 +99,7 @@ class TensorBoard(Callback):
         purge = self._step + 1 if self._step else None
         return SummaryWriter(self._directory, purge_step=purge, filename_suffix=f".{self._step:012d}")
 
+    @checks.checked
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
         """Write each value."""
         for name, value in values.items():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
-from jaxtyping import PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
+from gen_jax import checks
 from gen_jax.training import ema as averages
 from gen_jax.training.fingerprint import check_arrays, describe, fingerprint
 from gen_jax.training.state import TrainState
 from gen_jax.training.workdir import Json
+from gen_jax.types import Count, Size
 
 AVERAGE = "ema_params"
 """The item of a checkpoint that holds the average; one of several is in `ema_params.NAME`."""
@@ -33,13 +37,14 @@ class NotFiniteError(FloatingPointError):
 
 
 def split(state: TrainState) -> dict[str, PyTree]:
-    """The state as the items of a checkpoint: plain arrays, with the key as its data.
+    """The state as the items of a checkpoint: plain arrays, with keys as their data.
 
     They are `params`, the averages, and `rest`: the optimizer's state, the step and the key.
     """
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(state.params)):
         raise ValueError('params that are one array cannot be saved; give it a name, as in {"w": array}')
-    rest = {"step": state.step, "opt_state": state.opt_state, "key": jax.random.key_data(state.key)}
+    opt_state = jax.tree.map(lambda x: _key_data(x) if _is_key(x) else x, state.opt_state)
+    rest = {"step": state.step, "opt_state": opt_state, "key": _key_data(state.key)}
     named = averages.by_name(state.ema_params, state.params)
     return {"params": state.params, **{item_of(name): tree for name, tree in named.items()}, "rest": rest}
 
@@ -47,9 +52,28 @@ def split(state: TrainState) -> dict[str, PyTree]:
 def join(items: dict[str, PyTree], like: TrainState) -> TrainState:
     """Inverse of `split`, for a state with the averages and the kind of key of `like`."""
     rest, names = items["rest"], averages.by_name(like.ema_params, like.params)
-    key = jax.random.wrap_key_data(rest["key"], impl=jax.random.key_impl(like.key))
-    average = averages.from_names({name: items[item_of(name)] for name in names})
-    return TrainState(rest["step"], items["params"], rest["opt_state"], average, key)
+    key, average = _key_of(rest["key"], like.key), {name: items[item_of(name)] for name in names}
+    opt_state = jax.tree.map(
+        lambda x, old: _key_of(x, old) if _is_key(old) else x, rest["opt_state"], like.opt_state
+    )
+    return TrainState(rest["step"], items["params"], opt_state, averages.from_names(average), key)
+
+
+def _is_key(x: object) -> bool:
+    return jax.dtypes.issubdtype(getattr(x, "dtype", bool), jax.dtypes.prng_key)
+
+
+def _key_data(key: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
+    """The numbers of keys, or their shape."""
+    if not isinstance(key, jax.ShapeDtypeStruct):
+        return jax.random.key_data(key)
+    data = jax.eval_shape(jax.random.key_data, key)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=key.sharding)
+
+
+def _key_of(data: Array, like: Array | jax.ShapeDtypeStruct) -> Array:
+    """Keys of the kind of others, or of their shape."""
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(jnp.zeros((), like.dtype)))
 
 
 def item_of(name: str) -> str:
@@ -84,15 +108,14 @@ class Checkpoints:
     under its name only when it is complete. Use as a context manager, or `close`.
     """
 
+    @checks.checked
     def __init__(
-        self, directory: str | Path, *, keep: int = 3, keep_from: Sequence[int] = (), create: bool = True
+        self, directory: str | Path, *, keep: Count = 3, keep_from: Sequence[Size] = (), create: bool = True
     ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
-        self.directory = Path(directory).absolute()
+        self.directory = Path(directory).expanduser().absolute()
         stays = [policies.LatestN(keep), *map(FirstFrom, keep_from)]
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -119,6 +142,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
         return sorted(self._manager.all_steps())
 
+    @checks.checked
     def save(self, state: TrainState, meta: Mapping[str, object]) -> None:
         """Start writing `state`; returns once the arrays are copied, so the state may then be donated.
 
@@ -138,6 +162,7 @@ class Checkpoints:
         args["meta"] = ocp.args.JsonSave({**full, "crc32": _crc32(full)})
         self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
+    @checks.checked
     def restore(
         self, like: TrainState, check: Callable[[Json], None] = lambda meta: None
     ) -> tuple[TrainState, Json] | None:
@@ -163,12 +188,13 @@ class Checkpoints:
         self._set_aside(damaged, meta["step"])
         return join(items, like), meta
 
+    @checks.checked
     def find(
         self,
         target: Callable[[Json], dict[str, PyTree]],
         check: Callable[[Json], None] = lambda meta: None,
         *,
-        first_from: int | None = None,
+        first_from: Size | None = None,
     ) -> tuple[dict[str, PyTree], Json, dict[int, Exception]] | None:
         """`(items, meta, damaged)` of the newest whole checkpoint, or of the first one at or after a step.
 
@@ -197,6 +223,7 @@ class Checkpoints:
             )
         return None
 
+    @checks.checked
     def saved(self, step: int, item: str) -> PyTree:
         """Shapes and dtypes of an item as it is on disk, a tree of dicts and lists."""
         import orbax.checkpoint as ocp
@@ -238,6 +265,35 @@ class Checkpoints:
 
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
+
+
+def prove(state: TrainState, meta: Mapping[str, object]) -> None:
+    """Raise ValueError where a state like this, or its shapes, cannot be saved and read back.
+
+    Sizes are looked at, and arrays of one entry, of each type and number of axes, are saved and read back.
+    """
+    for item, tree in split(state).items():
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            if 0 in x.shape:
+                where = item + jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"{where} has the shape {x.shape}, and an array without entries cannot be saved: leave it out of the "
+                    "parameters."
+                )
+    if jax.process_count() > 1:  # what one process could not save, none could
+        return
+    kinds = dict.fromkeys((x.dtype, len(x.shape)) for x in jax.tree.leaves(state))
+    arrays = {str(i): jnp.zeros((1,) * axes, dtype) for i, (dtype, axes) in enumerate(kinds)}
+    small = TrainState(
+        jnp.zeros((), jnp.int32), {"w": jnp.zeros(1)}, arrays, None, jnp.zeros((), state.key.dtype)
+    )
+    try:
+        with tempfile.TemporaryDirectory() as scratch, Checkpoints(scratch) as checkpoints:
+            checkpoints.save(small, meta)
+            checkpoints.restore(small)
+    except Exception as error:  # the storage layers raise all sorts
+        types = ", ".join(sorted({str(dtype) for dtype, _ in kinds}))
+        raise ValueError(f"a state with arrays of {types} cannot be saved: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -9,9 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
+from gen_jax import checks
 from gen_jax.keys import AXIS
 from gen_jax.training.layout import Layout
 from gen_jax.training.state import Metrics, Step, TrainState
+from gen_jax.types import Count
 
 Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
 """`select(step, K)`: the rows of the batches of the `K` steps from `step`, a pure function of the step."""
@@ -26,13 +28,14 @@ def lower_once(f: Callable[..., PyTree], *args: PyTree, out_shardings: PyTree = 
     return jax.jit(f, out_shardings=out_shardings, compiler_options=options).lower(*args)
 
 
+@checks.checked
 def compile_step(
     step: Step,
     *,
     parallel: str = "jit",
     mesh: Mesh | None = None,
     fsdp: bool = False,
-    steps_per_call: int = 1,
+    steps_per_call: Count = 1,
     select: Select | None = None,
     donate: bool = True,
 ) -> "Compiled":
@@ -59,8 +62,6 @@ def compile_step(
     state has the same form in all modes. It is donated: use the one that is returned. Raises ValueError for a batch that
     does not divide over the devices.
     """
-    if steps_per_call < 1:
-        raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
     layout = Layout(parallel, fsdp=fsdp) if mesh is None else Layout(parallel, mesh, fsdp)
     return Compiled(step, layout, steps_per_call, select, donate)
 
@@ -75,6 +76,7 @@ class Program(NamedTuple):
 class Compiled:
     """A compiled step; see `compile_step`. `traces` counts how often JAX has traced it: 1 in a whole run."""
 
+    @checks.checked
     def __init__(self, step: Step, layout: Layout, steps_per_call: int, select: Select | None, donate: bool):
         self.layout = layout
         self.steps_per_call = steps_per_call
@@ -89,6 +91,7 @@ class Compiled:
         frozen = self.layout.put_frozen(frozen)
         return self._made(state, frozen).run(state, self.put(data), frozen)
 
+    @checks.checked
     def lower(self, state: TrainState, data: PyTree, frozen: PyTree = None) -> jax.stages.Lowered:
         """Lower the program for these arguments, or for their shapes (`jax.ShapeDtypeStruct`), without running it.
 
@@ -102,6 +105,7 @@ class Compiled:
             self._program = self._pmap() if self.layout.parallel == "pmap" else self._jit(state, frozen)
         return self._program
 
+    @checks.checked
     def put(self, data: PyTree) -> PyTree:
         """Place a batch, or with `select` the data set, on the devices, unless it is there already."""
         if self._select is None:

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from gen_jax import checks
+from gen_jax.types import Count
+
 _Handler = Callable[[int, FrameType | None], object] | int | None
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -42,7 +45,8 @@ def initialize_distributed() -> None:
         jax.distributed.initialize()
 
 
-def split_cpu_devices(batch_size: int = 2) -> None:
+@checks.checked
+def split_cpu_devices(batch_size: Count = 2) -> None:
     """Make two devices of one CPU, which share a batch of an even size; call it before anything touches a device.
 
     XLA runs a convolution of up to 64 channels on one core (jaxlib 0.10); two devices run two of them at once. Does
@@ -57,6 +61,7 @@ def split_cpu_devices(batch_size: int = 2) -> None:
         jax.config.update("jax_num_cpu_devices", 2)
 
 
+@checks.checked
 def default_parallel(fsdp: bool = False, mesh: jax.sharding.Mesh | None = None) -> Literal["jit", "pmap"]:
     """What is faster: `"pmap"` over several devices of one CPU, where `"jit"` moves activations; else `"jit"`."""
     devices = jax.devices() if mesh is None else [*mesh.devices.flat]
@@ -107,6 +112,7 @@ class StopRequest:
         self.__exit__()
 
 
+@checks.checked
 def on_host(tree: PyTree) -> PyTree:
     """The arrays of a tree in the memory of this process, whole, however they are split; every process must call it."""
     if jax.process_count() == 1:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from gen_jax import checks
 from gen_jax.keys import AXIS
 
 Leaf = jax.Array | np.ndarray
@@ -18,6 +19,7 @@ FSDP_MIN_SIZE = 2**12
 """Smaller arrays are replicated under FSDP: gathering them costs more than it saves."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Layout:
     """A mesh with an axis `"data"` over which batches are split, and parameters too under `fsdp`.
@@ -32,7 +34,8 @@ class Layout:
 
     def __post_init__(self):
         if self.parallel not in ("jit", "pmap"):
-            raise ValueError(f'parallel must be "jit" or "pmap", got {self.parallel!r}')
+            near = checks.nearest(self.parallel, ("jit", "pmap"))
+            raise ValueError(f'parallel must be "jit" or "pmap", got {self.parallel!r}.{near}')
         # the compiler, not the types of the arrays, decides how the inside of a step is laid out
         object.__setattr__(self, "mesh", Mesh(self.mesh.devices, self.mesh.axis_names))
         if AXIS not in self.mesh.axis_names:
@@ -60,10 +63,12 @@ class Layout:
         """`NamedSharding` of the mesh: no argument for replicated, else one entry an array axis."""
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
+    @checks.checked
     def batch_sharding(self, stacked: bool) -> NamedSharding:
         """Of a batch `[B, ...]`, or of `K` batches `[K, B, ...]` when `stacked`."""
         return self.sharding(None, AXIS) if stacked else self.sharding(AXIS)
 
+    @checks.checked
     def state_sharding(self, state: PyTree) -> PyTree:
         """Replicated, or under `fsdp` split along the largest dimension that the mesh divides."""
 
@@ -76,27 +81,33 @@ class Layout:
 
         return jax.tree.map(leaf, state)
 
+    @checks.checked
     def shapes(self, state: PyTree) -> PyTree:
         """What `put_state` would make of a state, or of its shapes alone, as `jax.ShapeDtypeStruct`."""
         return jax.tree.map(_shape, state, self.state_sharding(state))
 
+    @checks.checked
     def batch_shapes(self, batch: PyTree, stacked: bool) -> PyTree:
         """The same of a batch."""
         return jax.tree.map(lambda x: _shape(x, self.batch_sharding(stacked)), batch)
 
+    @checks.checked
     def put_state(self, state: PyTree) -> PyTree:
         """Copy a state that every process holds in full to the mesh; the argument stays valid."""
         return jax.tree.map(_put, state, self.state_sharding(state))
 
+    @checks.checked
     def put_frozen(self, tree: PyTree) -> PyTree:
         """Place weights as `put_state` does, without a copy of what is in its place already."""
         put = lambda x, sharding: x if _placed(x, sharding) else _put(x, sharding, copy=False)
         return jax.tree.map(put, tree, self.state_sharding(tree))
 
+    @checks.checked
     def put_data(self, arrays: PyTree) -> PyTree:
         """Copy arrays that every process holds in full to every device."""
         return jax.tree.map(lambda x: _put(x, self.sharding()), arrays)
 
+    @checks.checked
     def put_batch(self, batch: PyTree, *, stacked: bool = False) -> PyTree:
         """Split host batches `[B, ...]` (`[K, B, ...]` if `stacked`) over the mesh; `B`: this process's rows.
 
@@ -116,6 +127,7 @@ class Layout:
 
         return jax.tree.map(lambda x: x if _placed(x, sharding) else leaf(x), batch)
 
+    @checks.checked
     def from_pmap(self, tree: PyTree) -> PyTree:
         """Outputs of `pmap` with `out_axes=None` as global arrays; with several processes they are local."""
         if jax.process_count() == 1:
@@ -129,6 +141,7 @@ class Layout:
 
         return jax.tree.map(leaf, tree)
 
+    @checks.checked
     def is_placed(self, state: PyTree) -> bool:
         """Whether `state` comes from `put_state` or a compiled step. Looks at one leaf, to be cheap."""
         x = jax.tree.leaves(state)[0]

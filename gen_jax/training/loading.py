@@ -14,6 +14,7 @@ from gen_jax.training import ema as averages
 from gen_jax.training.checkpoint import AVERAGE, DIRECTORY, CheckpointError, Checkpoints, first_line
 from gen_jax.training.fingerprint import check_arrays, describe
 from gen_jax.training.workdir import Json
+from gen_jax.types import Size
 
 
 class Loaded(NamedTuple):
@@ -24,13 +25,14 @@ class Loaded(NamedTuple):
     step: int
 
 
+@checks.checked
 def load(
     workdir: str | Path,
     *,
     like: PyTree | None = None,
     ema: bool | str = True,
     dtype: DTypeLike | None = None,
-    first_from: int | None = None,
+    first_from: Size | None = None,
 ) -> Loaded:
     """The averaged parameters, the config and the step of a run, from its newest whole checkpoint, on one device.
 
@@ -46,8 +48,10 @@ def load(
     Raises CheckpointError where there is no such directory, or no checkpoint in it; ValueError where its arrays do not
     fit `like`, or it has several averages or none of that name.
     """
-    directory = Path(workdir) / DIRECTORY
-    _check_there(Path(workdir))
+    kind = None if dtype is None else checks.float_type("dtype", dtype)
+    workdir = Path(workdir).expanduser()
+    directory = workdir / DIRECTORY
+    _check_there(workdir)
     missing = CheckpointError(f"no checkpoint in {directory}: {_WHAT_TO_DO}")
     if not directory.is_dir():
         raise missing
@@ -72,8 +76,8 @@ def load(
     for step, error in damaged.items():
         warnings.warn(f"checkpoint {directory / str(step)} is damaged ({first_line(error)})", stacklevel=2)
     (params,) = items.values()
-    if dtype is not None:
-        cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    if kind is not None:
+        cast = lambda x: x.astype(kind) if jnp.issubdtype(x.dtype, jnp.floating) else x
         params = jax.tree.map(cast, params)
     return Loaded(params, meta.get("config", {}), meta["step"])
 
@@ -88,7 +92,7 @@ def _check_there(workdir: Path) -> None:
     why = "is a file, not the directory of a run" if workdir.exists() else "does not exist"
     beside = workdir.absolute().parent
     names = [path.name for path in beside.iterdir() if path.is_dir()] if beside.is_dir() else []
-    raise CheckpointError(f"{workdir} {why}: {_WHAT_TO_DO}.{checks.nearest(workdir.name, names)}")
+    raise CheckpointError(f"the path {workdir} {why}: {_WHAT_TO_DO}.{checks.nearest(workdir.name, names)}")
 
 
 def _chosen(meta: Json, ema: bool | str) -> str:

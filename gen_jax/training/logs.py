@@ -43,6 +43,8 @@ class Reporter:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._enabled, self._num_steps = enabled, num_steps
+        self.of_images = False
+        """What a row is, in the rate."""
         console = Console()
         self._bar = None
         if enabled and console.is_terminal:
@@ -60,15 +62,16 @@ class Reporter:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Show the figures of a log point."""
-        rate = values["steps_per_second"]
-        text = f"loss {values['loss']:.4g}  {rate:.3g} steps/s  {values['images_per_second']:.4g} images/s"
+    def log(self, step: int, values: dict[str, float], shown: str = "loss") -> None:
+        """Show the figures of a log point, and of the metrics one."""
+        rate, rows = values["steps_per_second"], "images" if self.of_images else "rows"
+        text = f"{shown} {values[shown]:.4g}  {rate:.3g} steps/s  {values['images_per_second']:.4g} {rows}/s"
         if self._bar is not None:
             self._bar.update(self._task, description=text)
         elif self._enabled:
             left = (self._num_steps - step) / max(rate, 1e-9)
-            print(f"step {step}/{self._num_steps}  {text}  {left:.0f} s left", flush=True)
+            time = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+            print(f"step {step}/{self._num_steps}  {text}  {time} left", flush=True)
 
     def say(self, text: str) -> None:
         """A line of its own."""

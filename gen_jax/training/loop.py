@@ -2,73 +2,47 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
+from gen_jax import checks
+from gen_jax.training import feeding
+from gen_jax.training import identity as identities
 from gen_jax.training import workdir as run_directory
 from gen_jax.training.callbacks import Callback, JSONLines, TensorBoard
-from gen_jax.training.checkpoint import DIRECTORY, Checkpoints
-from gen_jax.training.compile import Compiled, compile_step, lower_once
+from gen_jax.training.checkpoint import DIRECTORY, Checkpoints, prove
+from gen_jax.training.compile import compile_step, lower_once
 from gen_jax.training.distributed import StopRequest, agreement, default_parallel
+from gen_jax.training.feeding import InMemory
 from gen_jax.training.layout import Layout
 from gen_jax.training.logs import Reporter
 from gen_jax.training.options import Options
 from gen_jax.training.run import Run, crossed
-from gen_jax.training.state import Step, TrainState
+from gen_jax.training.state import Step, TrainState, check_state
 from gen_jax.training.workdir import Json
+from gen_jax.types import Size
 
 
-@runtime_checkable
-class InMemory(Protocol):
-    """A data set that lives on the devices; the batch of a step is a pure function of the step."""
-
-    @property
-    def arrays(self) -> Mapping[str, Array | np.ndarray]:
-        """Arrays with one leading axis of examples."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of a batch."""
-
-    def select(self, step: Int[Array, ""], num_steps: int) -> Int[Array, "K B"]:
-        """Rows of the batches of `num_steps` steps from `step`."""
-
-
-@runtime_checkable
-class Stream(Protocol):
-    """Host batches in an order that is a function of the step; `batch_size` is that of all processes."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of a batch."""
-
-    def seek(self, step: int) -> None:
-        """Go to the batch of `step`."""
-
-    def __next__(self) -> Mapping[str, np.ndarray]:
-        """The next batch: this process's rows."""
-
-
+@checks.checked
 def fit(
     step: Step,
     state: TrainState | Callable[..., TrainState],
-    batches: InMemory | Stream,
+    batches: object,
     *,
-    num_steps: int,
-    workdir: str | Path | None,
+    num_steps: Size,
+    workdir: str | Path | None = None,
     config: object = None,
     may_change: Collection[str] = ("num_steps", "steps", "workdir"),
     options: Options = Options(),
     schedule: optax.Schedule | None = None,
+    shown: str = "loss",
     callbacks: Sequence[Callback] = (),
     frozen: PyTree = None,
     start_from: PyTree = None,
@@ -86,14 +60,19 @@ def fit(
         state: the state before the first step, or a function that makes it. A function is called only where there is no
             checkpoint, in a program in which every device makes its own part and which compiles beside the step's: that
             saves seconds, and with `fsdp` memory.
-        batches: the data; the batch of a step is a function of the step.
+        batches: the data; the batch of a step is a function of the step. `data.batches(arrays, batch_size, key=key)`, a
+            list of batches, `Repeated(loader)` of a loader, or an object of one's own (`InMemory`, `Stream`).
         num_steps: steps of the whole run.
         workdir: where `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written. With None nothing
             is: no checkpoints, no resumption, and a signal ends the run at once.
         config: a dataclass or mapping that describes the run. It is saved; a run that resumes must have an equal one.
-        may_change: fields of `config` (dotted names) that may differ when a run resumes.
+            Without it the run is told by its programs: it resumes with the same loss and, for as many steps, the same
+            optimizer (`identity`).
+        may_change: fields of `config` (dotted names) that may differ when a run resumes; without a config "loss" and
+            "optimizer".
         options: how it is run. Its `*_every` count steps and fire at the end of the call in which a multiple lies.
         schedule: `step -> learning rate`, for the log alone.
+        shown: the metric that the terminal shows.
         callbacks: what is told of the run beside `JSONLines` and `TensorBoard`, which a run with a `workdir` has.
         frozen: weights for the loss that are not trained, as `aux.frozen` (`make_step(aux=True)`): an argument of the
             compiled program, on the devices as parameters are, and in no checkpoint.
@@ -103,23 +82,39 @@ def fit(
         mesh: devices with an axis "data"; None: all.
         resume: False refuses a `workdir` that has checkpoints.
 
-    Raises ValueError when `config` or the data differ from the checkpoint's, or with `resume=False` in a `workdir` that
-    has checkpoints; OSError when `workdir` cannot be written or lacks room; TrainingDiverged, leaving all checkpoints as
-    they are, when the loss, the gradient norm or the parameters to be saved are not finite (of steps that
-    `skip_exploding` leaves out: 100 in a row).
+    In the log a metric of the loss with a name that `fit` needs itself (`step`, `seconds`, a rate) is "loss.step" and so
+    on. That the state can be saved is tried before the first step, with small arrays of the same kinds.
+
+    Raises ValueError when `config` or the data differ from the checkpoint's, when the state is one that cannot be saved,
+    or with `resume=False` in a `workdir` that has checkpoints; OSError when `workdir` cannot be written or lacks room;
+    TrainingDiverged, leaving all checkpoints as they are, when the loss, the gradient norm or the parameters to be saved
+    are not finite (of steps that `skip_exploding` leaves out: 100 in a row).
     """
     given = state if isinstance(state, TrainState) else None
-
+    if given is not None:
+        check_state(given)
+    if isinstance(may_change, str):
+        raise ValueError(f"may_change must be a list of names, got {may_change!r}: ({may_change!r},).")
+    batches = feeding.as_batches(batches)
     given_to_state = () if start_from is None else (start_from,)
 
     def make(*args: PyTree) -> TrainState:
         return state if isinstance(state, TrainState) else state(*args)
 
     shapes = jax.eval_shape(make, *given_to_state)
+    if not isinstance(shapes, TrainState):
+        raise ValueError(
+            "state must be a TrainState, or a function that makes one, as TrainState.create(params, optimizer, key) "
+            f"does; it made {checks.came(shapes)}."
+        )
+    check_state(shapes)
     parallel = options.parallel or default_parallel(options.fsdp, mesh)
     layout = Layout(parallel, fsdp=options.fsdp) if mesh is None else Layout(parallel, mesh, options.fsdp)
     like = _like(layout, shapes) if given is None else layout.put_state(given)
-    meta = {"config": run_directory.plain(config), "data": _identity(batches)}
+    meta = {"config": run_directory.plain(config), "data": feeding.identity(batches)}
+    if config is None and workdir is not None:
+        batch = feeding.shapes(batches, 0)
+        meta["identity"] = identities.of_run(step, shapes, batch, frozen, num_steps)
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         checkpoints = restored = None
@@ -130,6 +125,8 @@ def fit(
                 Checkpoints(path / DIRECTORY, keep=options.keep, keep_from=options.keep_from)
             )
             restored = _restore(checkpoints, like, meta, may_change, resume)
+            if restored is None:
+                prove(like, meta)
             if main:
                 run_directory.write_json(path / "config.json", meta["config"])
                 callbacks = JSONLines(path / "metrics.jsonl"), TensorBoard(path / "tensorboard"), *callbacks
@@ -156,6 +153,7 @@ def fit(
         for callback in callbacks if main else ():
             callback.on_start(start)
         run = Run(
+            shown=shown,
             schedule=None if schedule is None else jax.jit(schedule),  # a hundred small dispatches without it
             start=start,
             num_steps=num_steps,
@@ -170,13 +168,15 @@ def fit(
         stop = StopRequest() if checkpoints is None else stack.enter_context(StopRequest())
         ask, asked = agreement(layout.mesh), None
         frozen = layout.put_frozen(frozen)
-        feed = _feed(compiled, batches, start, num_steps)
+        feed = feeding.feed(compiled, batches, start, num_steps)
         data = next(feed)
+        reporter.of_images = feeding.of_images(data, 1 + (size > 1 and not isinstance(batches, InMemory)))
+        program = compiled.lower(like if first is None else first, data, frozen)
+        run.check_metrics(program.out_info[1])
         if first is None:
-            lower = lambda: compiled.lower(like, data, frozen)
-            first = _begin(make, layout, shapes, given_to_state, lower)
+            first = _begin(make, layout, shapes, given_to_state, program)
         else:
-            compiled.lower(first, data, frozen).compile()
+            program.compile()
         run.begin(start)
         state = first
         for end in range(start + size, num_steps + 1, size):
@@ -209,17 +209,17 @@ def _begin(
     layout: Layout,
     shapes: TrainState,
     args: tuple[PyTree, ...],
-    lower_step: Callable[[], jax.stages.Lowered] | None = None,
+    step: jax.stages.Lowered | None = None,
 ) -> TrainState:
     """The state that `make` makes, while the step compiles in a second thread: for much of it XLA uses one core."""
     args = tuple(layout.put_frozen(tree) for tree in args)
     program = lower_once(make, *args, out_shardings=layout.state_sharding(shapes))
-    if lower_step is None:
+    if step is None:
         return program.compile()(*args)
     with ThreadPoolExecutor(1) as pool:
-        step = pool.submit(lower_step().compile)
+        compiled = pool.submit(step.compile)
         state = program.compile()(*args)
-        step.result()
+        compiled.result()
     return state
 
 
@@ -238,18 +238,6 @@ def _read_signal(asked: Array | int | None) -> int:
     return 0 if asked is None else int(asked)
 
 
-def _identity(batches: InMemory | Stream) -> Json:
-    """What makes the batch of a step the batch that it is; the position itself is the step."""
-    identity: Json = {"batch_size": batches.batch_size}
-    if hasattr(batches, "get_state"):
-        return identity | {name: x for name, x in batches.get_state().items() if name != "step"}
-    arrays = jax.tree.leaves(getattr(batches, "arrays", None))
-    identity["num_examples"] = int(arrays[0].shape[0]) if arrays else None
-    if hasattr(batches, "key"):
-        identity["key"] = np.asarray(jax.random.key_data(batches.key)).tolist()
-    return identity
-
-
 def _restore(
     checkpoints: Checkpoints, like: TrainState, now: Json, may_change: Collection[str], resume: bool
 ) -> TrainState | None:
@@ -262,25 +250,11 @@ def _restore(
         return None
 
     def check(meta: Json) -> None:
+        if "identity" in now:
+            where = str(checkpoints.directory)
+            identities.check(meta.get("identity"), now["identity"], may_change, where)
         run_directory.check_config(meta["config"], now["config"], may_change)
         run_directory.check_config({"data": meta["data"]}, {"data": now["data"]}, may_change)
 
     found = checkpoints.restore(like, check)
     return None if found is None else found[0]
-
-
-def _feed(compiled: Compiled, batches: InMemory | Stream, start: int, num_steps: int) -> Iterator[PyTree]:
-    """The second argument of every call, on the devices."""
-    size = compiled.steps_per_call
-    if isinstance(batches, InMemory):
-        data = compiled.put(dict(batches.arrays))
-        for _ in range(start, num_steps, size):
-            yield data
-        return
-    batches.seek(start)
-    for _ in range(start, num_steps, size):
-        if size == 1:
-            yield compiled.put(dict(next(batches)))
-        else:
-            several = [dict(next(batches)) for _ in range(size)]
-            yield compiled.put(jax.tree.map(lambda *rows: np.stack(rows), *several))

@@ -2,40 +2,60 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from gen_jax import checks
+from gen_jax.types import Count, Decay, NotNegative, Positive, Size
+
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """`X <- a X + b (X X^T) X + c (X X^T)^2 X` (Jordan et al. 2024)."""
 
 
+@checks.checked
 def adam(
-    learning_rate: float,
+    learning_rate: NotNegative,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    **options: Any,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NotNegative = 1e-8,
+    weight_decay: NotNegative = 0.0,
+    num_steps: Count,
+    warmup_steps: Size = 0,
+    schedule: str = "cosine",
+    clip_norm: Positive | None = 1.0,
+    accumulate: Count = 1,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Adam (AdamW where `weight_decay > 0`) with the schedule, clipping and accumulation of `scheduled`.
 
     Source: Kingma & Ba 2015; Loshchilov & Hutter 2019 (decoupled decay).
     """
     rule = partial(optax.adamw, weight_decay=weight_decay) if weight_decay else optax.adam
-    return scheduled(partial(rule, b1=b1, b2=b2, eps=eps), learning_rate, **options)
+    return scheduled(
+        partial(rule, b1=b1, b2=b2, eps=eps),
+        learning_rate,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        accumulate=accumulate,
+    )
 
 
+@checks.checked
 def muon(
-    learning_rate: float,
+    learning_rate: NotNegative,
     *,
-    momentum: float = 0.95,
-    b2: float = 0.999,
-    iterations: int = 5,
-    **options: Any,
+    momentum: Decay = 0.95,
+    b2: Decay = 0.999,
+    iterations: Count = 5,
+    num_steps: Count,
+    warmup_steps: Size = 0,
+    schedule: str = "cosine",
+    clip_norm: Positive | None = 1.0,
+    accumulate: Count = 1,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Muon for matrices and kernels, Adam for vectors, with the options of `scheduled`.
 
@@ -63,18 +83,27 @@ def muon(
         consistent_rms=0.2,
         muon_weight_dimension_numbers=as_matrices,
     )
-    return scheduled(rule, learning_rate, **options)
+    return scheduled(
+        rule,
+        learning_rate,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        accumulate=accumulate,
+    )
 
 
+@checks.checked
 def scheduled(
     rule: Callable[[optax.Schedule], optax.GradientTransformation],
-    learning_rate: float,
+    learning_rate: NotNegative,
     *,
-    num_steps: int,
-    warmup_steps: int = 0,
+    num_steps: Count,
+    warmup_steps: Size = 0,
     schedule: str = "cosine",
-    clip_norm: float | None = 1.0,
-    accumulate: int = 1,
+    clip_norm: Positive | None = 1.0,
+    accumulate: Count = 1,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Any `rule` of optax (a function of its schedule) on clipped gradients, with warm-up and cosine or no decay.
 
@@ -85,19 +114,16 @@ def scheduled(
     `num_steps` and `warmup_steps` still count steps, and the schedule that is returned is a function of the
     step.
 
-    Returns `(optimizer, schedule)`. Raises ValueError for a warm-up that does not end before `num_steps`.
-    Source: Loshchilov & Hutter 2017 (cosine).
+    Returns `(optimizer, schedule)`. Raises ValueError for a warm-up that does not end before `num_steps`, and for a rate
+    that is negative or not finite. Source: Loshchilov & Hutter 2017 (cosine).
     """
-    if accumulate < 1:
-        raise ValueError(
-            f"accumulate must be at least 1 (gradients averaged into one update), got {accumulate}"
-        )
-    if not 0 <= warmup_steps < num_steps:
+    if not warmup_steps < num_steps:
         raise ValueError(
             f"need 0 <= warmup_steps < num_steps, got {warmup_steps} and {num_steps}; shorten the warm-up"
         )
     if schedule not in ("cosine", "constant"):
-        raise ValueError(f'schedule must be "cosine" or "constant", got {schedule!r}')
+        near = checks.nearest(schedule, ("cosine", "constant"))
+        raise ValueError(f'schedule must be "cosine" or "constant", got {schedule!r}.{near}')
     updates, warmup = max(1, num_steps // accumulate), warmup_steps // accumulate
     if schedule == "constant":
         rate = optax.constant_schedule(learning_rate)

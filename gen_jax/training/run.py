@@ -3,13 +3,14 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import jax
 import numpy as np
 import optax
 
+from gen_jax import checks
 from gen_jax.training.callbacks import Callback
 from gen_jax.training.checkpoint import Checkpoints, NotFiniteError
 from gen_jax.training.logs import Meter, Reporter
@@ -17,6 +18,10 @@ from gen_jax.training.state import Metrics, TrainState
 
 PATIENCE = 100
 """How many steps in a row `skip_exploding` may leave out as not finite before the run ends with an error."""
+
+
+RATES = ("steps_per_second", "images_per_second", "seconds", "learning_rate")
+"""Figures of a log point that are not of the loss."""
 
 
 class TrainingDiverged(FloatingPointError):
@@ -33,6 +38,7 @@ class Run:
     def __init__(
         self,
         *,
+        shown: str,
         schedule: optax.Schedule | None,
         start: int,
         num_steps: int,
@@ -46,7 +52,9 @@ class Run:
     ):
         self.num_steps, self.log_every, self.batch_size = num_steps, log_every, batch_size
         # all at once: to ask for one later would wait for the devices
-        self.rates = None if schedule is None else np.asarray(jax.vmap(schedule)(np.arange(num_steps)))
+        self.rates = None if schedule is None else _rates(schedule, num_steps)
+        self.shown = shown
+        self.added = {"step", *RATES[:3], *(() if schedule is None else RATES[3:])}
         self.meta, self.checkpoints, self.reporter, self.callbacks = meta, checkpoints, reporter, callbacks
         self.meter = Meter(start, time.perf_counter())
         self.began = time.perf_counter() - seconds
@@ -93,7 +101,7 @@ class Run:
         """One log point. What the callbacks take is left out of the next rate, if the devices wait for them."""
         now = time.perf_counter()
         rate = self.meter.steps_per_second(end, now)
-        values = self.meter.mean()
+        values = apart(self.meter.mean(), self.added)
         if self.rates is not None:
             values["learning_rate"] = float(self.rates[end - 1])
         values |= {"steps_per_second": rate, "images_per_second": rate * self.batch_size}
@@ -103,7 +111,19 @@ class Run:
             if jax.process_index() == 0:
                 for callback in self.callbacks:
                     callback.on_log(end, values)
-            self.reporter.log(end, values)
+            self.reporter.log(end, values, self.shown)
+
+    def check_metrics(self, metrics: Collection[str]) -> None:
+        """Raise ValueError unless a step reports what a run needs, and what the terminal shows."""
+        if missing := {"loss", "grad_norm"} - set(metrics):
+            raise ValueError(
+                f"step must report loss and grad_norm among its metrics, as that of make_step does, but not "
+                f"{' and '.join(sorted(missing))}."
+            )
+        names = apart(dict.fromkeys(metrics, 0.0), self.added)
+        if self.shown not in names:
+            near = checks.nearest(self.shown, names)
+            raise ValueError(f"shown must be one of {', '.join(names)}, got {self.shown!r}.{near}")
 
     def save(self, end: int, state: TrainState) -> None:
         """Write a checkpoint, unless something in it is not finite."""
@@ -156,5 +176,21 @@ class Run:
 
 
 def crossed(end: int, size: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in `(end - size, end]`."""
-    return end // every > (end - size) // every
+    """Whether a multiple of `every` lies in `(end - size, end]`; of 0 none does."""
+    return every > 0 and end // every > (end - size) // every
+
+
+def apart(metrics: Mapping[str, float], taken: Collection[str]) -> dict[str, float]:
+    """Metrics of a loss, those with the name of another figure under "loss.NAME"."""
+    return {f"loss.{name}" if name in taken else name: value for name, value in metrics.items()}
+
+
+def _rates(schedule: optax.Schedule, num_steps: int) -> np.ndarray:
+    """The learning rate of each step; ValueError where one is negative or not finite."""
+    rates = np.broadcast_to(np.asarray(jax.vmap(schedule)(np.arange(num_steps))), (num_steps,))
+    bad = np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))
+    if len(bad):
+        raise ValueError(
+            f"schedule must give rates that are finite and not negative, got {rates[bad[0]]} at step {bad[0]}."
+        )
+    return rates

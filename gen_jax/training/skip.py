@@ -1,11 +1,14 @@
 """Leaving out steps whose gradient is not finite or far larger than those before."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+
+from gen_jax import checks
+from gen_jax.types import Decay, Size
 
 
 class SkipState(NamedTuple):
@@ -20,12 +23,13 @@ class SkipState(NamedTuple):
     inner: optax.OptState
 
 
+@checks.checked
 def skip_exploding(
     inner: optax.GradientTransformation,
     *,
-    factor: float | None = 10.0,
-    decay: float = 0.99,
-    warmup: int = 100,
+    factor: Annotated[float, checks.Range(1, above=True)] | None = 10.0,
+    decay: Decay = 0.99,
+    warmup: Size = 100,
 ) -> optax.GradientTransformationExtraArgs:
     """`inner` without the steps whose gradient `g` is not finite or is longer than `factor` times the usual.
 
@@ -44,11 +48,6 @@ def skip_exploding(
     Raises ValueError for `factor <= 1`, or `decay` outside [0, 1).
     Source: the skip of Child 2021, Section 3.2, with a bound that adapts.
     """
-    if (factor is not None and not factor > 1) or not 0 <= decay < 1 or warmup < 0:
-        raise ValueError(
-            f"need factor > 1 (or None), 0 <= decay < 1 and warmup >= 0, got {factor}, {decay} and {warmup}."
-        )
-
     whole = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SkipState:

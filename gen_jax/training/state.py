@@ -2,26 +2,25 @@
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
+from gen_jax import checks
 from gen_jax.training import ema as averages
 from gen_jax.training.ema import Decay
+from gen_jax.training.objective import Loss, Metrics, averaged, with_metrics
 from gen_jax.training.skip import SkipState
+from gen_jax.types import Count
 
-Metrics = dict[str, Float[Array, "..."]]
-"""Named float32 scalars of one step, or `[K]` vectors for the `K` steps of one call."""
-
-Loss = Callable[..., tuple[Float[Array, ""], Metrics]]
-"""`loss(params, key, batch) -> (scalar, metrics)`, both means over the examples of `batch`.
-
-With `make_step(aux=True)` it is `loss(params, key, batch, aux)`.
-"""
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
+"""Of optax."""
+MUTABLE = ("batch_stats", "cache", "intermediates", "perturbations")
+"""Collections of Flax that a network changes while it runs, which no gradient moves."""
 
 Move = Callable[[PyTree], PyTree]
 """To other places on the devices, the values as they are."""
@@ -45,27 +44,30 @@ class Aux(NamedTuple):
 class TrainState(NamedTuple):
     """Everything that a run has learned or counted; what a checkpoint holds."""
 
-    step: Int[Array, ""]
+    step: Annotated[Int[Array, ""], checks.Range(0)]
     """Steps done so far, int32."""
     params: PyTree
-    opt_state: optax.OptState
+    opt_state: PyTree
+    """What the optimizer remembers."""
     ema_params: PyTree
     """Running average of `params`, to sample with, in float32 or better; None without one, a dict of several by name."""
     key: Key[Array, ""]
     """The seed. It never changes: step `k` draws from `fold_in(key, k)`."""
 
     @classmethod
+    @checks.checked
     def create(
         cls,
         params: PyTree,
-        optimizer: optax.GradientTransformation,
+        optimizer: Optimizer,
         key: Key[Array, ""],
         *,
         ema: bool | Collection[str] = True,
     ) -> "TrainState":
         """The state before the first step, with the average at the initial parameters.
 
-        `ema=False` is without an average, `ema=("short", "long")` with one for each name (`make_step`).
+        `ema=False` is without an average, `ema=("short", "long")` with one for each name (`make_step`). Moments of the
+        optimizer and averages are in float32 or better, whatever the parameters are: in bfloat16 they would not move.
 
         Raises ValueError for a leaf of `params` that no gradient can move: an integer, a function, the statistics of a
         BatchNorm.
@@ -76,15 +78,17 @@ class TrainState(NamedTuple):
         else:
             averages.check_names(ema)
             average = {name: averages.start(params) for name in ema}
-        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, key)
+        opt_state = optimizer.init(averages.wide(params))
+        return cls(jnp.zeros((), jnp.int32), params, opt_state, average, key)
 
 
-def check_params(params: PyTree) -> None:
+def check_params(params: PyTree, called: str = "params") -> None:
     """Raise ValueError, that names it, for a leaf of `params` that gradients do not move."""
+    _check_collections(params)
     # by name: flax.nnx takes a second to import, and Equinox need not be there
     is_statistic = lambda x: type(x).__name__ in ("BatchStat", "StateIndex")
     found = [x for x in jax.tree.leaves(params, is_leaf=is_statistic) if is_statistic(x)]
-    if jax.tree.leaves(found) or (isinstance(params, Mapping) and "batch_stats" in params):
+    if jax.tree.leaves(found):
         raise ValueError(
             "params hold the statistics of a BatchNorm (batch_stats). A step changes only what has a gradient, so they "
             "would never change; use GroupNorm or LayerNorm"
@@ -92,9 +96,38 @@ def check_params(params: PyTree) -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(getattr(x, "dtype", object), jnp.inexact):
             raise ValueError(
-                f"params must be floating-point arrays, but params{jax.tree_util.keystr(path)} is "
+                f"{called} must be floating-point arrays, but {called}{jax.tree_util.keystr(path)} is "
                 f"{getattr(x, 'dtype', type(x).__name__)}; split off what is not learned: "
                 "nnx.split(model, nnx.Param, ...) or equinox.partition(model, equinox.is_inexact_array)"
+            )
+
+
+def check_state(state: TrainState) -> None:
+    """Raise ValueError for a state with parts that are no arrays, or parameters that gradients do not move."""
+    check_params(state.params, "state.params")
+    for name in ("opt_state", "ema_params"):
+        for path, x in jax.tree_util.tree_leaves_with_path(getattr(state, name)):
+            if not hasattr(x, "dtype"):
+                raise ValueError(
+                    f"state.{name} must be arrays, but state.{name}{jax.tree_util.keystr(path)} is {checks.came(x)}: "
+                    "make the state by TrainState.create."
+                )
+
+
+def _check_collections(params: PyTree) -> None:
+    """Raise ValueError for a mutable collection of Flax, at any depth: beside one that is called "params"."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    named = [[str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path] for path in paths]
+    beside = {tuple(names[:i]) for names in named for i, name in enumerate(names) if name == "params"}
+    for names in named:
+        for i, name in enumerate(names):
+            if name not in MUTABLE or (name != "batch_stats" and tuple(names[:i]) not in beside):
+                continue
+            what = "the statistics of a BatchNorm (batch_stats)" if name == "batch_stats" else f"{name!r}"
+            where = "".join(f"[{each!r}]" for each in names[: i + 1])
+            raise ValueError(
+                f"params hold {what}, in params{where}. A network writes them while it runs, and gradients must not "
+                'change them: train the collection "params" alone, and use GroupNorm or LayerNorm in place of a BatchNorm'
             )
 
 
@@ -120,13 +153,14 @@ class Step(Protocol):
         """
 
 
+@checks.checked
 def make_step(
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     ema_decay: float | Mapping[str, float | Decay] | None = 0.9999,
     aux: bool = False,
-    microbatches: int = 1,
+    microbatches: Count = 1,
 ) -> Step:
     """One step of stochastic gradient descent, as a pure function that knows nothing of devices.
 
@@ -146,17 +180,19 @@ def make_step(
     other, so that only the activations of one part are in memory. Part `p` has the rows `p, p + n, p + 2n, ...` and
     draws from `fold_in(fold_in(key, k), p)`.
 
-    The optimizer may use the loss: `update` gets `value=` and `grad=` where it takes them
-    (`optax.contrib.reduce_on_plateau`).
+    The optimizer may use the loss: `update` gets `value=`, `grad=` and `value_fn=` where it takes them
+    (`optax.contrib.reduce_on_plateau`, `optax.lbfgs`). `value_fn(params)` is the loss of this batch with the noise of
+    this step. The optimizer sees gradients and parameters in float32 or better.
 
     The metrics are those of the loss with `loss` and `grad_norm` (global norm, before any clipping), float32
     scalars; with `skip_exploding` also `skipped`, 1 where the step was not taken. Raises ValueError when a decay
-    is outside [0, 1), the averages of the state are not those of `ema_decay`, the loss reports a metric under one of
-    these names, frozen weights are given without `aux`, or the rows do not divide into `microbatches`.
+    is outside [0, 1), the averages of the state are not those of `ema_decay`, the loss returns something else or reports
+    a metric under one of these names, frozen weights are given without `aux`, or the rows do not divide into
+    `microbatches`.
     """
-    decays = averages.tracks(ema_decay)
-    if microbatches < 1:
-        raise ValueError(f"microbatches must be at least 1 (the whole batch at once), got {microbatches}")
+    decays, loss = averages.tracks(ema_decay), with_metrics(loss)
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(
@@ -172,6 +208,12 @@ def make_step(
         if set(tracks) != set(decays):
             ema = tuple(decays) if "" not in decays and decays else bool(decays)
             raise ValueError(f"ema_decay needs a state from TrainState.create(..., ema={ema})")
+        wanted = jax.eval_shape(optimizer.init, averages.wide(state.params))
+        if jax.tree.structure(state.opt_state) != jax.tree.structure(wanted):  # type: ignore[operator]
+            raise ValueError(
+                "state.opt_state is of another optimizer than that of make_step, or of other parameters: give both the "
+                "same, TrainState.create(params, optimizer, key) and make_step(loss, optimizer)"
+            )
         if frozen is not None and not aux:
             raise ValueError(
                 "there are frozen weights but the loss does not take them: make_step(..., aux=True)"
@@ -189,11 +231,28 @@ def make_step(
             part = lambda key_p, rows: differentiate(params, key_p, rows, *extra)
             (value, metrics), grads = mean_over_parts(part, key, batch, microbatches)
         grads = split(grads)
+
+        def value_of(params: PyTree) -> Array:
+            part = lambda key_p, rows: loss(whole(params), key_p, rows, *extra)[0]
+            found: Array = (
+                part(key, batch) if microbatches == 1 else mean_over_parts(part, key, batch, microbatches)
+            )
+            return found
+
         if taken := {"loss", "grad_norm", "skipped"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
         if axis_name is not None:
             value, metrics, grads = jax.lax.pmean((value, metrics, grads), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value, grad=grads)
+        grads = averages.wide(grads)
+        updates, opt_state = optimizer.update(
+            grads,
+            state.opt_state,
+            averages.wide(state.params),
+            value=value,
+            grad=grads,
+            value_fn=averaged(value_of, axis_name),
+        )
+        opt_state = averages.like(opt_state, state.opt_state)
         params = optax.apply_updates(state.params, updates)
         ema_params = averages.from_names(
             {name: averages.update(x, params, state.step, decays[name]) for name, x in tracks.items()}
@@ -206,6 +265,7 @@ def make_step(
         metrics = {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
         return TrainState(state.step + 1, params, opt_state, ema_params, state.key), metrics
 
+    step.parts = (loss, optimizer, aux)  # type: ignore[attr-defined]  # of which `identity` tells runs apart
     return step
 
 

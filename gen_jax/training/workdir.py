@@ -24,7 +24,7 @@ def prepare(workdir: str | Path, state: PyTree, *, keep: int) -> Path:
         raise ValueError(
             f"workdir must be a path of a mounted file system, got {workdir}; mount the bucket (gcsfuse)"
         )
-    workdir = Path(workdir).absolute()
+    workdir = Path(workdir).expanduser().absolute()
     probe = workdir / f".write_probe_{os.getpid()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def check_config(saved: Mapping[str, object], now: Mapping[str, object], may_cha
     names = [
         name
         for name in {**a, **b}
-        if a.get(name, ...) != b.get(name, ...) and not f"{name}.".startswith(allowed)
+        if not _same(a.get(name, ...), b.get(name, ...)) and not f"{name}.".startswith(allowed)
     ]
     if names:
         shown = "".join(f"\n  {name}: {_show(a, name)} saved, {_show(b, name)} now" for name in names)
@@ -83,6 +83,13 @@ def check_config(saved: Mapping[str, object], now: Mapping[str, object], may_cha
             f"cannot resume: the config differs from the one of the checkpoint.{shown}\n"
             "Use the saved values to go on, or another workdir to start a new run."
         )
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether two values of a config are equal, NaN with itself too."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b or (a != a and b != b)
 
 
 def _show(config: Mapping[str, object], name: str) -> str:

@@ -148,7 +148,7 @@ def test_write_refuses_tensors(tensors, message, tmp_path):
 
 
 def test_write_refuses_names_of_files_that_are_not_read(tmp_path):
-    with pytest.raises(ValueError, match=r"ends with \.safetensors, got .*x\.bin"):
+    with pytest.raises(ValueError, match=r"ends with \.safetensors as path, got .*x\.bin"):
         safetensors.write(tmp_path / "x.bin", {})
 
 

@@ -59,7 +59,7 @@ def test_gamma_of_width_gives_weights_of_that_deviation(width):
 
 @pytest.mark.parametrize("width", [0.0, 0.3])
 def test_gamma_of_width_refuses(width):
-    with pytest.raises(ValueError, match=r"between 0 and 0\.289"):
+    with pytest.raises(ValueError, match=r"width must be above 0 and below 0\.288675, got"):
         ema.gamma_of_width(width)
 
 

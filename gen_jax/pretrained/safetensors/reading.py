@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from gen_jax import small_files
+from gen_jax import checks, small_files
 from gen_jax.pretrained.safetensors import header
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
@@ -24,6 +24,7 @@ _SHARD = re.compile(r".+-\d{5,}-of-\d{5,}(\.[^.]+)?\.safetensors")
 _BESIDE = re.compile(r"[^/\\:\0]+\.safetensors")
 
 
+@checks.checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Tensors(Mapping[str, np.ndarray]):
     """Read-only arrays by name, each made when it is asked for, of the file's own memory.
@@ -68,6 +69,7 @@ class Tensors(Mapping[str, np.ndarray]):
         return MappingProxyType({name: entry.dtype for name, entry in self.entries.items()})
 
 
+@checks.checked
 def read(path: str | os.PathLike[str], *, variant: str | None = None) -> Tensors:
     """The tensors of a file, of an index of shards, or of a folder that has one of them.
 
@@ -82,7 +84,7 @@ def read(path: str | os.PathLike[str], *, variant: str | None = None) -> Tensors
             damaged or hostile. Its header is checked in full here, against the size of the file, before anything is
             allocated.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         path = _choose(path, variant)
     elif variant is not None:
@@ -155,7 +157,9 @@ def _read_file(path: Path) -> Tensors:
     if path.suffix in PICKLED:
         raise ValueError(_pickled(path))
     if not path.is_file():  # to open a pipe would be to wait
-        raise ValueError(f"expected a .safetensors file, an index or a folder, there is none at {path}.")
+        raise ValueError(
+            f"expected a .safetensors file, an index or a folder, there is none at {path}: give another path."
+        )
     with small_files.named(path), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = _header_length(path, file.read(9), size)

@@ -19,14 +19,16 @@ from jaxtyping import ArrayLike
 from gen_jax import checks
 from gen_jax.pretrained.safetensors import header
 from gen_jax.pretrained.safetensors.header import Entry
+from gen_jax.types import Count
 
 
+@checks.checked
 def write(
     path: str | os.PathLike[str],
     tensors: Mapping[str, ArrayLike],
     metadata: Mapping[str, str] | None = None,
     *,
-    max_shard_bytes: int | None = None,
+    max_shard_bytes: Count | None = None,
 ) -> None:
     """Write a file, all of it or nothing: into a directory beside it, renamed when complete.
 
@@ -44,9 +46,10 @@ def write(
         ValueError: a tensor has a name or a type that files can not have; or the index of shards that were written before
             would hide the new file.
     """
-    path, metadata = Path(path), {"format": "pt"} if metadata is None else dict(metadata)
+    path = Path(path).expanduser()
+    metadata = {"format": "pt"} if metadata is None else dict(metadata)
     if path.suffix != ".safetensors":
-        raise ValueError(f"expected a file that ends with .safetensors, got {path}.")
+        raise ValueError(f"expected a file that ends with .safetensors as path, got {path}.")
     if not header.is_texts(metadata):
         raise ValueError(f"metadata must be strings by name, got {checks.came(metadata)}.")
     shards = _shards({name: _entry(name, tensors[name]) for name in tensors}, max_shard_bytes)
