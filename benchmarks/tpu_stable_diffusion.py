@@ -87,8 +87,9 @@ def sampling(name: str) -> Callable[[Case, Mesh], jax.stages.Lowered]:
             np.arange(case.per_chip * mesh.size),
         )
         cond = generate.choose(model, key, index, prompt="a lighthouse at dawn")
-        weight, plan = generate.weight(model, {}), generate.plan(model)
-        return generate.sampler(model, mesh).lower(weights_of(model), key, plan, index, cond, weight, None)
+        weights = weights_of(model)
+        weight, plan = generate.weight(model, weights), generate.plan(model)
+        return generate.sampler(model, mesh).lower(weights, key, plan, index, cond, weight, None)
 
     return program
 

@@ -89,8 +89,8 @@ def test_a_picture_is_changed_in_a_part_or_as_a_whole(run, tmp_path):
     [
         (["--predicts", "v"], "predicts: only Stable Diffusion has such options"),
         (["--taesd", "nowhere"], "nowhere"),
-        (["--nfe", "0"], "nfe must be at least 1 evaluation, got 0"),
-        (["--num", "0"], "num must be at least 1 sample, got 0"),
+        (["--nfe", "0"], "nfe must be at least 1, got 0"),
+        (["--num", "0"], "num must be at least 1, got 0"),
         (["--lora", "b.safetensors:x"], "got the weight 'x'"),
         (["--strength", "0.5"], "needs the image that is to be changed"),
         (["--image", "nowhere.png"], "nowhere.png is no picture that can be read"),

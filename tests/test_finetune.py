@@ -17,7 +17,7 @@ from gen_jax.conditioning.text import Asked
 from gen_jax.data.fitted import placed
 from gen_jax.diffusion import process
 from gen_jax.diffusion.loss import stratified
-from gen_jax.diffusion.loss.denoising import draw
+from gen_jax.diffusion.loss.noising import draw
 from gen_jax.pretrained import lora_writing
 from gen_jax.text.prompts import Encoded
 from gen_jax.training import lora

@@ -168,7 +168,6 @@ def test_it_takes_an_autoencoder_that_is_trained(tmp_path, digits, run):
         ("--label 1", "unconditional"),
         ("--labels --label 3", r"from 0 to 2 .*got 3"),
         ("--num 0", "at least 1 sample, got 0"),
-        ("--nfe 0", "at least 1"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_training(tmp_path, digits, flags, said):
