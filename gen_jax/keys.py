@@ -62,7 +62,7 @@ def normal(
 ) -> Float[Array, "n ..."]:
     """Standard normal draws `[n, ...]`; row `i` depends only on `key` and its index, not on `n` or the devices."""
     if index is not None:
-        checks.of_shape("index", index, shape[:1])
+        checks.of_shape("index", index, (shape[0],))
     d = math.prod(shape[1:])
     if not shape[0]:
         return jnp.zeros(shape)
