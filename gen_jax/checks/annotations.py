@@ -77,9 +77,7 @@ def _of_type(annotation: Value, allowed: Range | None) -> Rule | None:
         return Items(rule(args[0], allowed) if args else None)
     if origin is tuple and args:
         same = args[-1] is Ellipsis or len(set(map(str, args))) == 1
-        return Items(
-            rule(args[0], allowed) if same else None, None if args[-1] is Ellipsis else len(args), True
-        )
+        return Items(rule(args[0], allowed) if same else None, None if args[-1] is Ellipsis else len(args))
     if origin is typing.Literal:
         return Kind(f"one of {', '.join(map(str, args))}", lambda v: v in args)
     if not isinstance(origin, type) or origin is type:

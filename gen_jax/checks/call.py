@@ -48,11 +48,7 @@ class Call:
 
     def read(self) -> None:
         """Check values. Those on other devices are fetched at once: of large ones, where their ends are enough, those."""
-        self.values = [
-            (name, value, allowed.of(self.owner))
-            for name, value, allowed in self.values
-            if not (allowed.on_host and _is_distant(value))
-        ]
+        self.values = [each for each in self.values if not (each[2].on_host and _is_distant(each[1]))]
         if any(_is_distant(value) for _, value, _ in self.values):
             self._fetch()
         for name, value, allowed in self.values:

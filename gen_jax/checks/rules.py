@@ -222,8 +222,8 @@ class Fields(Rule):
 class Items(Rule):
     """A sequence, each of whose items follows a rule."""
 
-    def __init__(self, each: Rule | None, num: int | None = None, tuples: bool = False):
-        self.each, self.num, self.tuples = each, num, tuples
+    def __init__(self, each: Rule | None, num: int | None = None):
+        self.each, self.num = each, num
         self.says = f"a list{f' of {num}' if num else ''}: each {each.says if each else 'a value'}"
 
     def admits(self, value: Value) -> bool:  # noqa: D102
