@@ -2,13 +2,14 @@
 
     python benchmarks/checks.py
 
-For each function: the checks of its arguments alone, and the whole call without them, both eager; under `jit` nothing is
-left of them (`tests/checks/test_signature.py` compares the programs).
+For each function: the checks of its arguments alone, of arrays that were checked before and of new ones, whose values are
+read, and the whole call without checks; all eager. Under `jit` nothing is left of them (`tests/checks/test_signature.py`
+compares the programs).
 """
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -38,30 +39,39 @@ class Config:
     rounds: int = 20
 
 
-def microseconds(call: Callable[[], object], config: Config) -> float:
-    """Of one call: the least of the rounds."""
-    call()
+def microseconds(
+    call: Callable[..., object], arguments: Callable[[], Sequence[object]], rounds: int
+) -> float:
+    """Of one call: the least of the rounds, each of which has its own arguments."""
+    call(arguments()[0])
     times = []
-    for _ in range(config.rounds):
+    for _ in range(rounds):
+        given = arguments()
         start = time.perf_counter()
-        for _ in range(config.calls):
-            call()
-        times.append((time.perf_counter() - start) / config.calls)
+        for each in given:
+            call(each)
+        times.append((time.perf_counter() - start) / len(given))
     return 1e6 * min(times)
+
+
+def anew(x: object) -> object:
+    """Another array with the same numbers."""
+    return jnp.copy(x) if isinstance(x, jax.Array) else x
 
 
 def main(config: Config) -> None:
     """Print the table."""
-    print(f"{'':18} {'checks':>8} {'call without':>13}")
+    print(f"{'':18} {'checks':>8} {'of new':>8} {'call without':>13}")
     for name, (function, args) in CALLS.items():
         plain = inspect.unwrap(function)
         whole = (function.__self__, *args) if hasattr(function, "__self__") else args
-        signature = Signature(plain)
-        checks = microseconds(lambda: signature.apply(whole, {}), config)
-        rest = microseconds(
-            lambda: jax.block_until_ready(plain(*whole)), Config(max(config.calls // 20, 1), 3)
-        )
-        print(f"{name:18} {checks:8.1f} {rest:13.1f}")
+        new = lambda: jax.block_until_ready(jax.tree.map(anew, [whole] * config.calls))
+        check = lambda args: signature.apply(args, {})
+        signature, same = Signature(plain), lambda: [whole] * config.calls
+        again, fresh = (microseconds(check, given, config.rounds) for given in (same, new))
+        run = lambda args: jax.block_until_ready(plain(*args))
+        rest = microseconds(run, lambda: [whole] * max(config.calls // 20, 1), 3)
+        print(f"{name:18} {again:8.1f} {fresh:8.1f} {rest:13.1f}")
 
 
 if __name__ == "__main__":

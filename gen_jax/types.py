@@ -1,8 +1,8 @@
 """Numbers in a range, choices by name, and texts: type checkers know the names, at run time each is a `str`.
 
 A misspelt name is to meet the ValueError of the function that takes it, which lists the choices. A `Literal` at run time
-would have it meet the type checker that the tests install instead. `Text`, `Prompt`, `SolverName` and `Weights` are
-any object at run time, for the same reason.
+would have it meet the type checker that the tests install instead. `Text`, `Prompt` and `SolverName` are any
+object at run time, for the same reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,8 @@ from jaxtyping import PyTree
 
 from gen_jax.checks.values import Range
 
+Number: TypeAlias = Annotated[float, Range()]
+"""A number that is finite."""
 Positive: TypeAlias = Annotated[float, Range(0, above=True)]
 """A number above zero."""
 NotNegative: TypeAlias = Annotated[float, Range(0)]
@@ -24,6 +26,8 @@ Count: TypeAlias = Annotated[int, Range(1)]
 """A whole number from 1 on."""
 Size: TypeAlias = Annotated[int, Range(0)]
 """A whole number from 0 on."""
+Seed: TypeAlias = Annotated[int, Range(0, 2**32 - 1)]
+"""Of `jax.random.key`."""
 
 if TYPE_CHECKING:
     Betas: TypeAlias = Literal["linear", "scaled_linear", "cosine"]
@@ -73,8 +77,9 @@ if TYPE_CHECKING:
     Prompt: TypeAlias = str | bytes | Sequence[str | bytes]
     """Words: for all samples, or for each its own."""
 else:
+    Weights = Mapping[str, PyTree]
     Colour = DigitSize = Relation = SceneSplit = str
     Activation = FileLayout = str
-    Text = Prompt = SolverName = Weights = object
+    Text = Prompt = SolverName = object
     Betas = Rate = Predicts = Reconstruction = Terms = Final = Variance = Variant = Slope = Warmup = str
     Combined = Spacing = RescaleOf = str

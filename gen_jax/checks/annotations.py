@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from gen_jax.checks.rules import (
     BYTES,
@@ -47,6 +48,8 @@ def rule(annotation: Value, allowed: Range | None = None) -> Rule | None:
         return _union(kinds, allowed) if kinds else rule(annotation.__bound__ or Value, allowed)
     if _is_union(annotation):
         return _union(typing.get_args(annotation), allowed)
+    if annotation is PyTree:
+        return Kind("a tree of arrays, as parameters are", lambda v: v is not None and not isinstance(v, str))
     if annotation is jax.Array:
         return Numbers("", "...", jnp.asarray, allowed)
     if annotation is np.ndarray:
@@ -73,6 +76,9 @@ def _of_type(annotation: Value, allowed: Range | None) -> Rule | None:
     origin, args = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin is collections.abc.Callable:
         return Kind("a function", callable)
+    if origin is collections.abc.Mapping:
+        of = " of trees by name" if args[1:] == (PyTree,) else ""
+        return Kind(f"a dict{of}", lambda v: isinstance(v, Mapping))
     if origin in (collections.abc.Sequence, list):
         return Items(rule(args[0], allowed) if args else None)
     if origin is tuple and args:

@@ -1,5 +1,6 @@
 """One call of a checked function: what is known of its arguments, and the values that are to be read."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,8 @@ from gen_jax.checks.values import Range, Value
 
 LARGE = 2**16
 """Numbers of an array of another device from which on only its smallest and its largest are fetched."""
+_RIGHT: weakref.WeakValueDictionary[tuple[int, object], jax.Array] = weakref.WeakValueDictionary()
+"""Arrays of JAX whose values were found right, by their id and range: they do not change, and are read once."""
 _traced: ContextVar[bool] = ContextVar("traced", default=False)
 
 
@@ -43,16 +46,21 @@ class Call:
         allowed = allowed.of(self.owner)
         if type(value) in (int, float) or (self.reads and not isinstance(value, jax.Array)):
             allowed.check(name, value)
-        elif self.reads:
+        elif self.reads and _RIGHT.get((id(value), allowed.key)) is not value:
             self.values.append((name, value, allowed))
 
     def read(self) -> None:
         """Check values. Those on other devices are fetched at once: of large ones, where their ends are enough, those."""
+        if not self.values:
+            return
         self.values = [each for each in self.values if not (each[2].on_host and _is_distant(each[1]))]
-        if any(_is_distant(value) for _, value, _ in self.values):
+        asked = self.values
+        if any(_is_distant(value) for _, value, _ in asked):
             self._fetch()
         for name, value, allowed in self.values:
             allowed.check(name, value)
+        for _, value, allowed in asked:
+            _RIGHT[id(value), allowed.key] = value
 
     def _fetch(self) -> None:
         large = [type(r) is Range and _is_distant(v) and v.size > LARGE for _, v, r in self.values]

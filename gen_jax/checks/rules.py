@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax.checks.call import Call, check_traced
-from gen_jax.checks.shapes import bound, broadcasts, shown
+from gen_jax.checks.shapes import axis, broadcasts, fit, shown
 from gen_jax.checks.values import Range, Value, as_bytes, came, one_key
 
 FLOATS, INTEGERS, UNSIGNED, TRUTHS, BYTES = "float32", "int32", "uint32", "bool", "uint8"
+_KNOWN: dict[type, bool] = {}
 NAMES = {FLOATS: "numbers", INTEGERS: "integers", UNSIGNED: "integers", TRUTHS: "truth values", BYTES: BYTES}
 
 
@@ -85,6 +86,7 @@ class Numbers(Rule):
         ranged = allowed is not None and (allowed.least > -np.inf or allowed.most < np.inf)
         self.read = "fiu" if ranged else "f" if allowed else ""  # kinds whose values are looked at
         self.star = next((i for i, d in enumerate(self.dims) if d == "..." or d.startswith("*")), None)
+        self.axes = [axis(d) for d in self.dims]
         what = NAMES.get(kind, "an array")
         of = "" if self.dims == ["..."] else f" of shape [{', '.join(map(shown, self.dims))}]" if dims else ""
         one = {FLOATS: "a number", INTEGERS: "an integer", UNSIGNED: "an integer", TRUTHS: "True or False"}
@@ -102,9 +104,16 @@ class Numbers(Rule):
         return known and dtype_kind(value) in self.kinds
 
     def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
-        as_it_is = isinstance(value, jax.Array) and value.dtype.kind == self.exact
-        array, before = value if as_it_is else self._array(name, value), len(call.sizes)
-        shape = array.shape if as_it_is else np.shape(array)
+        if (
+            is_known(type(value)) and value.dtype.kind == self.exact
+        ):  # as it mostly is, so this is to be quick
+            array, shape, kind = value, value.shape, self.exact
+        else:
+            if type(value) in (int, float) and self.allowed:
+                call.ask(name, value, self.allowed)
+            array = self._array(name, value)
+            shape, kind = np.shape(array), dtype_kind(array)
+        before = len(call.sizes)
         if not self._fits(shape, call.sizes):
             sizes = dict(list(call.sizes.items())[:before])
             known = [f"{d} = {sizes[d]} of {call.by[d]}" for d in self.dims if d in sizes]
@@ -112,13 +121,14 @@ class Numbers(Rule):
             raise ValueError(f"{name} must be {self.says}{given_by}, got {came(value)}.")
         if len(call.sizes) > before:
             call.by.update(dict.fromkeys(list(call.sizes)[before:], name))
-        if isinstance(array, jax.core.Tracer):
+        has_values = is_known(type(array))
+        if not has_values and isinstance(array, jax.core.Tracer):
             return check_traced(name, array, self.allowed)
-        if isinstance(array, jax.ShapeDtypeStruct):
+        if not has_values and isinstance(array, jax.ShapeDtypeStruct):
             return array
-        if dtype_kind(array) in self.read and 0 not in shape:
+        if kind in self.read and 0 not in shape:
             call.ask(name, array, self.allowed or Range())
-        return self.make(array) if self.make is jnp.asarray and not isinstance(array, jax.Array) else array
+        return array if has_values or self.make is not jnp.asarray else self.make(array)
 
     def _array(self, name: str, value: Value) -> Value:
         """As an array of numpy or of JAX, of the right kind."""
@@ -154,28 +164,34 @@ class Numbers(Rule):
         return axes == len(self.dims) if self.star is None else axes >= len(self.dims) - 1
 
     def _fits(self, shape: tuple[int, ...], sizes: dict[str, Value]) -> bool:
-        dims, star = self.dims, self.star
+        axes, star = self.axes, self.star
         if star is None:
-            return len(shape) == len(dims) and all(map(bound, dims, shape, [sizes] * len(dims)))
-        behind = len(dims) - star - 1
+            return len(shape) == len(axes) and fit(axes, shape, sizes)
+        behind = len(axes) - star - 1
         if len(shape) < star + behind:
             return False
-        middle = shape[star : len(shape) - behind]
-        ends = [*zip(dims[:star], shape[:star], strict=True)]
-        ends += zip(dims[star + 1 :], shape[len(shape) - behind :], strict=True)
-        if not all(bound(d, n, sizes) for d, n in ends):
+        end = len(shape) - behind
+        if not fit(axes[:star], shape[:star], sizes) or not fit(axes[star + 1 :], shape[end:], sizes):
             return False
-        if dims[star].startswith("*#"):  # fits the axes of this name
-            return broadcasts(middle, sizes.get("*" + dims[star][2:], middle))
-        return dims[star] in ("...", "*_") or sizes.setdefault(dims[star], middle) == middle
+        name, middle = self.dims[star], shape[star:end]
+        if name.startswith("*#"):  # fits the axes of this name
+            return broadcasts(middle, sizes.get("*" + name[2:], middle))
+        return name in ("...", "*_") or sizes.setdefault(name, middle) == middle
 
 
 def dtype_kind(value: Value) -> str:
     """`f`, `i`, `u`, `b` or another letter, of a number or an array; bfloat16 and its kind are `f`."""
     if isinstance(value, (bool, int, float)):
         return "b" if isinstance(value, bool) else "i" if isinstance(value, int) else "f"
-    kind = value.dtype.kind if hasattr(value.dtype, "kind") else "?"
-    return "f" if kind == "V" and jnp.issubdtype(value.dtype, jnp.floating) else str(kind)
+    kind = getattr(dtype := value.dtype, "kind", "?")
+    return "f" if kind == "V" and jnp.issubdtype(dtype, jnp.floating) else kind
+
+
+def is_known(cls: type) -> bool:
+    """Whether a type is that of arrays of JAX with values."""
+    if cls not in _KNOWN:
+        _KNOWN[cls] = issubclass(cls, jax.Array) and not issubclass(cls, jax.core.Tracer)
+    return _KNOWN[cls]
 
 
 def is_key(value: Value) -> bool:
@@ -211,12 +227,12 @@ class Fields(Rule):
     def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
         if not isinstance(value, self.cls):
             raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
-        fields = {}
-        for n, r in self.rules.items():
-            fields[n] = (given := getattr(value, n), r.of(f"{name}.{n}", given, call))
-        new = {n: now for n, (was, now) in fields.items() if now is not was}
-        value = value._replace(**new) if new else value  # type: ignore[attr-defined]
-        return value
+        new = {}
+        for field, each in self.rules.items():
+            given = getattr(value, field)
+            if (now := each.of(f"{name}.{field}", given, call)) is not given:
+                new[field] = now
+        return value._replace(**new) if new else value  # type: ignore[attr-defined]
 
 
 class Items(Rule):
@@ -288,6 +304,8 @@ class Either(Rule):
 
     def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
         able = [r for r in self.rules if r.admits(value)]
+        if len(able) == 1:
+            return able[0].of(name, value, call)
         able = [r for r in able if not isinstance(r, Items) or r.admits_all(value)] or able
         able = [r for r in able if not isinstance(r, Numbers | Either) or r.has_rank(value)] or able
         if able:

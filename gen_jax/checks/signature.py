@@ -7,7 +7,8 @@
 
 A letter stands for one size in all arguments. What is not an array yet, and may be one, is made one: a list of numbers,
 a number, integers where floats are meant. Shapes and types are checked always, values only where they are known: in
-compiled code they are not, and nothing is checked there. `benchmarks/checks.py` has what a call costs.
+compiled code they are not, and nothing is checked there. What Flax says of shapes becomes a ValueError that names the
+arguments. `benchmarks/checks.py` has what a call costs.
 """
 
 import functools
@@ -27,6 +28,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+NEVER = object()
+"""A default that no argument is."""
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
 """Whether a checked function runs: those that it calls do not read values again."""
 
@@ -40,7 +43,7 @@ class Signature:
         written = hints(function)
         rules = {p.name: rule(written.get(p.name, object)) for p in parameters}
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        self.by_position = [(p.name, rules[p.name]) for p in parameters if p.kind in positional]
+        self.by_position = [(p.name, rules[p.name], p.default) for p in parameters if p.kind in positional]
         self.by_name = {
             p.name: rules[p.name]
             for p in parameters
@@ -60,8 +63,8 @@ class Signature:
         Raises ValueError for one that is not what its annotation says, TypeError for one that there is not.
         """
         call, passed = Call(not _inside.get(), args[0] if args else None), list(args)
-        for i, (value, (name, each)) in enumerate(zip(args, self.by_position, strict=False)):
-            if each is not None and not self._is_default(name, value):
+        for i, (value, (name, each, default)) in enumerate(zip(args, self.by_position, strict=False)):
+            if each is not None and value is not default:
                 passed[i] = each.of(name, value, call)
         if self.more is not None:
             for i in range(len(self.by_position), len(args)):
@@ -75,13 +78,10 @@ class Signature:
                     f"{self.name} has no argument {name!r}; it has {known}.{nearest(name, self.by_name)}"
                 )
             each = self.by_name[name]
-            if each is not None and not self._is_default(name, value):
+            if each is not None and value is not self.defaults.get(name, NEVER):
                 kwargs[name] = each.of(name, value, call)
         call.read()
         return passed, kwargs
-
-    def _is_default(self, name: str, value: object) -> bool:
-        return name in self.defaults and value is self.defaults[name]
 
 
 def checked(function: F) -> F:
@@ -100,6 +100,11 @@ def checked(function: F) -> F:
         token = _inside.set(True)
         try:
             return function(*args, **kwargs)
+        except Exception as error:
+            if type(error).__module__ != "flax.errors":
+                raise
+            given = [name for name, *_ in signature.by_position[: len(args)] if name not in ("self", "key")]
+            raise ValueError(f"{' or '.join([*given, *kwargs])} does not fit the network: {error}") from error
         finally:
             _inside.reset(token)
 
@@ -119,6 +124,7 @@ def checked_in_loops(function: F) -> F:
         finally:
             _inside.reset(token)
 
+    call.__in_loops__ = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 
