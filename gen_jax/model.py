@@ -92,8 +92,7 @@ class Sampling:
     schedule: samplers.Schedule | None = None
 
     def __post_init__(self) -> None:
-        if self.solver is not None:
-            (samplers.named if self.schedule is None else samplers.schedule).find(self.solver)
+        self.chosen(None, None)
 
     @checks.checked
     def plan(
@@ -101,6 +100,7 @@ class Sampling:
     ) -> samplers.Plan:
         """The steps of a solver by name, for a number of evaluations (steps, with a schedule); else as is said here."""
         solver, nfe = self.chosen(solver, nfe)
+        check_predicts(predicts)
         if self.schedule is None or solver is None:
             return samplers.named.plan(proc, solver, nfe)
         return self.schedule.plan(proc, solver, nfe, predicts=predicts)
@@ -109,7 +109,10 @@ class Sampling:
     def chosen(self, solver: SolverName | None, nfe: int | None) -> tuple[str | None, int]:
         """A solver and a number of evaluations, as they are given, or as is said here where they are None."""
         nfe = self.nfe if nfe is None else checks.whole("nfe", nfe, "evaluation")
-        return self.solver if solver is None else solver, nfe
+        solver = self.solver if solver is None else solver
+        if solver is not None:
+            (samplers.named if self.schedule is None else samplers.schedule).find(solver)
+        return solver, nfe
 
     @checks.checked
     def deviation(self, proc: Process, solver: SolverName | None = None, nfe: int | None = None) -> float:
@@ -122,7 +125,7 @@ class Sampling:
     @checks.checked
     def rounds(self, solver: SolverName | None = None) -> bool:
         """Whether the network is asked at whole times alone, `Schedule.rounds`."""
-        solver = self.solver if solver is None else solver
+        solver, _ = self.chosen(solver, None)
         return self.schedule is not None and solver is not None and self.schedule.rounds(solver)
 
 
@@ -249,7 +252,10 @@ def from_dict(found: object, types: Sequence[type] = ()) -> Model:
         raise ValueError(
             f"model: expected Model, got {checks.came(found)}: found must be a dict, as to_dict makes it."
         )
-    value = _read(found, Model, "model", {t.__name__: t for t in (*TYPES, *types)})
+    try:
+        value = _read(found, Model, "model", {t.__name__: t for t in (*TYPES, *types)})
+    except RecursionError:
+        raise ValueError("model: it is nested too deeply.") from None
     return typing.cast(Model, value)
 
 
@@ -264,7 +270,7 @@ def from_json(text: str, types: Sequence[type] = ()) -> Model:
     """The inverse of `to_json`; other keys beside "format" and "model" are left to others."""
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"expected a description in JSON as text: {error}.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = found.get("format") if isinstance(found, dict) else type(found).__name__

@@ -107,7 +107,7 @@ class Labels:
         return jax.vmap(lambda k: jax.random.randint(k, (), 0, self.num_classes, jnp.int32))(each)
 
     @checks.checked
-    def tell(self, params: PyTree, cond: PyTree) -> tuple[PyTree, ...]:
+    def tell(self, params: PyTree | None, cond: Int[Array | np.ndarray, "B"] | None) -> tuple[PyTree, ...]:
         """The labels; nothing where there are none."""
         return () if cond is None else (cond,)
 

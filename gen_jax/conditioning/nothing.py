@@ -55,6 +55,6 @@ class Nothing:
             raise ValueError(f"prompt {prompt!r} asks for words, but this model is unconditional. {NO_WORDS}")
 
     @checks.checked
-    def tell(self, params: PyTree, cond: PyTree) -> tuple[()]:
+    def tell(self, params: PyTree | None, cond: PyTree | None) -> tuple[()]:
         """Nothing."""
         return ()

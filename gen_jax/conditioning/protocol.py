@@ -54,6 +54,6 @@ class Condition(Protocol):
         """Conditions of the samples with these numbers: as asked for, or each its own at random."""
         ...
 
-    def tell(self, params: PyTree, cond: PyTree) -> tuple[PyTree, ...]:
+    def tell(self, params: PyTree | None, cond: PyTree | None) -> tuple[PyTree, ...]:
         """What the network gets after `x_t` and `t`; `params` are those of `init`. May be called inside `jit`."""
         ...

@@ -57,7 +57,9 @@ class Reader:
             )
 
     @checks.checked
-    def read(self, params: PyTree, read: PyTree) -> prompts.Encoded:
+    def read(
+        self, params: PyTree | None, read: prompts.Prompts | prompts.Encoded | Float[Array, "..."]
+    ) -> prompts.Encoded:
         """What the encoder says of prompts; what is encoded stays as it is. May be called inside `jit`."""
         apply = cast("Callable[..., TextOutput]", self.encoder.build().apply)
         return prompts.encode(apply, params, read, hidden=self.hidden)
@@ -188,7 +190,7 @@ class Text:
         return self._asked(len(index), self._read(_each(prompt, len(index))), self.sizes)
 
     @checks.checked
-    def against(self, cond: PyTree, prompt: Prompt) -> tuple[Asked, Asked]:
+    def against(self, cond: Asked, prompt: Prompt) -> tuple[Asked, Asked]:
         """The condition, and negative prompts for it, in the same number of chunks.
 
         What one lacks are chunks of the empty text.
@@ -215,7 +217,9 @@ class Text:
         return replace(self, sizes=sized(self.sizes), null_sizes=null)
 
     @checks.checked
-    def tell(self, params: PyTree, cond: PyTree) -> tuple[PyTree, ...]:
+    def tell(
+        self, params: PyTree | None, cond: Asked | prompts.Encoded | Float[Array, "..."] | None
+    ) -> tuple[PyTree, ...]:
         """The vector, None where there are no sizes, and the vectors to attend to, `[B, S, K]`.
 
         `cond` may also be what encoders said, an `Encoded` or vectors to attend to. ValueError without parameters of the
@@ -242,7 +246,7 @@ class Text:
         return jnp.concatenate([pooled, waves.reshape(len(pooled), -1)], axis=-1), context
 
     @checks.checked
-    def encode(self, params: PyTree, asked: Asked) -> prompts.Encoded:
+    def encode(self, params: PyTree | None, asked: Asked) -> prompts.Encoded:
         """What all readers say, before anything is hidden: contexts by features, and what the last one pooled."""
         encoded = [self._encode(params, i, read) for i, read in enumerate(asked.prompts)]
         return prompts.Encoded(jnp.concatenate([e.context for e in encoded], axis=-1), encoded[-1].pooled)
@@ -286,6 +290,8 @@ def _each(prompt: Prompt | None, n: int) -> Sequence[Words]:
     """A prompt for each of `n` samples."""
     if prompt is None or isinstance(prompt, str | bytes):
         return [prompt or ""] * n
-    if len(prompt) != n:
-        raise ValueError(f"prompt must be a text or a list of {n}, one for each sample, got {len(prompt)}.")
+    if not hasattr(prompt, "__len__") or len(prompt) != n:
+        raise ValueError(
+            f"prompt must be a text or a list of {n}, one for each sample, got {checks.came(prompt)}."
+        )
     return prompt

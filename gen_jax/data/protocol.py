@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from gen_jax import checks
 from gen_jax.data.columns import has_labels, warn_of_labels
@@ -176,8 +177,9 @@ class Arrays:
         return {key: np.asarray(array[row])[()] for key, array in self.arrays.items()}
 
     @checks.checked
-    def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(self, rows: Int[np.ndarray, "B"]) -> dict[str, np.ndarray]:
         """The examples of these rows: arrays `[n, ...]`."""
+        checks.within("rows", rows, 0, self._count - 1)
         return {key: _take(array, rows) for key, array in self.arrays.items()}
 
     def info(self) -> Info:

@@ -1,6 +1,6 @@
 """What a process is at given times, in float64 on the host: what coefficients of solvers and likelihoods are made of."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ class Marginals(NamedTuple):
     time: Float[np.ndarray, "n"]
     alpha: Float[np.ndarray, "n"]
     sigma: Float[np.ndarray, "n"]
-    log_snr: Float[np.ndarray, "n"]
+    log_snr: Annotated[Float[np.ndarray, "n"], checks.Range(finite=False)]
 
 
 @checks.checked

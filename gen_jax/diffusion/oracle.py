@@ -15,6 +15,7 @@ posterior are their limits, also of data that are points, which have no density 
 finite. Oracles are pytrees: pass them through `jit`, `vmap` and `grad`, or close over them.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, NamedTuple
@@ -27,6 +28,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 from gen_jax import checks
 from gen_jax import normal as _normal
 from gen_jax.diffusion.process import Process
+from gen_jax.diffusion.process.base import Time
 from gen_jax.gmm import GMM
 
 _LOG_2PI = float(np.log(2 * np.pi))
@@ -70,26 +72,26 @@ class Mixture:
         return self._expected(variance, z, each).reshape(x_t.shape)
 
     @checks.checked_in_loops
-    def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
+    def score(self, x_t: Float[Array, "B *x"], t: Time) -> Float[Array, "B *x"]:
         """`grad log p_t(x_t)`."""
         _, variance, z = self._along_axes(x_t, t)
         return self._expected(variance, z, -self._back(z / variance[None])).reshape(x_t.shape)
 
     @checks.checked_in_loops
-    def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
+    def log_prob(self, x_t: Float[Array, "B *x"], t: Time) -> Float[Array, "B"]:
         """`log p_t(x_t)` in nats."""
         _, variance, z = self._along_axes(x_t, t)
         return jax.nn.logsumexp(self._log_joint(variance, z), axis=-1)
 
     @checks.checked_in_loops
-    def posterior(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B K"]:
+    def posterior(self, x_t: Float[Array, "B *x"], t: Time) -> Float[Array, "B K"]:
         """`p(z = k | x_t)`."""
         _, variance, z = self._along_axes(x_t, t, _LEAST)
         return jax.nn.softmax(self._log_joint(variance, z), axis=-1)
 
     @checks.checked_in_loops
     def log_class(
-        self, x_t: Float[Array, "B *x"], t: ArrayLike, label: Int[Array | np.ndarray, "B"]
+        self, x_t: Float[Array, "B *x"], t: Time, label: Int[Array | np.ndarray, "B"]
     ) -> Float[Array, "B"]:
         """`log p(y = label | x_t)`, one label per row: the exact noise-conditional classifier.
 
@@ -158,17 +160,17 @@ class Gaussian:
         return mean + alpha_t * self.variance / jnp.maximum(noised, _LEAST) * (x_t - alpha_t * mean)
 
     @checks.checked_in_loops
-    def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
+    def score(self, x_t: Float[Array, "B *x"], t: Time) -> Float[Array, "B *x"]:
         """`grad log p_t(x_t)`."""
         alpha_t, mean, noised = self._noised(x_t, t)
         return -(x_t - alpha_t * mean) / noised
 
     @checks.checked_in_loops
-    def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
+    def log_prob(self, x_t: Float[Array, "B *x"], t: Time) -> Float[Array, "B"]:
         """`log p_t(x_t)` in nats."""
         alpha_t, mean, noised = self._noised(x_t, t)
         each = jnp.square(x_t - alpha_t * mean) / noised + jnp.log(noised) + _LOG_2PI
-        return -each.reshape(len(x_t), -1).sum(-1) / 2
+        return -each.reshape(len(x_t), math.prod(x_t.shape[1:])).sum(-1) / 2
 
     def _noised(
         self, x_t: Float[Array, "B *x"], t: ArrayLike
@@ -200,13 +202,13 @@ class Empirical:
         return self._softmax(x_t, t)[1].reshape(x_t.shape)
 
     @checks.checked_in_loops
-    def score(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B *x"]:
+    def score(self, x_t: Float[Array, "B *x"], t: Time) -> Float[Array, "B *x"]:
         """`grad log p_t(x_t)`."""
         alpha_t, sigma_t = _coefficients(self.process, t)
         return (alpha_t * self(x_t, t) - x_t) / jnp.square(sigma_t)
 
     @checks.checked_in_loops
-    def log_prob(self, x_t: Float[Array, "B *x"], t: ArrayLike) -> Float[Array, "B"]:
+    def log_prob(self, x_t: Float[Array, "B *x"], t: Time) -> Float[Array, "B"]:
         """`log p_t(x_t)` in nats."""
         _, sigma_t = _coefficients(self.process, t)
         return self._softmax(x_t, t)[0] - self.data.shape[1] * (jnp.log(sigma_t) + _LOG_2PI / 2)
@@ -225,29 +227,44 @@ class Empirical:
         self, x_t: Float[Array, "B *x"], t: ArrayLike
     ) -> tuple[Float[Array, "B"], Float[Array, "B D"]]:
         """`logsumexp_i` of the logits above, and the mean of the data under their softmax."""
-        rows, size = _rows(x_t, self.data.shape[1]), len(self.data)
-        alpha_t, sigma_t = _coefficients(self.process, t)
-        chunk = min(_CHUNK, size)
+        rows = _rows(x_t, self.data.shape[1])
+        found: tuple[Array, Array] = _softmax_mean(
+            self.data, self.log_weights, rows, *_coefficients(self.process, t)
+        )
+        return found
 
-        def add(i: Int[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            highest, total, mean = carry
-            start = jnp.minimum(i * chunk, size - chunk)  # the last chunk may overlap the one before
-            part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk)
-            data, log_weights = part(self.data), part(self.log_weights)
-            log_weights = jnp.where(start + jnp.arange(chunk) < i * chunk, -jnp.inf, log_weights)
-            distance = jnp.square(rows[:, None] - alpha_t * data[None]).sum(-1)
-            logits = log_weights[None] - distance / jnp.maximum(2 * jnp.square(sigma_t), _LEAST)
-            # any shift gives the same result; the derivative of a maximum is 0 / 0 where XLA rounds the logits twice
-            above = jax.lax.stop_gradient(jnp.maximum(highest, logits.max(1)))
-            finite = jnp.where(jnp.isfinite(above), above, 0)
-            scale, p = jnp.exp(highest - finite), jnp.exp(logits - finite[:, None])
-            total = total * scale + p.sum(1)
-            return above, total, mean * scale[:, None] + jnp.matmul(p, data, precision=_PRECISION)
 
-        zeros = jnp.zeros(len(rows), rows.dtype)
-        start = zeros - jnp.inf, zeros, jnp.zeros_like(rows)
-        highest, total, mean = jax.lax.fori_loop(0, -(-size // chunk), add, start)
-        return highest + jnp.log(total), mean / total[:, None]
+@jax.jit
+def _softmax_mean(
+    data: Float[Array, "N D"],
+    of_points: Float[Array, "N"],
+    rows: Float[Array, "B D"],
+    alpha_t: Float[Array, ""],
+    sigma_t: Float[Array, ""],
+) -> tuple[Float[Array, "B"], Float[Array, "B D"]]:
+    """`logsumexp` of `log_w_i - |x_t - alpha_t x_i|^2 / (2 sigma_t^2)`, and the mean of the data under the softmax."""
+    size = len(data)
+    chunk = min(_CHUNK, size)
+
+    def add(i: Int[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        highest, total, mean = carry
+        start = jnp.minimum(i * chunk, size - chunk)  # the last chunk may overlap the one before
+        part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk)
+        points, log_weights = part(data), part(of_points)
+        log_weights = jnp.where(start + jnp.arange(chunk) < i * chunk, -jnp.inf, log_weights)
+        distance = jnp.square(rows[:, None] - alpha_t * points[None]).sum(-1)
+        logits = log_weights[None] - distance / jnp.maximum(2 * jnp.square(sigma_t), _LEAST)
+        # any shift gives the same result; the derivative of a maximum is 0 / 0 where XLA rounds the logits twice
+        above = jax.lax.stop_gradient(jnp.maximum(highest, logits.max(1)))
+        finite = jnp.where(jnp.isfinite(above), above, 0)
+        scale, p = jnp.exp(highest - finite), jnp.exp(logits - finite[:, None])
+        total = total * scale + p.sum(1)
+        return above, total, mean * scale[:, None] + jnp.matmul(p, points, precision=_PRECISION)
+
+    zeros = jnp.zeros(len(rows), rows.dtype)
+    start = zeros - jnp.inf, zeros, jnp.zeros_like(rows)
+    highest, total, mean = jax.lax.fori_loop(0, -(-size // chunk), add, start)
+    return highest + jnp.log(total), mean / total[:, None]
 
 
 class _Points(NamedTuple):
@@ -321,7 +338,7 @@ def _check_label(label: ArrayLike, labels: Array) -> None:
 
 
 def _rows(x_t: Array, dims: int) -> Array:
-    rows = x_t.reshape(x_t.shape[0], -1)
+    rows = x_t.reshape(len(x_t), math.prod(x_t.shape[1:]))
     if rows.shape[1] != dims:
         raise ValueError(f"Expected data of {dims} numbers a row, got x_t of shape {x_t.shape}.")
     return rows

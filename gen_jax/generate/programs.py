@@ -35,6 +35,7 @@ class Sampler:
         rescale_of: RescaleOf,
         rounded: bool,
     ):
+        check_rescale_of(rescale_of)
         everywhere, ask = Layout(mesh=mesh).sharding(), functools.partial(denoiser, guide_model=guide_model)
         ask = functools.partial(ask, rescale=rescale, rescale_of=rescale_of, rounded=rounded)
         self._mesh = mesh

@@ -108,6 +108,8 @@ class Ladder:
     def init(self, key: Key[Array, ""], x: Data) -> PyTree:
         """Initial parameters; only the shape of an example of `x` matters."""
 
+        checks.some("x", x)
+
         def everything(net: Network, x: Array) -> None:
             self._descend(net, 1, net.bottom_up(x))
 
@@ -139,8 +141,7 @@ class Ladder:
         sample_chunk: Count | None = None,
     ) -> Float[Array, "B"]:
         """A lower bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
-        log_weight = self._log_weight(params, x, index)
-        return importance.iwae(log_weight, key, num_samples, sample_chunk=sample_chunk)
+        return importance.of_model(self, params, key, x, index, num_samples, sample_chunk)
 
     @checks.checked
     def log_prob(
@@ -156,11 +157,11 @@ class Ladder:
     ) -> Float[Array, "B"]:
         """`log p(x)` in nats by importance sampling: `iwae` of many draws, a lower bound in the mean.
 
-        It takes `chunk` examples and `sample_chunk` draws of each at a time. Jit it. If `x` is sharded over devices along
+        It takes `chunk` examples and `sample_chunk` draws of each at a time. If `x` is sharded over devices along
         its first axis, so is the work, with the same result.
         """
-        one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, sample_chunk=sample_chunk)
-        return importance.in_chunks(one, x, chunk, index)
+        check(self.likelihood, x)
+        return importance.of_model(self, params, key, x, index, num_samples, sample_chunk, chunk)
 
     @checks.checked
     def encode(
@@ -234,7 +235,9 @@ class Ladder:
         net = self._bind(params)
         return self._descend(net, len(x), net.bottom_up(x), key, None, index)
 
-    def _log_weight(self, params: PyTree, x: Data, index: Int[Array, "B"] | None) -> importance.LogWeight:
+    @checks.checked
+    def log_weight(self, params: PyTree, x: Data, index: Int[Array, "B"] | None) -> importance.LogWeight:
+        """`key -> log p(x, z) - log q(z | x)` of each example, for one draw; its exponential has mean `p(x)`."""
         check(self.likelihood, x)
         net = self._bind(params)
         d = net.bottom_up(x)  # once for all draws

@@ -118,8 +118,7 @@ class HVAE:
         sample_chunk: Count | None = None,
     ) -> Float[Array, "B"]:
         """A lower bound that rises to `log p(x)` with the number of draws, in nats (`importance.iwae`)."""
-        log_weight = self._log_weight(params, x, index)
-        return importance.iwae(log_weight, key, num_samples, sample_chunk=sample_chunk)
+        return importance.of_model(self, params, key, x, index, num_samples, sample_chunk)
 
     @checks.checked
     def log_prob(
@@ -135,11 +134,11 @@ class HVAE:
     ) -> Float[Array, "B"]:
         """`log p(x)` in nats by importance sampling: `iwae` of many draws, a lower bound in the mean.
 
-        It takes `chunk` examples and `sample_chunk` draws of each at a time. Jit it. If `x` is sharded over devices along
+        It takes `chunk` examples and `sample_chunk` draws of each at a time. If `x` is sharded over devices along
         its first axis, so is the work, with the same result.
         """
-        one = lambda x, index: self.iwae(params, key, x, num_samples, index=index, sample_chunk=sample_chunk)
-        return importance.in_chunks(one, x, chunk, index)
+        check(self.likelihood, x)
+        return importance.of_model(self, params, key, x, index, num_samples, sample_chunk, chunk)
 
     @checks.checked
     def encode(
@@ -209,7 +208,9 @@ class HVAE:
         out = self._out(params, z)
         return self.likelihood.mean(out) if mean else self.likelihood.sample(key_x, out, index)
 
-    def _log_weight(self, params: Params, x: Data, index: Int[Array, "B"] | None) -> importance.LogWeight:
+    @checks.checked
+    def log_weight(self, params: Params, x: Data, index: Int[Array, "B"] | None) -> importance.LogWeight:
+        """`key -> log p(x, z) - log q(z | x)` of each example, for one draw; its exponential has mean `p(x)`."""
         check(self.likelihood, x)
         as_chain = self.as_chain(params)
         return lambda key: chain.log_weight(key, as_chain, x, index=index)

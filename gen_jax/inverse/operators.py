@@ -11,7 +11,7 @@ shape needs no compilation. For an operator of your own write a class with the t
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from gen_jax import checks
 
+Variance: TypeAlias = Annotated[ArrayLike, checks.Range(0)]
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -35,7 +36,7 @@ class Operator(Protocol):
         """`A^T y`: `<A x, y> = <x, A^T y>`."""
         ...
 
-    def solve(self, y: PyTree, noise_var: ArrayLike, prior_var: ArrayLike) -> PyTree:
+    def solve(self, y: PyTree, noise_var: Variance, prior_var: Variance) -> PyTree:
         """`(noise_var I + prior_var A A^T)^-1 y`, and 0 for entries of `y` that `A` does not measure."""
         ...
 
@@ -69,7 +70,7 @@ class Mask:
 
     @checks.checked_in_loops
     def solve(
-        self, y: Float[Array, "B *x"], noise_var: ArrayLike, prior_var: ArrayLike
+        self, y: Float[Array, "B *x"], noise_var: Variance, prior_var: Variance
     ) -> Float[Array, "B *x"]:
         """`y / (noise_var + prior_var)` where known, 0 elsewhere."""
         return self.forward(y) / (noise_var + prior_var)
@@ -110,7 +111,7 @@ class Downsample:
 
     @checks.checked_in_loops
     def solve(
-        self, y: Float[Array, "B h w C"], noise_var: ArrayLike, prior_var: ArrayLike
+        self, y: Float[Array, "B h w C"], noise_var: Variance, prior_var: Variance
     ) -> Float[Array, "B h w C"]:
         """`y / (noise_var + prior_var / factor^2)`."""
         return y / (noise_var + prior_var / self.factor**2)
@@ -152,7 +153,7 @@ class Grayscale:
 
     @checks.checked_in_loops
     def solve(
-        self, y: Float[Array, "B H W 1"], noise_var: ArrayLike, prior_var: ArrayLike
+        self, y: Float[Array, "B H W 1"], noise_var: Variance, prior_var: Variance
     ) -> Float[Array, "B H W 1"]:
         """`y / (noise_var + prior_var |weights|^2)`."""
         return y / (noise_var + prior_var * sum(w**2 for w in self.weights))
@@ -187,17 +188,23 @@ class Matrix:
     @checks.checked_in_loops
     def transpose(self, y: Float[Array, "B M"]) -> Float[Array, "B D"]:
         """`matrix^T y` of every row."""
+        self._check(y)
         return jnp.matmul(y, jnp.asarray(self.matrix, y.dtype), precision=_PRECISION)
 
     @checks.checked_in_loops
-    def solve(
-        self, y: Float[Array, "B M"], noise_var: ArrayLike, prior_var: ArrayLike
-    ) -> Float[Array, "B M"]:
+    def solve(self, y: Float[Array, "B M"], noise_var: Variance, prior_var: Variance) -> Float[Array, "B M"]:
         """`(noise_var I + prior_var matrix matrix^T)^-1 y` of every row."""
+        self._check(y)
         matrix = jnp.asarray(self.matrix, y.dtype)
         gram = jnp.matmul(matrix, matrix.T, precision=_PRECISION)
         system = noise_var * jnp.eye(len(gram), dtype=y.dtype) + prior_var * gram
         return jax.scipy.linalg.solve(system, y.T, assume_a="pos").T
+
+    def _check(self, y: Array) -> None:
+        if y.shape[1] != len(self.matrix):
+            raise ValueError(
+                f"y must have {len(self.matrix)} numbers a row, as the matrix says; got {checks.came(y)}."
+            )
 
 
 def check_mask(mask: ArrayLike, like: ArrayLike) -> Shaped[Array, "..."]:

@@ -24,6 +24,7 @@ RUN = tuple(f.name for f in dataclasses.fields(training.Options))
 """Options of how a run is done; none of them changes what it learns."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Data:
     """What to learn from."""
@@ -39,6 +40,11 @@ class Data:
     unreadable: Literal["raise", "skip"] = "raise"
     """Files of a folder that cannot be read: an error that names them, or left out with a warning."""
 
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise ValueError("dataset must be a name or a path, got an empty one.")
+
+    @checks.checked
     def source(self, split: str = "train") -> data.Source:
         """The set, of which nothing is read yet."""
         home = self.dataset.startswith("~")
@@ -59,6 +65,7 @@ class Data:
             return self.source()
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Training:
     """How to learn. ValueError for a number of steps, images or parts below 1, or a rate that is not from 0 on."""
@@ -86,6 +93,10 @@ class Training:
             ("microbatches", "part"),
         ):
             checks.whole(name, getattr(self, name), of)
+        if self.batch_size % self.microbatches:
+            raise ValueError(
+                f"microbatches must divide batch_size {self.batch_size}, got {self.microbatches}."
+            )
         checks.within("learning_rate", checks.finite("learning_rate", self.learning_rate), 0)
         if self.ema_decay is not None:
             checks.within("ema_decay", checks.finite("ema_decay", self.ema_decay), 0, 1, below=True)
@@ -102,6 +113,7 @@ class Training:
             b2=0.99,
         )
 
+    @checks.checked
     def make_step(
         self, loss: training.Loss, optimizer: optax.GradientTransformation, *, aux: bool = False
     ) -> training.Step:
@@ -111,6 +123,7 @@ class Training:
         )
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Sampling:
     """How to draw samples."""
@@ -162,7 +175,7 @@ def read_prompts(path: str | Path) -> list[str]:
         raise ValueError(f"--prompts {path}: expected a text file in UTF-8 at this path: {error}.") from None
     try:
         found = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list) or not found or not all(isinstance(x, str) for x in found):
         raise ValueError(f"--prompts {path}: expected a prompt a line, or a list of strings in JSON.")

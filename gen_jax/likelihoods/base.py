@@ -73,12 +73,11 @@ def softplus(x: Array) -> Array:
 
 
 def check_data(likelihood: object, x: Shaped[Array | np.ndarray, "..."]) -> None:
-    """ValueError for data of another kind than a family in [0, 1] has: numbers outside, or integers in compiled code."""
-    if not getattr(likelihood, "bounded", False):
-        return
+    """ValueError for data with NaN, and of a family in [0, 1] for numbers outside, or integers in compiled code."""
+    bounded = getattr(likelihood, "bounded", False)
     if not isinstance(x, jax.core.Tracer):
-        ZERO_ONE.check("x", x)
-    elif jnp.issubdtype(x.dtype, jnp.integer):
+        (ZERO_ONE if bounded else checks.Range()).check("x", x)
+    elif bounded and jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"x must be floating, got {x.dtype}. For bytes: data.to_zero_one or data.binarize.")
 
 

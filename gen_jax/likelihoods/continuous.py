@@ -13,6 +13,7 @@ from gen_jax.likelihoods.base import (
     Data,
     Out,
     as_float,
+    check_data,
     flat_parts,
     in_zero_one,
     parts,
@@ -84,6 +85,7 @@ class Gaussian:
     @checks.checked
     def log_prob(self, out: Out, x: Data) -> Float[Array, "B"]:
         """The sum of the normal log-densities."""
+        check_data(self, x)
         x, *each = flat_parts(out, x, self.outputs(1))
         mean, log_sigma = self._mean_and_log_sigma(*each)
         return (-(jnp.square((x - mean) * jnp.exp(-log_sigma)) + _LOG_2PI) / 2 - log_sigma).sum(1)

@@ -10,7 +10,7 @@ from gen_jax import checks
 def float_name(field: str, dtype: DTypeLike) -> str:
     """The name of a floating-point type, such as "bfloat16". ValueError, which names the `field`, for anything else."""
     try:
-        found = jnp.dtype(dtype)
+        found = None if dtype is None else jnp.dtype(dtype)
     except TypeError:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):

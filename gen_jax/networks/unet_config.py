@@ -137,6 +137,7 @@ class UNetConfig:
     @checks.checked
     def transformer(self, level: int) -> tuple[int, int]:
         """Depth and heads of the transformers of a level; depth 0 is none. The middle is level -1."""
+        checks.whole("level", level, "level", least=-1, most=len(self.channels) - 1)
         if level == -1:
             depth = next((d for d in reversed(self.depth) if d), 0) if self.middle_attention else 0
         else:

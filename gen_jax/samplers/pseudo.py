@@ -11,6 +11,7 @@ error is of order 2, whatever the order of the weights. `LMS` and `DEIS` use the
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from gen_jax import checks
 from gen_jax.diffusion.marginals import Marginals, marginals
@@ -99,7 +100,7 @@ class PNDM:
         return self._tabulate(process, rows)
 
     @checks.checked
-    def between(self, process: Process, asked: Times, t: Marginals, s: Marginals) -> Plan:
+    def between(self, process: Process, asked: Float[np.ndarray, "n"], t: Marginals, s: Marginals) -> Plan:
         """The plan of the warm-up "heun" by its evaluations, whose steps need not begin where the step before ends.
 
         Evaluation 0 steps from `t[0]` to `s[0]`. Evaluation 1 takes the same step again from the same state, by its

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Key, PyTree
 
-from gen_jax import checks
+from gen_jax import checks, programs
 from gen_jax.diffusion import matching
 from gen_jax.diffusion.prediction import Denoiser
-from gen_jax.samplers import programs
 from gen_jax.samplers.multistep import (
     Index,
     Noise,
@@ -50,7 +49,7 @@ def sample(
 ) -> PyTree:
     """Follows `plan` from `x_T` to the last of its times, in one `lax.scan`: jit, vmap, differentiate it.
 
-    Outside `jit`, a second call with the same denoiser and equal shapes compiles nothing (`samplers.programs`).
+    Outside `jit`, a second call with the same denoiser and equal shapes compiles nothing (`gen_jax.programs`).
 
     Args:
         key: of the noise; not the one that drew `x_T`. Sample `i` gets at step `k` the noise of
@@ -85,7 +84,8 @@ def sample(
     check_index(index, x_T)
     matching.check_plan(plan.t, plan.levels, denoise)
     options = (trace, checkpoint, check_finite, on_step)
-    x_0, traced, bad = programs.run(_follower, denoise, options, key, plan, x_T, index)
+    draws = None if plan.noise is None else key  # JAX calls programs of keys more slowly
+    x_0, traced, bad = programs.run(_follower, denoise, options, draws, plan, x_T, index)
     if bad is not None:
         jax.debug.callback(_raise_if_not_finite, plan.t, *bad)
     return x_0 if trace is None else (x_0, traced)
@@ -97,9 +97,9 @@ def _follower(
     """`(key, plan, x_T, index) -> (x_0, traced, how many samples were not finite at each step)`."""
 
     def follow(
-        key: Key[Array, ""], plan: Plan, x_T: PyTree, index: Int[Array, "B"] | None
+        key: Key[Array, ""] | None, plan: Plan, x_T: PyTree, index: Int[Array, "B"] | None
     ) -> tuple[PyTree, PyTree, tuple[Array, Array] | None]:
-        start = init(plan, x_T)
+        start, key = init(plan, x_T), jax.random.key(0) if key is None else key
 
         def shaped(state: State) -> State:
             return state._replace(x=jax.tree.map(like_shape, state.x, start.x))
@@ -142,7 +142,7 @@ def _checkpointed(
 
 def _not_finite(x: PyTree[Array]) -> Int[Array, ""]:
     """How many of the samples have a number that is not finite."""
-    rows = [~jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in jax.tree.leaves(x)]
+    rows = [~jnp.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(1) for x in jax.tree.leaves(x)]
     return functools.reduce(jnp.logical_or, rows).sum()
 
 

@@ -32,6 +32,7 @@ from jaxtyping import Float
 
 from gen_jax import checks
 from gen_jax.diffusion.marginals import marginals
+from gen_jax.diffusion.prediction import check_predicts
 from gen_jax.diffusion.process import DDPM, Process, at_log_snr
 from gen_jax.samplers import named
 from gen_jax.samplers.exponential import DEIS, LMS, DPMSolverPP, SDEDPMSolverPP, UniPC
@@ -145,9 +146,12 @@ class Schedule:
             ValueError: an unknown solver, a process that is not discrete, no step, or more steps than fit.
         """
         method = find(solver)
+        check_predicts(predicts)
         t, s = (end[start:stop] for end in self._steps(process, solver, n))
         if not len(t):
-            raise ValueError(f"expected at least one of the {n} steps, got those from {start} to {stop}.")
+            raise ValueError(
+                f"start and stop must leave at least one of the {n} steps, got {start} and {stop}."
+            )
         if isinstance(method, PNDM):
             method = dataclasses.replace(method, combined="v" if predicts == "v" else "eps")
         if isinstance(method, DDIM) and _family(solver).strides:
@@ -175,7 +179,7 @@ class Schedule:
     @checks.checked
     def is_karras(self, solver: SolverName) -> bool:
         """Whether the grid of this solver is Karras's."""
-        return self.karras and _family(solver).karras
+        return _family(solver).karras and self.karras
 
     @checks.checked
     def deviation(self, process: Process, solver: SolverName, n: Count) -> float:

@@ -77,6 +77,7 @@ class Tokenizer:
             known.add(token)
 
     @classmethod
+    @checks.checked
     def load(cls, folder: str | os.PathLike[str]) -> "Tokenizer":
         """The tokenizer of a model folder.
 
@@ -103,6 +104,8 @@ class Tokenizer:
     @checks.checked
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the files that `load` reads, into a folder that is there; `transformers` reads them too."""
+        if not Path(folder).expanduser().is_dir():
+            raise ValueError(f"folder must be there, got {folder}: make it first.")
         files.write(
             Path(folder).expanduser(),
             files.Files(self.vocabulary, self.merges, self.length, self.pad, self.added),
@@ -182,6 +185,8 @@ class Tokenizer:
 
         It encodes to the same ids again, unless they begin or end within a character. ValueError for an unknown id.
         """
+        if isinstance(ids, str):
+            raise ValueError(f"ids must be whole numbers, got {checks.came(ids)}.")
         out, rest = bytearray(), list[int]()
         for i in map(int, ids):
             if not 0 <= i < self.vocab_size:

@@ -1,11 +1,14 @@
 """Checkpoints: Orbax, asynchronous and atomic, each with a checksum that is verified before use."""
 
+import contextlib
 import json
+import os
+import re
 import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from gen_jax import checks
+from gen_jax import checks, small_files
 from gen_jax.training import ema as averages
 from gen_jax.training.fingerprint import check_arrays, describe, fingerprint
 from gen_jax.training.state import TrainState
@@ -26,6 +29,10 @@ AVERAGE = "ema_params"
 
 DIRECTORY = "checkpoints"
 """Name of the directory inside a workdir."""
+
+
+_DESCRIBES, _SHAPES = re.compile(r"_|metadata$|manifest\.ocdbt$"), "array_metadatas"
+"""Of files that say what there is: how their names begin, and the directory of the rest."""
 
 
 class CheckpointError(ValueError):
@@ -116,6 +123,7 @@ class Checkpoints:
         from orbax.checkpoint import checkpoint_managers as policies
 
         self.directory = Path(directory).expanduser().absolute()
+        _refuse_large(self.directory)
         stays = [policies.LatestN(keep), *map(FirstFrom, keep_from)]
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -123,6 +131,7 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(stays),
                 cleanup_tmp_directories=create,
                 create=create,
+                lightweight_initialize=not create,  # or it looks into those that a run is replacing
             ),
         )
 
@@ -140,7 +149,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are complete, oldest first."""
         self._manager.wait_until_finished()
-        return sorted(self._manager.all_steps())
+        return sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
 
     @checks.checked
     def save(self, state: TrainState, meta: Mapping[str, object]) -> None:
@@ -198,11 +207,10 @@ class Checkpoints:
     ) -> tuple[dict[str, PyTree], Json, dict[int, Exception]] | None:
         """`(items, meta, damaged)` of the newest whole checkpoint, or of the first one at or after a step.
 
-        Items are as in `target(meta)`.
+        Items are as in `target(meta)`. A checkpoint that goes while it is read is no damaged one: its successor is there.
         """
         damaged: dict[int, Exception] = {}
-        steps = [step for step in self.steps() if first_from is None or step >= first_from]
-        for step in sorted(steps, reverse=first_from is None):
+        while (step := self._next(damaged, first_from)) is not None:
             try:
                 meta = self._meta(step)
             except Exception as error:  # the storage layers raise all sorts on damaged files
@@ -212,9 +220,13 @@ class Checkpoints:
             try:
                 items = self._items(step, target(meta))
                 verify(items, meta["checksum"])
-                return items, meta, damaged
             except Exception as error:
                 damaged[step] = error
+                continue
+            there = {
+                n: e for n, e in damaged.items() if n > step or (first_from is not None and self._is_there(n))
+            }
+            return items, meta, there
         if damaged:
             reasons = "".join(f"\n  step {step}: {first_line(error)}" for step, error in damaged.items())
             raise CheckpointError(
@@ -223,11 +235,25 @@ class Checkpoints:
             )
         return None
 
+    def _next(self, tried: Collection[int], first_from: int | None) -> int | None:
+        """The next step to read. A run that goes on may have replaced those that were there before."""
+        steps = [
+            step for step in self.steps() if step not in tried and (first_from is None or step >= first_from)
+        ]
+        return (max if first_from is None else min)(steps, default=None)
+
+    def _is_there(self, step: int) -> bool:
+        return (self.directory / str(step)).exists()
+
     @checks.checked
     def saved(self, step: int, item: str) -> PyTree:
-        """Shapes and dtypes of an item as it is on disk, a tree of dicts and lists."""
+        """Shapes and dtypes of an item as it is on disk, a tree of dicts and lists; ValueError where it is not there."""
         import orbax.checkpoint as ocp
 
+        if not (self.directory / str(step) / item).is_dir():
+            raise ValueError(
+                f"there is no item {item!r} of step {step} in {self.directory}, which has the steps {self.steps()}."
+            )
         return ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / item).tree
 
     def _meta(self, step: int) -> Json:
@@ -265,6 +291,18 @@ class Checkpoints:
 
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
+
+
+def _refuse_large(directory: Path) -> None:
+    """CheckpointError where a file that says what there is is larger than any is: Orbax would read all of it."""
+    for parent, _, names in os.walk(directory):  # not `glob`, which fails where one is removed meanwhile
+        for file in (Path(parent, name) for name in names if _DESCRIBES.match(name) or _SHAPES in parent):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                if file.is_file() and (size := file.stat().st_size) > small_files.MOST_BYTES:
+                    raise CheckpointError(
+                        f"{file} has {size:,} bytes, where at most {small_files.MOST_BYTES:,} were expected: move the "
+                        "checkpoint that it is of away."
+                    )
 
 
 def prove(state: TrainState, meta: Mapping[str, object]) -> None:

@@ -90,7 +90,9 @@ def from_names(named: Mapping[str, PyTree]) -> PyTree:
 def check_names(names: Collection[str]) -> None:
     """Raise ValueError unless these can name averages: they are names of directories in a checkpoint."""
     if isinstance(names, str) or not names or not all(re.fullmatch(r"[\w-]+", name) for name in names):
-        raise ValueError(f"need one or more names of averages, of letters, digits, - and _; got {[*names]}")
+        raise ValueError(
+            f"ema must have one or more names of averages, of letters, digits, - and _; got {[*names]}"
+        )
 
 
 def start(params: PyTree) -> PyTree:

@@ -77,8 +77,8 @@ class Repeated:
         first = next(iter(self._pass()), None)
         if first is None:
             raise ValueError(f"source has no batches, got {checks.came(source)}.")
-        self._first = as_batch(first, "first")
-        self._rows = num_rows(self._first, "first")
+        self._first = as_batch(first, "the first batch of source")
+        self._rows = num_rows(self._first, "the first batch of source")
         self.batch_size = self._rows * jax.process_count()
         self._iterator = self._endless()
 

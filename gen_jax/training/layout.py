@@ -69,7 +69,7 @@ class Layout:
         return self.sharding(None, AXIS) if stacked else self.sharding(AXIS)
 
     @checks.checked
-    def state_sharding(self, state: PyTree) -> PyTree:
+    def state_sharding(self, state: PyTree | None) -> PyTree:
         """Replicated, or under `fsdp` split along the largest dimension that the mesh divides."""
 
         def leaf(x: Shaped) -> NamedSharding:
@@ -97,7 +97,7 @@ class Layout:
         return jax.tree.map(_put, state, self.state_sharding(state))
 
     @checks.checked
-    def put_frozen(self, tree: PyTree) -> PyTree:
+    def put_frozen(self, tree: PyTree | None) -> PyTree:
         """Place weights as `put_state` does, without a copy of what is in its place already."""
         put = lambda x, sharding: x if _placed(x, sharding) else _put(x, sharding, copy=False)
         return jax.tree.map(put, tree, self.state_sharding(tree))

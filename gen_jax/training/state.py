@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Annotated, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,9 @@ class Aux(NamedTuple):
 
     step: Int[Array, ""]
     """Steps done so far, int32: a term may be warmed up, a schedule of a consistency loss followed."""
-    ema_params: PyTree
+    ema_params: PyTree | None
     """The running average before this step, as in `TrainState`: a teacher."""
-    frozen: PyTree
+    frozen: PyTree | None
     """Weights that are not trained, as given to `fit` or to the compiled step; None where there are none."""
 
 
@@ -47,9 +47,9 @@ class TrainState(NamedTuple):
     step: Annotated[Int[Array, ""], checks.Range(0)]
     """Steps done so far, int32."""
     params: PyTree
-    opt_state: PyTree
+    opt_state: PyTree | None
     """What the optimizer remembers."""
-    ema_params: PyTree
+    ema_params: PyTree | None
     """Running average of `params`, to sample with, in float32 or better; None without one, a dict of several by name."""
     key: Key[Array, ""]
     """The seed. It never changes: step `k` draws from `fold_in(key, k)`."""
@@ -261,7 +261,7 @@ def make_step(
         norm = optax.tree.norm(jax.lax.optimization_barrier(grads))
         metrics = {"loss": value, "grad_norm": norm, **metrics}
         if isinstance(opt_state, SkipState):
-            metrics["skipped"] = opt_state.skipped - state.opt_state.skipped
+            metrics["skipped"] = opt_state.skipped - cast(SkipState, state.opt_state).skipped
         metrics = {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
         return TrainState(state.step + 1, params, opt_state, ema_params, state.key), metrics
 

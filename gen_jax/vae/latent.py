@@ -22,7 +22,7 @@ from flax import linen as nn
 from flax.errors import FlaxError
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from gen_jax import checks
+from gen_jax import checks, programs
 from gen_jax.data.transforms import to_uint8, to_unit
 from gen_jax.likelihoods import Gaussian, Likelihood
 from gen_jax.likelihoods.base import as_float
@@ -69,7 +69,7 @@ class Params(NamedTuple):
 
     autoencoder: PyTree
     codebook: Codebook | None = None
-    discriminator: PyTree = None
+    discriminator: PyTree | None = None
 
 
 @checks.checked
@@ -240,14 +240,8 @@ def statistics(
 
     checks.tree("params", params)
     checks.some("images", images)
-
-    @jax.jit
-    def sums(params: PyTree, image: Array) -> tuple[Array, ...]:
-        mean, log_std = found = posterior(net, params, to_unit(image))
-        kl = kl_to_prior(found).sum((1, 2, 3))
-        return mean.mean((1, 2)), jnp.square(mean).mean((1, 2)), jnp.exp(2 * log_std).mean((1, 2)), kl
-
-    parts = list(_in_batches(lambda image: sums(params, image), images, batch_size))
+    sums = lambda image: programs.run(_sums, net, (), params, image)
+    parts = list(_in_batches(sums, images, batch_size))
     mean, square, noise, kl = (np.concatenate(x).astype(np.float64).mean(0) for x in zip(*parts, strict=True))
     return Statistics(mean, np.sqrt(square - np.square(mean) + noise), np.sqrt(noise), float(kl))
 
@@ -289,15 +283,32 @@ def reconstruct(
 
     checks.tree("params", params)
     checks.some("images", images)
+    again = lambda image: programs.run(_again, net, (quantiser,), params, image)
+    return np.concatenate([part for (part,) in _in_batches(again, images, batch_size)])
 
-    @jax.jit
-    def run(params: PyTree, image: Array) -> tuple[Array]:
+
+def _sums(net: nn.Module) -> Callable[[PyTree, Array], tuple[Array, ...]]:
+    """`(params, image)` to the means of `z`, `z^2` and its variance over pixels, and the KL."""
+
+    def sums(params: PyTree, image: Array) -> tuple[Array, ...]:
+        mean, log_std = found = posterior(net, params, to_unit(image))
+        kl = kl_to_prior(found).sum((1, 2, 3))
+        return mean.mean((1, 2)), jnp.square(mean).mean((1, 2)), jnp.exp(2 * log_std).mean((1, 2)), kl
+
+    return sums
+
+
+def _again(
+    net: nn.Module, quantiser: Callable[[Array], Array] | None
+) -> Callable[[PyTree, Array], tuple[Array]]:
+    """`(params, image)` to the image that is decoded."""
+
+    def again(params: PyTree, image: Array) -> tuple[Array]:
         z = posterior(net, params, to_unit(image)).mean
         z = z if quantiser is None else quantiser(z)
         return (to_uint8(cast(Array, net.apply(params, z, method="decode"))),)
 
-    parts = _in_batches(lambda image: run(params, image), images, batch_size)
-    return np.concatenate([part for (part,) in parts])
+    return again
 
 
 def _in_batches(

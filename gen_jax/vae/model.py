@@ -1,6 +1,7 @@
 """The model of a VAE: bounds on `log p(x)`, samples, reconstructions and interpolations."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple, TypeAlias, cast
 
@@ -9,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
-from gen_jax import checks, keys
+from gen_jax import checks, keys, programs
 from gen_jax.likelihoods import Likelihood
 from gen_jax.likelihoods.base import as_float, check_data, flat
 from gen_jax.types import Count, Size
+from gen_jax.vae import importance
 
 Data: TypeAlias = Annotated[Num[Array, "B *x"], checks.Range()]
 """Data of the likelihood."""
@@ -42,6 +44,7 @@ class Elbo(NamedTuple):
     """`KL(q(z | x) || p(z))`; in a hierarchical VAE `[B, L]`, one KL for each level."""
 
     @classmethod
+    @checks.checked
     def of(cls, reconstruction: Float[Array, "B"], kl: Float[Array, "B *levels"]) -> "Elbo":
         """The bound of these terms, in float32 or better."""
         reconstruction, kl = as_float(reconstruction), as_float(kl)
@@ -157,23 +160,11 @@ class VAE:
                 output of 256 MiB. If there are more, the samples are computed chunk by chunk, and recomputed for the
                 gradient: a third more time, but bounded memory.
         """
-        posterior = self.encode(params, x, label)
+        check(self.likelihood, x)
         chunk = self.chunk_for(params, label, 2**26) if chunk is None else chunk
-        groups = _groups(num_samples, max(1, chunk // max(len(x), 1)))
+        groups = -(-num_samples // max(1, chunk // max(len(x), 1)))
         size = -(-num_samples // groups)
-
-        def part(start: Int[Array, ""] | int) -> Float[Array, "B"]:
-            samples = start + jnp.arange(size)
-            eps = self.noise(key, len(x), samples, index)
-            log_w = self.log_weights(params.decoder, self.latents(posterior, eps), posterior, x, label)
-            return jax.nn.logsumexp(jnp.where(samples[None] < num_samples, log_w, -jnp.inf), axis=1)
-
-        if groups == 1:
-            return part(0) - math.log(num_samples)
-        part = jax.checkpoint(part)
-        add = lambda total, start: (jnp.logaddexp(total, part(start)), None)
-        total, _ = jax.lax.scan(add, part(0), size * jnp.arange(1, groups))
-        return total - math.log(num_samples)
+        return programs.run(_iwae, self, (num_samples, size), params, key, x, label, index)
 
     @checks.checked
     def log_prob(
@@ -189,28 +180,17 @@ class VAE:
     ) -> Float[Array, "B"]:
         """`log p(x)` in nats by importance sampling: `iwae` for many samples and examples, a lower bound in the mean.
 
-        `chunk` latents are decoded at once (by default as many as give the decoder an output of 32 MiB). Jit it. If `x`
+        `chunk` latents are decoded at once (by default as many as give the decoder an output of 32 MiB). If `x`
         is sharded over devices along its first axis, so is the work, with the same result.
         """
+        check(self.likelihood, x)
         count = len(x)
         if not count:
             return jnp.zeros(0)
+        check(self.likelihood, x)
         chunk = self.chunk_for(params, label, 2**23) if chunk is None else chunk
-        size = min(count, chunk, 128)
-        chunks = -(-count // size)
         index = keys.example_index(count)[0] if index is None else index
-
-        def split(a: Array) -> Array:
-            """`[chunks, size, ...]`: a chunk has examples at even distances, so that every device has some of them."""
-            a = jnp.concatenate([a, jnp.broadcast_to(a[:1], (chunks * size - count, *a.shape[1:]))])
-            return a.reshape(size, chunks, *a.shape[1:]).swapaxes(0, 1)
-
-        def one(part: tuple[Array, Array, Array | None]) -> Float[Array, "size"]:
-            x, index, label = part
-            return self.iwae(params, key, x, num_samples, label, index=index, chunk=chunk)
-
-        parts = split(x), split(index), None if label is None else split(label)
-        return jax.lax.map(one, parts).swapaxes(0, 1).reshape(-1)[:count]
+        return programs.run(_log_prob, self, (num_samples, chunk), params, key, x, label, index)
 
     @checks.checked
     def sample(
@@ -280,6 +260,7 @@ class VAE:
         label: Int[Array, "B"] | None,
     ) -> Float[Array, "B k"]:
         """`log p(x | z) + log p(z) - log q(z | x)`."""
+        check(self.likelihood, x)
         count, k = z.shape[:2]
         rows = z.reshape(count * k, *self.latent_shape)
         labels = given(None if label is None else jnp.repeat(label, k))
@@ -315,6 +296,30 @@ def given(label: Int[Array, "B"] | None) -> tuple[Array, ...]:
     return () if label is None else (label,)
 
 
-def _groups(count: int, most: int) -> int:
-    """The number of chunks for `count` samples, at most `most` of them in each."""
-    return -(-count // most)
+def _iwae(model: VAE, num_samples: int, size: int) -> Callable[..., Float[Array, "B"]]:
+    """`VAE.iwae` as `(params, key, x, label, index) -> [B]`, `size` samples at a time."""
+
+    def iwae(
+        params: Params, key: Key[Array, ""], x: Array, label: Array | None, index: Array | None
+    ) -> Float[Array, "B"]:
+        posterior = model.encode(params, x, label)
+
+        def log_weights(samples: Int[Array, "s"]) -> Float[Array, "s B"]:
+            z = model.latents(posterior, model.noise(key, len(x), samples, index))
+            return model.log_weights(params.decoder, z, posterior, x, label).T
+
+        return importance.mean_weight(log_weights, num_samples, size)
+
+    return iwae
+
+
+def _log_prob(model: VAE, num_samples: int, chunk: int) -> Callable[..., Float[Array, "B"]]:
+    """`VAE.log_prob` as `(params, key, x, label, index) -> [B]`."""
+
+    def log_prob(
+        params: Params, key: Key[Array, ""], x: Array, label: Array | None, index: Array
+    ) -> Float[Array, "B"]:
+        one = lambda x, label, index: model.iwae(params, key, x, num_samples, label, index=index, chunk=chunk)
+        return importance.in_chunks(one, min(chunk, 128), x, label, index)
+
+    return log_prob

@@ -2,9 +2,33 @@
 
 from typing import Any
 
-from tests.api import bounds, densities, guidance, layers, models, pictures, processes, texts, trainings
+from tests.api import (
+    bounds,
+    densities,
+    guidance,
+    layers,
+    methods,
+    models,
+    objects,
+    pictures,
+    processes,
+    texts,
+    trainings,
+)
 
-MODULES = (densities, pictures, texts, bounds, layers, processes, guidance, trainings, models)
+MODULES = (
+    densities,
+    pictures,
+    texts,
+    bounds,
+    layers,
+    processes,
+    guidance,
+    trainings,
+    models,
+    methods,
+    objects,
+)
 
 
 def all_of() -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Every public function, called with one wrong argument at a time: nothing is silent, and each error names its argument.
+"""All that is public, called with one wrong argument at a time: nothing is silent, and each error names its argument.
 
 The calls are made in a process of their own, without the type checker of the tests, as users make them.
 """
 
+import inspect
 import json
 import subprocess
 import sys
@@ -28,8 +29,9 @@ def test_a_wrong_argument_is_named(parts, least):
     assert sum(o["what"] == "clear" for o in found) >= least
 
 
-def test_every_public_function_is_held_to_its_annotations():
-    assert [path for path, function in walk.public().items() if not hasattr(function, "__checked__")] == []
+def test_all_that_is_public_is_held_to_its_annotations():
+    is_held = lambda each: hasattr(each.__init__ if inspect.isclass(each) else each, "__checked__")
+    assert [path for path, each in walk.public().items() if not is_held(each)] == []
 
 
 def test_a_silent_fault_is_found():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from gen_jax import checks, keys
+from gen_jax import checks, keys, programs
 
 Times: TypeAlias = Shaped[Array | np.ndarray, "*t"] | np.number | float | int
 """A time or an array of times, of jax or numpy."""
@@ -18,15 +18,15 @@ Times: TypeAlias = Shaped[Array | np.ndarray, "*t"] | np.number | float | int
 
 @dataclass(frozen=True)
 class _OfProcess(checks.Range):
-    """From 0 to the last time of the process whose method is called."""
+    """From 0 to the last time of the process whose method is called, or that an object has."""
 
     least: float | int = 0
     on_host: bool = True
 
     def of(self, owner: object) -> checks.Range:
         """With the process at hand."""
-        t_max = getattr(owner, "t_max", np.inf)
-        return _UpTo(0, t_max * (1 + 1e-6)) if isinstance(t_max, float | int) else self
+        t_max = getattr(getattr(owner, "process", owner), "t_max", np.inf)
+        return _up_to(t_max) if isinstance(t_max, float | int) else self
 
 
 class _UpTo(checks.Range):
@@ -38,6 +38,11 @@ class _UpTo(checks.Range):
         return f"in [0, {self.most:g}], the times of the process: 0 is the data"
 
 
+@functools.lru_cache
+def _up_to(t_max: float) -> _UpTo:
+    return _UpTo(0, t_max * (1 + 1e-6), on_host=True)
+
+
 Time: TypeAlias = Annotated[Times, _OfProcess()]
 """`Times` of the process whose method is called, from 0 to `t_max`."""
 
@@ -45,6 +50,8 @@ _HOST = checks.Range(on_host=True)
 _Numbers: TypeAlias = Annotated[Float[Array | np.ndarray, "..."], _HOST]
 Values: TypeAlias = Float[Array | np.ndarray, "*t"] | np.floating
 """One value for each time, in the library of the times."""
+Shares: TypeAlias = Annotated[Values, checks.Range(0, 1, on_host=True)]
+"""Numbers from 0 to 1, of which a process makes times."""
 
 Given = TypeVar("Given", bound=Values)
 """Values whose library and dtype the result has too."""
@@ -103,7 +110,7 @@ class Process(Protocol):
         with np.errstate(divide="ignore"):
             return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
-    def times(self, u: Values) -> Values:
+    def times(self, u: Shares) -> Values:
         """Training times for `u` in [0, 1): `t_min + (t_max - t_min) u`."""
         return self.t_min + (self.t_max - self.t_min) * u
 
@@ -151,20 +158,33 @@ def at_log_snr(process: Process, values: Annotated[Given, checks.Range(finite=Fa
 
     Where no time has a value, the result is the nearer end.
     """
-    xp, target = as_float(values)
-    ends = xp.full_like(target, process.t_min), xp.full_like(target, process.t_max)
-
-    def halve(_: int | Array, ends: tuple[Values, Values]) -> tuple[Values, Values]:
-        middle = 0.5 * (ends[0] + ends[1])
-        noisier = xp.asarray(process.log_snr(middle)) < target
-        return xp.where(noisier, ends[0], middle), xp.where(noisier, middle, ends[1])
-
-    bits = 8 * target.dtype.itemsize  # each halving gives one bit of the answer
+    _, target = as_float(values)
     if isinstance(target, Array):
-        low, high = jax.lax.fori_loop(0, bits, halve, ends)
-    else:
-        low, high = functools.reduce(lambda ends, i: halve(i, ends), range(bits), ends)
-    return cast(Given, 0.5 * (low + high))
+        return cast(Given, programs.run(_bisection, process, (), target))
+    return cast(Given, _bisection(process)(target))
+
+
+def _bisection(process: Process) -> Callable[[Values], Values]:
+    """`log_snr -> t`."""
+
+    def bisect(target: Values) -> Values:
+        xp = namespace(target)
+        ends = xp.full_like(target, process.t_min), xp.full_like(target, process.t_max)
+
+        def halve(_: int | Array, ends: tuple[Values, Values]) -> tuple[Values, Values]:
+            middle = 0.5 * (ends[0] + ends[1])
+            noisier = xp.asarray(process.log_snr(middle)) < target
+            return xp.where(noisier, ends[0], middle), xp.where(noisier, middle, ends[1])
+
+        bits = 8 * target.dtype.itemsize  # each halving gives one bit of the answer
+        if isinstance(target, Array):
+            low, high = jax.lax.fori_loop(0, bits, halve, ends)
+        else:
+            low, high = functools.reduce(lambda ends, i: halve(i, ends), range(bits), ends)
+        middle: Values = 0.5 * (low + high)
+        return middle
+
+    return bisect
 
 
 @checks.checked
@@ -235,7 +255,9 @@ def as_float(t: Times) -> tuple[Namespace, Values]:
 def check_t_min(process: Process) -> None:
     """Raises a ValueError unless `0 < t_min < t_max`."""
     if not 0 < process.t_min < process.t_max:
-        raise ValueError(f"t_min must lie in (0, {process.t_max:g}), got {process.t_min}; try 1e-3.")
+        raise ValueError(
+            f"t_min must lie in (0, {process.t_max:g}), where t_max is, got {process.t_min:g}; try 1e-3."
+        )
 
 
 # Of processes with alpha^2 + sigma^2 = 1, from log(alpha): near the data 1 - alpha^2 would have no correct digit.

@@ -9,6 +9,7 @@ from jaxtyping import Array
 from gen_jax import checks
 from gen_jax.diffusion.process.base import (
     Process,
+    Shares,
     Time,
     Values,
     as_float,
@@ -232,7 +233,7 @@ class EDM(Process):
         return as_float(t)[1]
 
     @checks.checked
-    def times(self, u: Values) -> Values:
+    def times(self, u: Shares) -> Values:
         """Training times for `u` in [0, 1): quantiles of the log-normal distribution of `sigma`."""
         xp, u = as_float(u)
         if isinstance(u, Array):

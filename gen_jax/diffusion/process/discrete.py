@@ -12,6 +12,7 @@ from gen_jax import checks
 from gen_jax.diffusion.process.base import (
     Namespace,
     Process,
+    Shares,
     Time,
     Times,
     Values,
@@ -21,6 +22,8 @@ from gen_jax.diffusion.process.base import (
 )
 from gen_jax.types import Betas
 
+MOST_STEPS = 10**6
+"""Of a process, whose tables have an entry for each."""
 LARGE_ALPHA = 0.2
 """From which on `alpha_T` is worth a warning: `x_T` then holds so much of the data, and the prior is pure noise."""
 
@@ -53,7 +56,8 @@ class DDPM(Process):
     A `UserWarning` says where `alpha_T` is above 0.2, as with few steps and betas that are meant for many.
 
     Raises:
-        ValueError: `num_steps` below 1, an unknown schedule, betas outside (0, 1), or decreasing ones of a schedule.
+        ValueError: `num_steps` below 1 or above a million, an unknown schedule, betas outside (0, 1), or decreasing ones
+            of a schedule.
     """
 
     num_steps: int = 1000
@@ -84,6 +88,10 @@ class DDPM(Process):
 
     def _check(self) -> None:
         checks.choice("schedule", self.schedule, ("linear", "scaled_linear", "cosine"))
+        if self.num_steps > MOST_STEPS:
+            raise ValueError(
+                f"num_steps must be at most {MOST_STEPS:,}, got {self.num_steps:,}: VP is the limit of many steps."
+            )
         if self.zero_terminal_snr and self.num_steps < 2:
             raise ValueError("zero_terminal_snr needs num_steps of at least 2.")
         if self.own_betas is not None:
@@ -189,7 +197,7 @@ class DDPM(Process):
         return preserving_log_snr(self.log_alpha(t))
 
     @checks.checked
-    def times(self, u: Values) -> Values:
+    def times(self, u: Shares) -> Values:
         """Training times for `u` in [0, 1): the integers `1 + floor(T u)`, as floats."""
         xp, u = as_float(u)
         return xp.minimum(1 + xp.floor(self.num_steps * u), self.t_max)  # a u just below 1 may round to T + 1
