@@ -10,9 +10,9 @@ A text encoder is as large as a third of the U-Net of Stable Diffusion XL, and n
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
@@ -107,21 +107,27 @@ def _ready(batch: Batch) -> Encoded:
 
 def _encoded(condition: Text, params: PyTree, texts: list[str], size: int) -> Iterator[dict[str, np.ndarray]]:
     """The rows in order, `size` at a time, over all devices of this process."""
-    layout, all_shown = Layout(mesh=local_mesh()), replace(condition, dropout=0.0, zero_null=False)
+    layout = Layout(mesh=local_mesh())
     size = -(-size // layout.shards) * layout.shards
     params = layout.put_data(params)
-
-    @jax.jit
-    def encode(params: PyTree, tokens: PyTree) -> PyTree:
-        said = condition.encode(params, all_shown.of_batch(jax.random.key(0), tokens))
-        found = {"context": said.context} | ({"pooled": said.pooled} if condition.sizes else {})
-        return jax.tree.map(lambda x: x.astype(jnp.float32), found)
-
+    encode = _encoder(replace(condition, dropout=0.0, zero_null=False))
     for start in range(0, len(texts), size):
         rows = texts[start : start + size]
         tokens = condition.prepare({"text": np.array(rows + [""] * (size - len(rows)), object)})
         found = jax.device_get(encode(params, jax.device_put(tokens, layout.batch_sharding(False))))
         yield {name: x[: len(rows)] for name, x in found.items()}
+
+
+@lru_cache(maxsize=16)
+def _encoder(condition: Text) -> Callable[[PyTree, PyTree], PyTree]:
+    """`(params, tokens)` to what the network is told, compiled."""
+
+    def encode(params: PyTree, tokens: PyTree) -> PyTree:
+        said = condition.encode(params, condition.of_batch(jax.random.key(0), tokens))
+        found = {"context": said.context} | ({"pooled": said.pooled} if condition.sizes else {})
+        return jax.tree.map(lambda x: x.astype(jnp.float32), found)
+
+    return jax.jit(encode)
 
 
 def _sizes(condition: Text, source: Arrays) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ step (`training.Aux.frozen`).
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from gen_jax import checks
+from gen_jax import checks, programs
 from gen_jax.codec import Latents
 from gen_jax.data import Arrays, Random, Source, cache
 from gen_jax.data.protocol import Stored, read, stack
@@ -85,17 +85,18 @@ def _encoded(codec: Latents, params: PyTree, source: Source, size: int) -> Itera
     layout, name = Layout(mesh=local_mesh()), codec.name
     size = -(-size // layout.shards) * layout.shards
     params = layout.put_data(params)
-
-    @jax.jit
-    def encode(params: PyTree, image: Array) -> PyTree:
-        return codec.moments({"image": image}, params)
-
+    encode = partial(programs.run, _encoder, codec, ())
     for start in range(0, len(source), size):
         batch = stack(read(source, range(start, min(start + size, len(source)))))
         image = batch.pop("image")
         filled = np.concatenate([image, np.repeat(image[-1:], size - len(image), axis=0)])
         mean, deviation = jax.device_get(encode(params, jax.device_put(filled, layout.batch_sharding(False))))
         yield {name: mean[: len(image)], f"{name}_deviation": deviation[: len(image)], **batch}
+
+
+def _encoder(codec: Latents) -> Callable[[PyTree, Array], PyTree]:
+    """`(params, image)` to mean and deviation."""
+    return lambda params, image: codec.moments({"image": image}, params)
 
 
 def _fingerprint(codec: Latents, params: PyTree, source: Source) -> str:

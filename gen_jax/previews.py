@@ -15,14 +15,14 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree, Shaped, UInt8
+from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
-from gen_jax import checks, plots
+from gen_jax import checks, plots, programs
 from gen_jax.codec import Latents
 from gen_jax.data.transforms import to_uint8
 from gen_jax.generate import OnStep, Weights
 from gen_jax.model import Model
-from gen_jax.networks.autoencoder_tiny import AutoencoderTinyConfig
+from gen_jax.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from gen_jax.types import Count
 
 See: TypeAlias = Callable[[np.ndarray], np.ndarray]
@@ -49,8 +49,9 @@ def linear(model: Model, weights: Weights, images: UInt8[np.ndarray, "N H W D"] 
     images = squares(16 * factor, 4 * factor, channels) if images is None else images
     if "autoencoder" not in weights:
         raise ValueError(f'weights must have those of the "autoencoder", got {checks.came(weights)}.')
-    encode = jax.jit(codec.at(*images.shape[1:3]).encode)
-    matrix, offset = fit(np.asarray(encode({"image": images}, weights["autoencoder"])), images)
+    sized = codec.at(*images.shape[1:3])
+    x_0 = programs.run(_encoder, sized, (), {"image": images}, weights["autoencoder"])
+    matrix, offset = fit(np.asarray(x_0), images)
     return lambda x_0: _bytes(x_0 @ matrix + offset)
 
 
@@ -86,10 +87,17 @@ def tiny(config: AutoencoderTinyConfig, params: PyTree) -> See:
     """Images of latents by a tiny autoencoder with these parameters (TAESD), which knows latents as the network does."""
     checks.tree("params", params)
     net = config.build()
-    decode = jax.jit(lambda params, z: to_uint8(jnp.asarray(net.apply(params, z, method="decode"))))
     host = jax.local_devices(backend="cpu")[0]  # other devices are busy with the samples
     params = jax.device_put(params, host)
-    return lambda x_0: np.asarray(decode(params, jax.device_put(x_0, host)))
+    return lambda x_0: np.asarray(programs.run(_decoder, net, (), params, jax.device_put(x_0, host)))
+
+
+def _encoder(codec: Latents) -> Callable[..., Array]:
+    return codec.encode
+
+
+def _decoder(net: AutoencoderTiny) -> Callable[..., Array]:
+    return lambda params, z: to_uint8(jnp.asarray(net.apply(params, z, method="decode")))
 
 
 def _bytes(x: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:

@@ -1,6 +1,7 @@
 """Batches for a training run: rows of arrays on the device, or a stream for what does not fit."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -74,25 +75,29 @@ class InMemory:
         `e, i = divmod(step, N // batch_size)`: a pure function of key and step, whatever `num_steps`, which
         is what makes a resumed run the same run. `step` may be traced, `num_steps` not; it may span epochs.
         """
-        per_epoch = self.batches_per_epoch
-        steps = jnp.asarray(step, jnp.int32) + jnp.arange(num_steps, dtype=jnp.int32)
-        epochs, batches = jnp.divmod(steps, per_epoch)
-        # The most epochs that num_steps batches can touch, wherever they begin. Only those they do touch are
-        # shuffled: a permutation of 60,000 rows takes a CPU tens of milliseconds.
-        bound = 1 + (num_steps + per_epoch - 2) // per_epoch
+        return _select(self.key, jnp.asarray(step, jnp.int32), self.num_examples, self.batch_size, num_steps)
 
-        def order(epoch: Int[Array, ""]) -> Int[Array, "n"]:
-            return jax.lax.cond(epoch <= epochs[-1], self._order, lambda _: self._rows(), epoch)
 
-        orders = jax.lax.map(order, epochs[0] + jnp.arange(bound, dtype=jnp.int32))
-        columns = batches[:, None] * self.batch_size + jnp.arange(self.batch_size, dtype=jnp.int32)[None, :]
-        return orders[(epochs - epochs[0])[:, None], columns]
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _select(
+    key: Key[Array, ""], step: Int[Array, ""], num_examples: int, batch_size: int, num_steps: int
+) -> Int[Array, "{num_steps} {batch_size}"]:
+    """The rows of the batches of some steps."""
+    per_epoch = num_examples // batch_size
+    steps = step + jnp.arange(num_steps, dtype=jnp.int32)
+    epochs, batches = jnp.divmod(steps, per_epoch)
+    # The most epochs that num_steps batches can touch, wherever they begin. Only those they do touch are
+    # shuffled: a permutation of 60,000 rows takes a CPU tens of milliseconds.
+    bound = 1 + (num_steps + per_epoch - 2) // per_epoch
+    rows = jnp.arange(num_examples, dtype=jnp.int32)
 
-    def _order(self, epoch: Int[Array, ""]) -> Int[Array, "n"]:
-        return jax.random.permutation(jax.random.fold_in(self.key, epoch), self._rows())
+    def order(epoch: Int[Array, ""]) -> Int[Array, "n"]:
+        shuffled = lambda: jax.random.permutation(jax.random.fold_in(key, epoch), rows)
+        return jax.lax.cond(epoch <= epochs[-1], shuffled, lambda: rows)
 
-    def _rows(self) -> Int[Array, "n"]:
-        return jnp.arange(self.num_examples, dtype=jnp.int32)
+    orders = jax.lax.map(order, epochs[0] + jnp.arange(bound, dtype=jnp.int32))
+    columns = batches[:, None] * batch_size + jnp.arange(batch_size, dtype=jnp.int32)[None, :]
+    return orders[(epochs - epochs[0])[:, None], columns]
 
 
 @checks.checked

@@ -26,6 +26,8 @@ MOST = 256
 TRACED = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
 """What a process raises whose parameters are traced."""
 _compared: dict[object, weakref.ref[Array]] = {}
+_kinds: weakref.WeakSet[type] = weakref.WeakSet()
+"""Types of processes."""
 
 
 def mark(denoise: Denoise, process: Process, predicts: Predicts | None = None) -> Denoise:
@@ -48,7 +50,12 @@ def as_those(denoise: Denoise, *others: object) -> Denoise:
 def process_of(denoise: object) -> Process | None:
     """The process of a denoiser, where it knows it."""
     process = getattr(denoise, "process", None)
-    return process if isinstance(process, Process) else None
+    if process is None or type(process) in _kinds:
+        return process
+    if not isinstance(process, Process):  # looking for the members of a protocol takes its time
+        return None
+    _kinds.add(type(process))
+    return process
 
 
 def check(denoise: object, process: Process) -> None:

@@ -53,7 +53,16 @@ def e_step(
     """
     if not len(x):
         raise ValueError(f"x must have at least one row, got {checks.came(x)}.")
-    x, size, chunk = jnp.asarray(x), len(x), min(chunk_size, len(x))
+    weights = None if weights is None else jnp.asarray(weights)
+    return _statistics(params, jnp.asarray(x), weights, min(chunk_size, len(x)), axis_name)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _statistics(
+    params: GMM, x: Float[Array, "N D"], weights: Float[Array, "N"] | None, chunk: int, axis_name: str | None
+) -> Statistics:
+    """`e_step` of chunks that are no longer than `x`."""
+    size = len(x)
     (components, dims), matrices = params.means.shape, params.covs.ndim == 3
     white, log_weights = gmm.whitening(params), jnp.log(params.weights)[:, None]
 

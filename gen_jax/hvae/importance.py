@@ -1,16 +1,33 @@
 """Importance sampling of `log p(x)`: draws of the latents with weights `w = p(x, z) / q(z | x)`, whose mean is `p(x)`."""
 
-import math
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key, PyTree
 
-from gen_jax import keys
+from gen_jax import keys, programs
+from gen_jax.likelihoods import Likelihood
+from gen_jax.vae import importance
+from gen_jax.vae.model import check
 
 LogWeight = Callable[[Key[Array, ""]], Float[Array, "B"]]
 """`key -> log w` of each example, for one draw."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A model whose draws have weights."""
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of the data."""
+        ...
+
+    def log_weight(self, params: Any, x: Array, index: Array | None) -> LogWeight:
+        """Of draws of the latents of `x`."""
+        ...
 
 
 def iwae(
@@ -28,40 +45,30 @@ def iwae(
         raise ValueError(
             f"num_samples and sample_chunk must be at least 1, got {num_samples} and {sample_chunk}."
         )
-
-    def part(start: Int[Array, ""] | int) -> Float[Array, "B"]:
-        samples = start + jnp.arange(size)
-        log_w = jax.vmap(lambda s: log_weight(jax.random.fold_in(key, s)))(samples)
-        return jax.nn.logsumexp(jnp.where((samples < num_samples)[:, None], log_w, -jnp.inf), axis=0)
-
-    if size == num_samples:
-        return part(0) - math.log(num_samples)
-    part = jax.checkpoint(part)
-    add = lambda total, start: (jnp.logaddexp(total, part(start)), None)
-    total, _ = jax.lax.scan(add, part(0), jnp.arange(size, num_samples, size))
-    return total - math.log(num_samples)
+    log_weights = jax.vmap(lambda s: log_weight(jax.random.fold_in(key, s)))
+    return importance.mean_weight(log_weights, num_samples, size)
 
 
-def in_chunks(
-    log_prob: Callable[[Float[Array, "b *x"], Int[Array, "b"]], Float[Array, "b"]],
-    x: Float[Array, "B *x"],
-    size: int,
-    index: Int[Array, "B"] | None = None,
+def of_model(
+    model: Model, params: PyTree, key: Key[Array, ""], x: Array, index: Array | None, *options: int | None
 ) -> Float[Array, "B"]:
-    """`log_prob(x, index)`, `size` examples at a time.
-
-    Each chunk takes examples at even distances, so that every device has some of them.
-    """
-    count = len(x)
-    if not count:
+    """`iwae` of a model with the options `num_samples` and `sample_chunk`; with a third, so many examples at a time."""
+    check(model.likelihood, x)
+    if not len(x):
         return jnp.zeros(0)
-    size = min(count, size)
-    chunks = -(-count // size)
-    index = keys.example_index(count)[0] if index is None else index
+    index = keys.example_index(len(x))[0] if index is None else index
+    return programs.run(_estimate, model, options, params, key, x, index)
 
-    def split(a: Array) -> Array:
-        a = jnp.concatenate([a, jnp.broadcast_to(a[:1], (chunks * size - count, *a.shape[1:]))])
-        return a.reshape(size, chunks, *a.shape[1:]).swapaxes(0, 1)
 
-    values = jax.lax.map(lambda chunk: log_prob(*chunk), (split(x), split(index)))
-    return values.swapaxes(0, 1).reshape(-1)[:count]
+def _estimate(
+    model: Model, num_samples: int, sample_chunk: int | None, chunk: int | None = None
+) -> Callable[..., Float[Array, "B"]]:
+    """`(params, key, x, index) -> [B]`."""
+
+    def estimate(params: PyTree, key: Key[Array, ""], x: Array, index: Array) -> Float[Array, "B"]:
+        one = lambda x, index: iwae(
+            model.log_weight(params, x, index), key, num_samples, sample_chunk=sample_chunk
+        )
+        return one(x, index) if chunk is None else importance.in_chunks(one, chunk, x, index)
+
+    return estimate

@@ -8,6 +8,7 @@ are those of `x_0`, so with many repetitions samples are exact, provided that th
 repetition also repeats the error of the solver's step, so many repetitions need a finer grid.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from gen_jax import checks, keys, samplers
+from gen_jax import checks, keys, programs, samplers
 from gen_jax.diffusion import matching
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
 from gen_jax.inverse.operators import check_mask
-from gen_jax.samplers import Plan
+from gen_jax.samplers import Plan, State
 from gen_jax.samplers.multistep import Index, Noise, check_index
 from gen_jax.types import Count
 
@@ -69,7 +70,7 @@ def repaint(
 
     Jumps go back from each `jump`-th time, counted from the last time at which the denoiser is evaluated, as in the
     authors' code; the last step is taken once. In all there are `n + (resample - 1) jump floor((n - 1) / jump)`
-    evaluations, in one `lax.scan`. For other images or masks of the same shape, jit it as a function of them.
+    evaluations, in one `lax.scan`. Outside `jit`, other images and masks of the same shape compile nothing.
 
     Args:
         key: for all noise; a different one from that of `x_T`. Sample `i` depends on it and on `i`, not on the batch.
@@ -102,24 +103,43 @@ def repaint(
     start = samplers.init(plan, x_T)
     check_index(index, start.x)
     mask, x_0 = _known(mask, x_0, start.x)
-    visits, levels = _visits(plan.num_steps, resample, jump), _levels(process, plan)
+    visits = _visits(plan.num_steps, resample, jump)
+    x = programs.run(_painter, denoise, (process, resample > 1), key, plan, start, x_0, mask, index, visits)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), x, x_T)
 
-    def insert(x: PyTree, known: PyTree) -> PyTree:
-        return jax.tree.map(jnp.where, mask, known, x)
 
-    def body(x: PyTree, visit: tuple[Visits, Array]) -> tuple[PyTree, None]:
-        (row, source), number = visit
-        renoise, known, step = jax.random.split(jax.random.fold_in(key, number), 3)
-        if resample > 1:
-            keep, add = _up(levels, source, row)
-            x = _scaled(keep, x, add, _normal(renoise, x, index))
-        alpha, sigma, _ = (level[row] for level in levels)
-        x = insert(x, _scaled(alpha, x_0, sigma, _normal(known, x, index)))
-        state, _ = samplers.step(step, denoise, plan, start._replace(x=x, step=row), index=index)
-        return state.x, None
+def _painter(denoise: Denoiser, process: Process, again: bool) -> Callable[..., PyTree]:
+    """`(key, plan, start, x_0, mask, index, visits) -> x`, with jumps back if `again`."""
 
-    x, _ = jax.lax.scan(body, start.x, (visits, jnp.arange(len(visits.row))))
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), insert(x, x_0), x_T)
+    def paint(
+        key: Key[Array, ""],
+        plan: Plan,
+        start: State,
+        x_0: PyTree,
+        mask: PyTree,
+        index: Index | None,
+        visits: Visits,
+    ) -> PyTree:
+        levels = _levels(process, plan)
+
+        def insert(x: PyTree, known: PyTree) -> PyTree:
+            return jax.tree.map(jnp.where, mask, known, x)
+
+        def body(x: PyTree, visit: tuple[Visits, Array]) -> tuple[PyTree, None]:
+            (row, source), number = visit
+            renoise, known, step = jax.random.split(jax.random.fold_in(key, number), 3)
+            if again:
+                keep, add = _up(levels, source, row)
+                x = _scaled(keep, x, add, _normal(renoise, x, index))
+            alpha, sigma, _ = (level[row] for level in levels)
+            x = insert(x, _scaled(alpha, x_0, sigma, _normal(known, x, index)))
+            state, _ = samplers.step(step, denoise, plan, start._replace(x=x, step=row), index=index)
+            return state.x, None
+
+        x, _ = jax.lax.scan(body, start.x, (visits, jnp.arange(len(visits.row))))
+        return insert(x, x_0)
+
+    return paint
 
 
 class Visits(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from gen_jax import checks
+from gen_jax import checks, programs
 from gen_jax.networks.autoencoder_kl import AutoencoderKL
 from gen_jax.types import Count, Size
 
@@ -39,10 +39,8 @@ def encode(
     """
     checks.tree("params", params)
     net.config.latent_shape(x.shape[1:])
-    run = lambda x: net.apply(params, x, method="encode")
-    mean, log_variance = tiled(
-        run, x, tile=tile, overlap=overlap, margin=margin, cell=net.config.factor, to_cell=1
-    )
+    options = "encode", tile, overlap, margin, net.config.factor, 1
+    mean, log_variance = programs.run(_coder, net, options, params, x)
     return mean, log_variance
 
 
@@ -61,9 +59,18 @@ def decode(
     `tile`, `overlap` and `margin` are in pixels of the latent (`tiled`). Raises ValueError as `decode` and `tiled` do.
     """
     checks.tree("params", params)
-    run = lambda z: net.apply(params, z, method="decode")
-    image: Array = tiled(run, z, tile=tile, overlap=overlap, margin=margin, cell=1, to_cell=net.config.factor)
+    image: Array = programs.run(
+        _coder, net, ("decode", tile, overlap, margin, 1, net.config.factor), params, z
+    )
     return image
+
+
+def _coder(
+    net: AutoencoderKL, method: str, tile: int, overlap: int, margin: int, cell: int, to_cell: int
+) -> Callable[[PyTree, Array], PyTree]:
+    """`(params, x)` to what a method of the network returns, by parts."""
+    sizes = {"tile": tile, "overlap": overlap, "margin": margin, "cell": cell, "to_cell": to_cell}
+    return lambda params, x: tiled(lambda x: net.apply(params, x, method=method), x, **sizes)
 
 
 @checks.checked
@@ -100,9 +107,29 @@ def tiled(
         )
     if any(size % cell or not size for size in x.shape[1:3]):
         raise ValueError(f"x must be images of whole cells of {cell} x {cell} pixels, got {checks.came(x)}.")
-    rows, columns = (_axis(size // cell, tile, overlap, margin, to_cell) for size in x.shape[1:3])
-    if len(rows[0]) == len(columns[0]) == 1:
+    if all(size <= tile * cell for size in x.shape[1:3]):
         return f(x)
+    return programs.run(_blender, f, (tile, overlap, margin, cell, to_cell), x)
+
+
+def _blender(
+    f: Callable[[Array], PyTree], tile: int, overlap: int, margin: int, cell: int, to_cell: int
+) -> Callable[[Array], PyTree]:
+    """`tiled` of some sizes."""
+    return lambda x: _blended(f, x, tile, overlap, margin, cell, to_cell)
+
+
+def _blended(
+    f: Callable[[Array], PyTree],
+    x: Float[Array, "B H W C"],
+    tile: int,
+    overlap: int,
+    margin: int,
+    cell: int,
+    to_cell: int,
+) -> PyTree:
+    """`tiled` of more than one tile."""
+    rows, columns = (_axis(size // cell, tile, overlap, margin, to_cell) for size in x.shape[1:3])
     high, wide = (min(tile, size // cell) for size in x.shape[1:3])
     part = lambda at: jax.lax.dynamic_slice(
         x, (0, cell * at[0], cell * at[1], 0), (len(x), cell * high, cell * wide, x.shape[3])

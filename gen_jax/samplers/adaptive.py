@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from gen_jax import checks
+from gen_jax import checks, programs
 from gen_jax.diffusion import flow, matching
 from gen_jax.diffusion.flow import CHECKPOINTED, TSIT5
 from gen_jax.diffusion.marginals import marginals
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
-from gen_jax.samplers import programs
 from gen_jax.samplers.multistep import Noise, check_state
 from gen_jax.types import Count, Final, Positive
 

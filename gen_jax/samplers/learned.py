@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from gen_jax import checks
+from gen_jax import checks, programs
 from gen_jax.diffusion import matching
 from gen_jax.diffusion.asking import check_like, check_pair
 from gen_jax.diffusion.process import Process
 from gen_jax.diffusion.variance import VarianceDenoiser
-from gen_jax.samplers import multistep, programs
+from gen_jax.samplers import multistep
 from gen_jax.samplers.multistep import Plan
 from gen_jax.samplers.solvers import DDPM, Times
 

@@ -168,8 +168,12 @@ def check_index(index: Index | None, x: PyTree, name: str = "x_T") -> None:
 
 def check_state(name: str, x: PyTree) -> None:
     """ValueError unless `x` are floating-point arrays `[B, ...]`, with one `B`."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
-    checks.floating(name, x)
+    leaves = jax.tree.leaves(x)
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    if any(
+        getattr(getattr(leaf, "dtype", None), "kind", "") != "f" for leaf in leaves
+    ):  # or one of its own kind
+        checks.floating(name, x)
     if len({shape[:1] for shape in shapes} | {()}) != 2:
         raise ValueError(f"{name} must be arrays [B, ...] with one B; got the shapes {shapes}.")
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
-from gen_jax import checks, keys
+from gen_jax import checks, keys, programs
 from gen_jax.likelihoods.base import as_float, flat
 from gen_jax.training import Aux, Loss
 from gen_jax.types import Count, NotNegative, Size
@@ -104,7 +104,8 @@ def iwae_loss(
         if gradient_samples is not None:
             draws = num_samples, gradient_samples
             size = model.chunk_for(params, label, 2**20) if chunk is None else chunk
-            bound = _resampled(model, params, key, x, draws, label, doubly_reparameterised, size).mean()
+            options = draws, doubly_reparameterised, size
+            bound = programs.run(_resampled, model, options, params, key, x, label).mean()
         elif doubly_reparameterised:
             bound = _dreg(model, params, key, x, num_samples, label).mean()
         else:
@@ -140,16 +141,25 @@ def _dreg(
 
 
 def _resampled(
+    model: VAE, draws: tuple[int, int], doubly_reparameterised: bool, chunk: int
+) -> Callable[..., Float[Array, "B"]]:
+    """`(params, key, x, label)` to the IWAE bound of `draws[0]` samples, with the gradient of `draws[1]` of them."""
+    return lambda params, key, x, label: _bound(
+        model, params, key, x, label, draws, doubly_reparameterised, chunk
+    )
+
+
+def _bound(
     model: VAE,
     params: Params,
     key: Array,
     x: Array,
-    draws: tuple[int, int],
     label: Array | None,
+    draws: tuple[int, int],
     doubly_reparameterised: bool,
     chunk: int,
 ) -> Float[Array, "B"]:
-    """The IWAE bound of `draws[0]` samples, with the gradient of `draws[1]` of them."""
+    """The bound, by arguments."""
     posterior = model.encode(params, x, label)
     z = model.latents(posterior, model.noise(key, len(x), jnp.arange(draws[0]), None))
     decoder, of, drawn = jax.lax.stop_gradient((params.decoder, posterior, z.swapaxes(0, 1)))

@@ -7,6 +7,7 @@ import pytest
 
 from gen_jax import keys, training
 from gen_jax.hvae import chain, importance
+from gen_jax.vae import importance as chunks
 from tests.hvae.models import KEY, Linear, drawn, images, networks
 
 
@@ -32,9 +33,9 @@ def test_iwae_is_the_same_in_parts_and_rises_to_the_likelihood():
 def test_examples_in_chunks_are_all_the_examples(size):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 2)), jnp.float32)
     each = lambda x, index: x.sum(1) + keys.normal(KEY, x.shape, index).sum(1)
-    found = importance.in_chunks(each, x, size)
+    found = chunks.in_chunks(each, size, x, jnp.arange(7))
     np.testing.assert_allclose(found, each(x, jnp.arange(7)), rtol=1e-5)
-    few = importance.in_chunks(each, x[2:5], size, jnp.arange(2, 5))
+    few = chunks.in_chunks(each, size, x[2:5], jnp.arange(2, 5))
     np.testing.assert_allclose(few, found[2:5], rtol=1e-5)
 
 

@@ -1,11 +1,15 @@
 """Where compiled programs are kept, and that no other directory is believed."""
 
 import os
+import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
+
+from gen_jax.training import cache as store
 
 PROGRAM = """
 import sys
@@ -53,7 +57,13 @@ def test_programs_in_a_run_are_never_read(tmp_path):
     workdir, poison = tmp_path / "run", tmp_path / "run" / "programs"
     out, _ = run(workdir, GEN_JAX_CACHE=str(tmp_path / "cache"))
     assert out["directory"] == out["jax"] == str(tmp_path / "cache" / "programs")
-    assert sorted(os.listdir(workdir)) == ["checkpoints", "config.json", "metrics.jsonl", "tensorboard"]
+    assert sorted(os.listdir(workdir)) == [
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+    ]
     names = os.listdir(tmp_path / "cache" / "programs")
     assert any("program" in name for name in names)
     poison.mkdir()
@@ -66,12 +76,56 @@ def test_programs_in_a_run_are_never_read(tmp_path):
     assert {path.read_bytes() for path in poison.iterdir()} == {b"poison"}
 
 
-def test_a_second_process_reads_what_the_first_compiled(tmp_path):
+def programs(cache):
+    return {path.name for path in (cache / "programs").iterdir() if path.name.endswith("-cache")}
+
+
+def test_a_run_that_moved_compiles_nothing_again(tmp_path):
+    """A second process reads what the first compiled, in the same place or elsewhere."""
+    cache, here, there = (tmp_path / name for name in ("cache", "here", "there"))
+    run(here, GEN_JAX_CACHE=str(cache))
+    shutil.copytree(here, there)
+    out, _ = run(here, 4, GEN_JAX_CACHE=str(cache))
+    before = programs(cache)
+    assert run(there, 4, GEN_JAX_CACHE=str(cache))[0]["w"] == out["w"]
+    assert programs(cache) <= before
+
+
+SMALL = """
+from gen_jax import training
+import jax
+training.enable_compilation_cache()
+print("answer", jax.jit(lambda x: 3 * x)(2.0))
+"""
+
+
+@pytest.mark.parametrize("left", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
+def test_a_program_that_was_cut_short_is_repaired(tmp_path, left):
     cache = tmp_path / "cache"
-    run(tmp_path / "a", GEN_JAX_CACHE=str(cache))
-    before = {path.name for path in (cache / "programs").iterdir()}
-    run(tmp_path / "b", GEN_JAX_CACHE=str(cache))
-    assert {path.name for path in (cache / "programs").iterdir() if "atime" not in path.name} <= before
+    for _ in range(2):
+        out, warned = run("", code=SMALL, GEN_JAX_CACHE=str(cache))
+        assert out == {"answer": "6.0"}
+        assert "persistent compilation cache" not in warned
+        entries = [path for path in (cache / "programs").iterdir() if path.name.endswith("-cache")]
+        assert entries
+        for path in entries:
+            zlib.decompress(path.read_bytes())
+            os.truncate(path, int(left * path.stat().st_size))
+
+
+def test_only_what_was_written_since_is_read(tmp_path, monkeypatch):
+    (tmp_path / "old-cache").write_bytes(b"damaged long ago")
+    os.utime(tmp_path / "old-cache", (1e9, 1e9))
+    store._remove_damaged(tmp_path)
+    assert not (tmp_path / "old-cache").exists(), "nothing was looked at before"
+    (tmp_path / "old-cache").write_bytes(b"damaged long ago")
+    os.utime(tmp_path / "old-cache", (1e9, 1e9))
+    (tmp_path / "new-cache").write_bytes(b"damaged now")
+    (tmp_path / "whole-cache").write_bytes(zlib.compress(b"program"))
+    (tmp_path / "other-cache").write_bytes(store._ZSTD + b"of a library that is not installed")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    store._remove_damaged(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"old-cache", "whole-cache", "other-cache", ".checked"}
 
 
 ONLY = """

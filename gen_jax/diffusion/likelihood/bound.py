@@ -14,6 +14,7 @@ With the exact denoiser and `t_min -> 0` its mean over data is that of `-log p(x
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from gen_jax import checks, keys
+from gen_jax import checks, keys, programs
 from gen_jax.diffusion import asking, matching
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import DDPM, Process, at_log_snr
@@ -114,35 +115,53 @@ def vlb(
     matching.check(denoise, process)
     x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    key_t, key_eps, key_last = jax.random.split(key, 3)
-    grid = _grid(process, times, num_steps)
-    first, last = (process.t_max, process.t_min) if grid is None else (grid[0], grid[-1])
-    first, last = jnp.asarray(first, x.dtype), jnp.asarray(last, x.dtype)
+    options = process, num_samples, reconstruction, bins
+    return programs.run(_bounder, denoise, options, key, x, _grid(process, times, num_steps), index)
 
-    def x0_error(key: Key[Array, ""], t: Float[Array, ""]) -> Float[Array, "B *x"]:
-        x_t = process.perturb(x, t, keys.normal(key, x.shape, index).astype(x.dtype))
-        x0_hat: Array = asking.ask(denoise, x_t, t)
-        return x - x0_hat.astype(x.dtype)
 
-    def add(total: Float[Array, "B"], term: tuple[Array, Array, Array]) -> tuple[Float[Array, "B"], None]:
-        k, t, weight = term
-        return total + weight / 2 * _sum_of_squares(x0_error(jax.random.fold_in(key_eps, k), t)), None
+def _bounder(
+    denoise: Denoiser, process: Process, num_samples: int | None, reconstruction: Reconstruction, bins: int
+) -> Callable[..., Bound]:
+    """`(key, x, grid, index) -> Bound`."""
 
-    # prior
-    prior = jnp.exp(jnp.asarray(process.log_snr(first), x.dtype)) / 2 * _sum_of_squares(x)
-    # diffusion
-    t, weight = (
-        _integral(key_t, process, num_samples) if grid is None else _sum(key_t, process, grid, num_samples)
-    )
-    terms = jnp.arange(len(t)), t.astype(x.dtype), weight.astype(x.dtype)
-    diffusion, _ = jax.lax.scan(add, jnp.zeros(len(x), x.dtype), terms)
-    # reconstruction
-    log_snr, error = jnp.asarray(process.log_snr(last), x.dtype), x0_error(key_last, last)
-    if reconstruction == "gaussian":
-        each = (jnp.exp(log_snr) * jnp.square(error) - log_snr + math.log(2 * math.pi)) / 2
-    else:
-        each = -discretized_log_prob(x, x - error, jnp.exp(-log_snr / 2), bins)
-    return Bound(prior, diffusion, each.reshape(len(x), math.prod(x.shape[1:])).sum(1))
+    def bound(
+        key: Key[Array, ""],
+        x: Float[Array, "B *x"],
+        grid: Float[Array, "nodes"] | None,
+        index: Int[Array | np.ndarray, "B"] | None,
+    ) -> Bound:
+        key_t, key_eps, key_last = jax.random.split(key, 3)
+        first, last = (process.t_max, process.t_min) if grid is None else (grid[0], grid[-1])
+        first, last = jnp.asarray(first, x.dtype), jnp.asarray(last, x.dtype)
+
+        def x0_error(key: Key[Array, ""], t: Float[Array, ""]) -> Float[Array, "B *x"]:
+            x_t = process.perturb(x, t, keys.normal(key, x.shape, index).astype(x.dtype))
+            x0_hat: Array = asking.ask(denoise, x_t, t)
+            return x - x0_hat.astype(x.dtype)
+
+        def add(total: Float[Array, "B"], term: tuple[Array, Array, Array]) -> tuple[Float[Array, "B"], None]:
+            k, t, weight = term
+            return total + weight / 2 * _sum_of_squares(x0_error(jax.random.fold_in(key_eps, k), t)), None
+
+        # prior
+        prior = jnp.exp(jnp.asarray(process.log_snr(first), x.dtype)) / 2 * _sum_of_squares(x)
+        # diffusion
+        t, weight = (
+            _integral(key_t, process, num_samples)
+            if grid is None
+            else _sum(key_t, process, grid, num_samples)
+        )
+        terms = jnp.arange(len(t)), t.astype(x.dtype), weight.astype(x.dtype)
+        diffusion, _ = jax.lax.scan(add, jnp.zeros(len(x), x.dtype), terms)
+        # reconstruction
+        log_snr, error = jnp.asarray(process.log_snr(last), x.dtype), x0_error(key_last, last)
+        if reconstruction == "gaussian":
+            each = (jnp.exp(log_snr) * jnp.square(error) - log_snr + math.log(2 * math.pi)) / 2
+        else:
+            each = -discretized_log_prob(x, x - error, jnp.exp(-log_snr / 2), bins)
+        return Bound(prior, diffusion, each.reshape(len(x), math.prod(x.shape[1:])).sum(1))
+
+    return bound
 
 
 def _grid(process: Process, times: np.ndarray | Array | None, num_steps: int | None) -> Array | None:

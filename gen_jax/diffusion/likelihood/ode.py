@@ -22,7 +22,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from gen_jax import checks, keys
+from gen_jax import checks, keys, programs
 from gen_jax.diffusion import matching
 from gen_jax.diffusion.flow import (
     CHECKPOINTED,
@@ -116,9 +116,34 @@ def ode(
     Raises:
         ValueError: as in `adaptive.ode`, or `num_probes` is below 1.
     """
-    start = check_time(process, t, "t")
+    check_time(process, t, "t")
     matching.check(denoise, process)
-    z = widen(x)
+    options = process, t, num_probes, log_prior, rtol, atol, solver, max_steps, adjoint
+    return programs.run(_follower, denoise, options, key, widen(x), index)
+
+
+def _follower(denoise: Denoiser, *options: Any) -> Callable[..., Density]:
+    """`(key, x, index) -> Density`."""
+    return lambda key, x, index: _follow(key, denoise, x, index, *options)
+
+
+def _follow(
+    key: Key[Array, ""],
+    denoise: Denoiser,
+    z: PyTree[Float[Array, "B ..."]],
+    index: Int[Array | np.ndarray, "B"] | None,
+    process: Process,
+    t: float | int,
+    num_probes: int | None,
+    log_prior: Callable[[PyTree], Float[Array, "B"]] | None,
+    rtol: float,
+    atol: float,
+    solver: Solver,
+    max_steps: int | None,
+    adjoint: diffrax.AbstractAdjoint,
+) -> Density:
+    """`ode`, of data in float32 or better."""
+    start = check_time(process, t, "t")
     dims = sum(leaf[0].size for leaf in jax.tree.leaves(z))
     exact = num_probes is None and dims <= EXACT_DIMS
     num_probes = NUM_PROBES if num_probes is None else num_probes
@@ -188,7 +213,7 @@ def _probes(
 
 def _dot(a: PyTree, b: PyTree) -> Float[Array, "B"]:
     """Inner product, example by example."""
-    products = jax.tree.map(lambda a, b: (a * b).reshape(len(a), -1).sum(1), a, b)
+    products = jax.tree.map(lambda a, b: (a * b).reshape(len(a), math.prod(a.shape[1:])).sum(1), a, b)
     return jnp.stack(jax.tree.leaves(products)).sum(0)
 
 
