@@ -16,14 +16,16 @@ import optax
 from bounds import Arrays, Binarize, Bounds, evaluate, load_images, meaning, to_bytes
 from jaxtyping import PyTree
 
-from gen_jax import data, hvae, launch, plots, training, vae
+from gen_jax import checks, data, hvae, launch, plots, training, vae
 from gen_jax.training import Options
+from gen_jax.types import Count, Positive, Seed, Size
 
 Shape: TypeAlias = tuple[int, int, int]
 FREE = ("test_images", "test_samples", "start_from")
 """Options that a resumed run may change, beside those of `launch.may_change`."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Training(launch.Training):
     """How to learn."""
@@ -39,9 +41,9 @@ class Training(launch.Training):
     """Of the average of the parameters, which is tested and sampled from (default: no average)."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The rate after the warm-up: constant, or falling to zero."""
-    warmup: int = 0
+    warmup: Size = 0
     """Steps over which the rate grows from 0."""
-    clip_norm: float | None = None
+    clip_norm: Positive | None = None
     """Greatest norm of a gradient."""
 
     def make_optimizer(self, *, iterations: int = 5) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -65,6 +67,7 @@ class Training(launch.Training):
         return training.make_step(loss, optimizer, ema_decay=ema, aux=aux, microbatches=parts)
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """The options of both steps."""
@@ -73,7 +76,7 @@ class Config:
     """See experiments/configs/."""
     workdir: Path = launch.ROOT / "checkpoints"
     """Where everything is written, and looked for when the run is resumed or sampled from."""
-    seed: int = 0
+    seed: Seed = 0
     """Of parameters, data order and noise; with --sample-only, of the samples."""
 
     binarize: Binarize = "none"
@@ -89,15 +92,15 @@ class Config:
     """The distribution of a pixel; "gaussian" has standard deviation 1 and a mean in [0, 1], as in the book."""
     start_from: Path | None = None
     """Workdir of another run, whose (averaged) parameters are the initial ones."""
-    kl_warmup: int = 0
+    kl_warmup: Size = 0
     """Steps over which the weight of the KL grows from 0, with elbo."""
-    test_images: int | None = 1000
+    test_images: Count | None = 1000
     """Number of test images for the bounds (None: all)."""
-    test_samples: int = 500
+    test_samples: Count = 500
     """Samples an image of the importance-weighted bound on them; papers report 5000."""
     sample_only: bool = False
     """Draw samples from the checkpoint in workdir: samples.npy and samples.png."""
-    num: int = 64
+    num: Count = 64
     """How many samples."""
 
     data: launch.Data = launch.Data()
@@ -143,6 +146,7 @@ class Experiment(Generic[C, M]):
         if jax.process_index() == 0:
             print(f"nats are the log of: {note}")
         model = self.build(config, shape, num_classes)
+        self.check(config, model, shape, num_classes)
         state = self.train(config, model, train, num_classes)
         began, params = time.perf_counter(), self.restore(training.load(config.workdir).params)
         summary = {
@@ -166,19 +170,24 @@ class Experiment(Generic[C, M]):
         self.draw_samples(config)
         return launch.finish(config.workdir, summary, lines=report(self.name, config, summary))
 
+    def check(self, config: C, model: M, shape: Shape, num_classes: int | None) -> None:
+        """ValueError before any training for samples that could not be drawn after it."""
+        draw, _ = self.sampler(model, config, num_classes)
+        params = jax.eval_shape(lambda: init(model, jax.random.key(0), shape, num_classes))
+        jax.eval_shape(draw, params, jnp.zeros(1, jnp.int32))
+
     def train(self, config: C, model: M, arrays: Arrays, num_classes: int | None) -> training.TrainState:
         """Train to the end, or to the end of what is left."""
         t, shape = config.training, arrays["image"].shape[1:]
         key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
         optimizer, schedule = self.make_optimizer(config)
-        inputs = [jnp.zeros((1, *shape)), *([] if num_classes is None else [jnp.zeros(1, jnp.int32)])]
-        init = lambda: model.init(key_params, *inputs)
+        start = lambda: init(model, key_params, shape, num_classes)
         if config.start_from is not None:
-            given = parameters_of(config.start_from, jax.eval_shape(init), self.restore)
-            init = lambda: given
+            given = parameters_of(config.start_from, jax.eval_shape(start), self.restore)
+            start = lambda: given
         return training.fit(
             t.make_step(self.make_loss(model, config), optimizer),
-            lambda: training.TrainState.create(init(), optimizer, key_steps, ema=t.ema_decay is not None),
+            lambda: training.TrainState.create(start(), optimizer, key_steps, ema=t.ema_decay is not None),
             data.batches(arrays, t.batch_size, key=key_data),
             num_steps=t.steps,
             workdir=config.workdir,
@@ -218,6 +227,12 @@ class Experiment(Generic[C, M]):
             save_samples(config.workdir / "samples.png", images[:64], note)
             print(f"{config.num} samples at step {step}" + (f": {note}" if note else ""))
         return images
+
+
+def init(model: Any, key: jax.Array, shape: Shape, num_classes: int | None) -> PyTree:
+    """New parameters of a model for images of a shape."""
+    labels = [] if num_classes is None else [jnp.zeros(1, jnp.int32)]
+    return model.init(key, jnp.zeros((1, *shape)), *labels)
 
 
 def reports_book_loss(config: Config) -> bool:

@@ -25,7 +25,7 @@ import pictures
 from jaxtyping import PyTree
 from recipes import Recipe
 
-from gen_jax import captions, data, generate, latent, launch, plots, pretrained, training
+from gen_jax import captions, checks, data, generate, latent, launch, plots, pretrained, training
 from gen_jax.codec import Latents
 from gen_jax.conditioning import Text
 from gen_jax.data.fitted import placed
@@ -36,8 +36,10 @@ from gen_jax.networks.unet import UNetConfig
 from gen_jax.pretrained import lora_writing
 from gen_jax.text.prompts import Encoded
 from gen_jax.training import Options, lora
+from gen_jax.types import Count, Fraction, NotNegative, Positive, Seed
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Train a Stable Diffusion further, or draw with what was trained."""
@@ -49,17 +51,17 @@ class Config:
     predicts: Literal["eps", "v"] | None = None
     """What the network says, where the file does not say it."""
     workdir: Path = launch.ROOT / "checkpoints" / "finetune_stable_diffusion"
-    seed: int = 0
-    lora_rank: int | None = None
+    seed: Seed = 0
+    lora_rank: Count | None = None
     """Columns of the factors that are learned of each map of the attentions; default: the whole U-Net is learned."""
-    lora_alpha: float | None = None
+    lora_alpha: Positive | None = None
     """What is added is alpha / rank times the product of the factors (default: the rank, so once)."""
-    text_dropout: float = 0.1
+    text_dropout: Fraction = 0.1
     """Share of the images whose caption is hidden from the network, without which guidance is forgotten."""
     weighting: Literal["simple", "min_snr"] = "min_snr"
     """Weights of the loss: none, or min(SNR, gamma) (Hang et al. 2023)."""
-    min_snr_gamma: float = 5.0
-    offset_noise: float = 0.0
+    min_snr_gamma: Positive = 5.0
+    offset_noise: NotNegative = 0.0
     """Of a number that is added to the noise of a whole channel, 0.05 to 0.1; learns darker and brighter pictures."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic, and of weights that are not trained; those that are, losses and averages stay in float32."""
@@ -211,6 +213,7 @@ def main(config: Config) -> dict[str, object]:
     if not source.info().has_text:
         raise ValueError(f"{config.data.dataset} has no captions: a.txt for a.png, or metadata.jsonl.")
     model, weights = load(config, source.info().image_shape)
+    pictures.check(model, config.seed, config.sampling, config.training.batch_size, source)
     num = min(config.sampling.num, len(source))
     texts = config.sampling.texts() or [str(source[i]["text"]) for i in range(num)]
     if config.sampling.sample_only:

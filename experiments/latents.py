@@ -13,7 +13,7 @@ import numpy as np
 import recipes
 from jaxtyping import PyTree, UInt8
 
-from gen_jax import data, generate, latent, launch, metrics, plots, pretrained, training
+from gen_jax import checks, data, generate, latent, launch, metrics, plots, pretrained, training
 from gen_jax.codec import Latents
 from gen_jax.data.protocol import read, stack
 from gen_jax.likelihoods import Gaussian
@@ -76,6 +76,15 @@ def describe(config: Options, source: data.Source) -> Latents:
     return codec
 
 
+def check(config: Options, source: data.Source) -> None:
+    """ValueError before any training for an autoencoder that is not there, or could not be trained."""
+    given, size = config.coding.autoencoder, config.coding.autoencoder_batch_size
+    if given is None:
+        checks.whole("autoencoder_batch_size", size, "example of the data set", most=len(source))
+    elif not (config.workdir / pretrained.AUTOENCODER).exists():
+        _check_there(given)
+
+
 def encode(config: Options, source: data.Source, distance: Distance | None = None) -> Encoded:
     """The latents of a data set by its autoencoder, which is trained where it is not there.
 
@@ -97,12 +106,16 @@ def encode(config: Options, source: data.Source, distance: Distance | None = Non
     return Encoded(codec, params, source, found)
 
 
-def _copy(given: Path, workdir: Path) -> None:
-    """A trained autoencoder without its figures, which are of other images; complete, or not there."""
+def _check_there(given: Path) -> None:
     if not (given / "checkpoints").is_dir():
         raise ValueError(
             f"--autoencoder {given}: expected the directory of a trained autoencoder, with checkpoints/."
         )
+
+
+def _copy(given: Path, workdir: Path) -> None:
+    """A trained autoencoder without its figures, which are of other images; complete, or not there."""
+    _check_there(given)
     unfinished = workdir.with_name(f".{workdir.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(given, unfinished, ignore=shutil.ignore_patterns("summary.json", "*.png"))

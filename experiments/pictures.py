@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from gen_jax import checks, data, generate, launch, plots, pretrained, samplers, training
 from gen_jax import codec as codecs
-from gen_jax import data, generate, launch, plots, pretrained, samplers, training
 from gen_jax.conditioning import Condition, Labels
 from gen_jax.generate import Weights
 from gen_jax.model import Model
@@ -52,8 +52,9 @@ def save_loss(workdir: Path, label: str) -> dict[str, object]:
     return {**figures, "seconds_of_training": last["seconds"]}
 
 
-def check(model: Model, seed: int, sampling: launch.Sampling) -> None:
-    """ValueError before any training for what could not be drawn after it."""
+def check(model: Model, seed: int, sampling: launch.Sampling, batch_size: int, source: data.Source) -> None:
+    """ValueError before any training for batches that there are not, and for what could not be drawn after it."""
+    checks.whole("batch_size", batch_size, "example of the data set", most=len(source))
     if sampling.num < 1:
         raise ValueError(f"--num must be at least 1 sample, got {sampling.num}.")
     generate.plan(model, sampling.solver, sampling.nfe)

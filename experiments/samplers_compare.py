@@ -30,17 +30,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from gen_jax import data, generate, launch, metrics, plots, pretrained, samplers
+from gen_jax import checks, data, generate, launch, metrics, plots, pretrained, samplers
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
 from gen_jax.model import Model
 from gen_jax.pretrained import Run
+from gen_jax.types import Count, Number, Positive, Seed
 
 REFERENCE = "reference"
 MULTISTEP = ("ddpm", "ddim", "dpmpp", "dpmpp3", "sde_dpmpp", "unipc", "deis", "lms", "ipndm", "pndm")
 SINGLE_STEP = ("heun", "dpmpp_single", "dpmpp3_single")
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Compare solvers on a checkpoint of step 9 or 10."""
@@ -51,33 +53,33 @@ class Config:
     """Where figures are written."""
     solvers: tuple[str, ...] = (*MULTISTEP, *SINGLE_STEP)
     """Names of `samplers.named.SOLVERS`."""
-    evaluations: tuple[int, ...] = (5, 8, 10, 20, 50)
+    evaluations: tuple[Count, ...] = (5, 8, 10, 20, 50)
     """Of the denoiser; a solver of several a step takes as many whole steps as fit."""
     grid: Literal["uniform", "log_snr", "karras", "cosine"] = "log_snr"
     """How times are spaced, for all solvers; uniform for the reference."""
-    least_log_snr: float = samplers.named.LEAST_LOG_SNR
+    least_log_snr: Number = samplers.named.LEAST_LOG_SNR
     """Where grids begin, if the prior lies below: pure noise, in which steps of high order are inaccurate."""
-    num: int = 128
+    num: Count = 128
     """Samples of every solver at every NFE, and of the reference."""
-    chunk: int = 128
+    chunk: Count = 128
     """Samples drawn at a time."""
-    num_exact: int = 20
+    num_exact: Count = 20
     """Samples that are compared with the exact ones."""
-    tolerance: float = 1e-4
+    tolerance: Positive = 1e-4
     """Of the exact samples, relative and absolute."""
-    reference: int = 1000
+    reference: Count = 1000
     """Steps of the DDPM that the others are compared with."""
-    num_axes: int = 16
+    num_axes: Count = 16
     """Principal axes of the images, whose coordinates are the features of the Fréchet distance."""
-    num_images: int = 10_000
+    num_images: Count = 10_000
     """Training images that samples are compared with."""
-    guidance: float = 1.0
+    guidance: Number = 1.0
     """Weight of guidance, by the labels or by a weaker model; 1 is none, others cost two evaluations in one."""
     label: int | str | None = None
     """The label of all samples and images, where labels were learned (default: each sample its own, at random)."""
     data_dir: Path | None = None
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Drawn(NamedTuple):

@@ -19,20 +19,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import launch, normal, plots
+from gen_jax import checks, launch, normal, plots
+from gen_jax.types import Count, Seed
 
 PARAMETERS = ((0.0, 1.0), (2.0, 1.0), (0.0, 0.5), (-1.0, 2.0))
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Draw the normal distribution, and the sums of uniforms that tend to it."""
 
-    num_samples: int = 100_000
+    num_samples: Count = 100_000
     """Sums drawn for each n."""
-    terms: tuple[int, ...] = (1, 2, 4, 10)
+    terms: tuple[Count, ...] = (1, 2, 4, 10)
     """How many uniforms go into a sum."""
-    seed: int = 0
+    seed: Seed = 0
     workdir: Path = launch.ROOT / "checkpoints" / "step01_normal"
 
 

@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import data, launch, normal, plots
+from gen_jax import checks, data, launch, normal, plots
+from gen_jax.types import Count, Number, Seed
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Fit a normal to one column of numbers and generate more of them."""
@@ -30,13 +32,13 @@ class Config:
     """Name of an embedded table, or a txt or csv file; its first column is used."""
     label: str = "height in cm"
     """What the numbers are, for the axes."""
-    at_most: float = 160.0
+    at_most: Number = 160.0
     """P(x <= this) is reported."""
-    more_than: float = 180.0
+    more_than: Number = 180.0
     """P(x > this) is reported."""
-    num: int = 10_000
+    num: Count = 10_000
     """How many to generate."""
-    seed: int = 0
+    seed: Seed = 0
     workdir: Path = launch.ROOT / "checkpoints" / "step02_maximum_likelihood"
 
 

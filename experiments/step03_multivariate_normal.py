@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import data, launch, normal, plots
+from gen_jax import checks, data, launch, normal, plots
 from gen_jax.normal import MultivariateNormal
+from gen_jax.types import Count, Seed
 
 COVARIANCES = {
     "independent": [[1.0, 0.0], [0.0, 1.0]],
@@ -28,6 +29,7 @@ COVARIANCES = {
 }
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Fit a normal to two columns of numbers."""
@@ -35,9 +37,9 @@ class Config:
     data: str = "height_weight"
     """Name of an embedded table, or a txt or csv file; its first two columns are used."""
     labels: tuple[str, str] = ("height in cm", "weight in kg")
-    num: int = 500
+    num: Count = 500
     """How many to generate."""
-    seed: int = 0
+    seed: Seed = 0
     workdir: Path = launch.ROOT / "checkpoints" / "step03_multivariate_normal"
 
 

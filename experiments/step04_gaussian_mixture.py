@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import data, gmm, launch, normal, plots
+from gen_jax import checks, data, gmm, launch, normal, plots
+from gen_jax.types import Count, Seed
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Draw data, density and samples of a mixture of two normals."""
@@ -27,9 +29,9 @@ class Config:
     data: str = "old_faithful"
     """Name of an embedded table, or a txt or csv file; its first two columns are used."""
     labels: tuple[str, str] = ("eruption in minutes", "waiting time in minutes")
-    num: int = 500
+    num: Count = 500
     """How many to draw."""
-    seed: int = 0
+    seed: Seed = 0
     workdir: Path = launch.ROOT / "checkpoints" / "step04_gaussian_mixture"
 
 

@@ -21,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gen_jax import data, em, gmm, keys, launch, plots
+from gen_jax import checks, data, em, gmm, keys, launch, plots
+from gen_jax.types import Count, NotNegative, Seed
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Fit Gaussian mixtures by EM."""
@@ -31,17 +33,17 @@ class Config:
     data: str = "old_faithful"
     """Name of an embedded table, or a txt or csv file; its first two columns are used."""
     labels: tuple[str, str] = ("eruption in minutes", "waiting time in minutes")
-    num_components: int = 2
-    max_components: int = 5
+    num_components: Count = 2
+    max_components: Count = 5
     """BIC and AIC are shown for 1 to this many."""
     book_start: bool = True
     """Start two components on Old Faithful where the book does; else with k-means++."""
-    num_restarts: int = 10
+    num_restarts: Count = 10
     """Runs for each number of components; the best one counts."""
-    tol: float = 1e-6
-    num: int = 500
+    tol: NotNegative = 1e-6
+    num: Count = 500
     """How many to generate."""
-    seed: int = 0
+    seed: Seed = 0
     workdir: Path = launch.ROOT / "checkpoints" / "step05_em"
 
 

@@ -22,24 +22,26 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from gen_jax import keys, launch, plots
+from gen_jax import checks, keys, launch, plots
 from gen_jax.networks.mlp import MLP
 from gen_jax.training import TrainState, compile_step, make_step
+from gen_jax.types import Count, NotNegative, Seed
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Fit a line and a curve by gradient descent."""
 
-    num: int = 100
+    num: Count = 100
     """Points of each data set."""
-    hidden: int = 10
+    hidden: Count = 10
     """Width of the network's hidden layer."""
-    steps: int = 10_000
+    steps: Count = 10_000
     """Of the network."""
-    learning_rate: float = 0.2
+    learning_rate: NotNegative = 0.2
     """Of the network, for plain gradient descent as in the book; it is so large that loss.png has spikes."""
-    seed: int = 0
+    seed: Seed = 0
     workdir: Path = launch.ROOT / "checkpoints" / "step06_neural_network"
 
 

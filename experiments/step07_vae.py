@@ -25,13 +25,15 @@ import optax
 import scipy.stats
 from bounds import LIKELIHOODS, Arrays, Bounds, preparer, to_bytes
 
-from gen_jax import launch, plots, training, vae
+from gen_jax import checks, launch, plots, training, vae
 from gen_jax.conditioning import Labels, Nothing
 from gen_jax.networks import autoencoder
+from gen_jax.types import Count, NotNegative
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "silu": jax.nn.silu}
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config(autoencoding.Config):
     """Train a VAE, or sample from one. The defaults shown are those of the preset."""
@@ -40,12 +42,12 @@ class Config(autoencoding.Config):
     """Where everything is written, and looked for when the run is resumed or sampled from."""
 
     network: Literal["mlp", "conv"] = "mlp"
-    hidden: tuple[int, ...] = (200,)
+    hidden: tuple[Count, ...] = (200,)
     """Widths of the encoder's hidden layers (mlp); the decoder has them in reverse."""
-    channels: tuple[int, ...] = (32, 64)
+    channels: tuple[Count, ...] = (32, 64)
     """Channels after each halving of the image (conv)."""
     activation: Literal["relu", "tanh", "silu"] = "relu"
-    latent: int = 20
+    latent: Count = 20
     """Numbers in a latent; with 2 the run draws a map of them, manifold.png."""
     labels: bool = False
     """Give both networks the labels. Each sample is then drawn for a label, written to labels.npy."""
@@ -54,13 +56,13 @@ class Config(autoencoding.Config):
 
     objective: Literal["elbo", "iwae", "dreg"] = "elbo"
     """The bound with one sample; with several; the same with doubly reparameterised gradients."""
-    num_samples: int = 50
+    num_samples: Count = 50
     """Samples of an image in a step, with iwae and dreg."""
-    gradient_samples: int | None = None
+    gradient_samples: Count | None = None
     """How many of them are differentiated, drawn by their weights, with iwae and dreg (default: all)."""
-    beta: float = 1.0
+    beta: NotNegative = 1.0
     """Weight of the KL, with elbo."""
-    free_bits: float = 0.0
+    free_bits: NotNegative = 0.0
     """Nats of each number in the latent that are not penalised, with elbo."""
 
     training: autoencoding.Training = autoencoding.Training(learning_rate=3e-4)
@@ -77,6 +79,8 @@ def build(config: Config, shape: autoencoding.Shape, num_classes: int | None) ->
     """The model for images of a shape; `num_classes` if it takes labels."""
     likelihood, activation = LIKELIHOODS[config.likelihood], ACTIVATIONS[config.activation]
     out, latent, channels = (*shape[:2], likelihood.outputs(shape[2])), config.latent, config.channels
+    if config.network == "conv" and not channels:
+        raise ValueError("--channels takes a number for each halving of the image, at least one.")
     encoder: nn.Module
     decoder: nn.Module
     if config.network == "mlp":

@@ -25,13 +25,15 @@ import optax
 from bounds import LIKELIHOODS, Arrays, Bounds, preparer, to_bytes
 from jaxtyping import PyTree
 
-from gen_jax import hvae, launch, plots, training
+from gen_jax import checks, hvae, launch, plots, training
 from gen_jax.networks import autoencoder, ladder
 from gen_jax.networks.mlp import MLP
+from gen_jax.types import Count, NotNegative, Positive, Size
 
 Model: TypeAlias = hvae.HVAE | hvae.Ladder
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config(autoencoding.Config):
     """Train a hierarchical VAE, or sample from one. The defaults shown are those of the preset."""
@@ -41,41 +43,41 @@ class Config(autoencoding.Config):
 
     model: Literal["chain", "ladder"] = "chain"
     """The book's chain, each level linked to its neighbours; or bottom-up features and top-down latents."""
-    latents: tuple[int, ...] = (20, 20)
+    latents: tuple[Count, ...] = (20, 20)
     """Numbers in the latent of each level (chain) or its channels (ladder), the level nearest the data first."""
-    hidden: int = 100
+    hidden: Count = 100
     """Hidden units of each network (chain)."""
     terms: Literal["neighbours", "sampled"] = "neighbours"
     """The book's bound, or the tighter one, which is log p(x) for the exact posterior (chain)."""
-    patch: int = 4
+    patch: Count = 4
     """Side of the square patches that the first map folds into channels (ladder)."""
-    levels_per_stage: tuple[int, ...] = (2, 3)
+    levels_per_stage: tuple[Count, ...] = (2, 3)
     """Number of levels at each resolution, from the data up (ladder)."""
-    widths: tuple[int, ...] = (64, 128)
+    widths: tuple[Count, ...] = (64, 128)
     """Channels of each resolution (ladder)."""
-    halvings: tuple[int, ...] = (0, 3)
+    halvings: tuple[Size, ...] = (0, 3)
     """How often each is halved from the one below (ladder)."""
-    blocks: int = 1
+    blocks: Count = 1
     """Residual blocks at a level (ladder)."""
-    bottleneck: int = 2
+    bottleneck: Count = 2
     """Factor by which there are fewer channels inside a block (ladder)."""
     merge: Literal["precision", "residual", "concat"] = "residual"
     """How the posterior of a level is made (ladder)."""
 
     objective: Literal["elbo", "iwae"] = "elbo"
     """The bound with one draw, or with several: the latter to finish with, from parameters of the former."""
-    num_samples: int = 10
+    num_samples: Count = 10
     """Draws for an image in a step, with iwae."""
-    free_bits: float = 0.0
+    free_bits: NotNegative = 0.0
     """Nats of each level that are not penalised, with elbo."""
     balance: bool = False
     """KL balancing: weigh the levels by their KL during the KL warm-up."""
-    skip: float | None = None
+    skip: Positive | None = None
     """Leave out steps whose gradient is longer than usual by more than this factor (`training.skip_exploding`)."""
 
-    levels: int | None = None
+    levels: Size | None = None
     """Draw only the top levels, so many, and set the others to their means (default: draw all)."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """Factor of all standard deviations when a sample is drawn."""
 
 

@@ -26,13 +26,14 @@ import pictures
 import tyro
 from recipes import Recipe
 
-from gen_jax import data, launch, training
+from gen_jax import checks, data, launch, training
 from gen_jax.codec import Pixels
 from gen_jax.conditioning import Labels, Nothing
 from gen_jax.diffusion import loss, process
 from gen_jax.model import Model, Sampling, to_dict
 from gen_jax.networks import unet
 from gen_jax.training import Options
+from gen_jax.types import Decay, Fraction, Number, Positive, Seed
 
 PROCESSES: dict[str, process.Process] = {
     "ddpm_linear": process.DDPM(schedule="linear"),
@@ -41,6 +42,7 @@ PROCESSES: dict[str, process.Process] = {
 }
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Train a diffusion model, or sample from one. The defaults shown are those of the preset."""
@@ -49,14 +51,14 @@ class Config:
     """Network and training: mnist_small, mnist_best, mnist or cifar10, see experiments/configs/."""
     workdir: Path = launch.ROOT / "checkpoints" / "step09_diffusion"
     """Where everything is written, and looked for when the run is resumed or sampled from."""
-    seed: int = 0
+    seed: Seed = 0
     """Of parameters, data order and noise; with --sample-only, of the samples."""
 
     network: Annotated[unet.UNetConfig, tyro.conf.Suppress] = unet.mnist_small
     """The network of the preset, before --dropout, --dtype and --remat."""
     defaults: Annotated[Sampling, tyro.conf.Suppress] = Sampling("ddpm", 50, 2.0)
     """How the model is sampled, unless --solver, --nfe or --guidance say otherwise."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Dropout rate inside the network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the network's arithmetic; parameters, losses and samplers stay in float32."""
@@ -71,14 +73,14 @@ class Config:
     """Weights of the loss."""
     times: Literal["uniform", "logit_normal"] = "logit_normal"
     """At which times to train; logit_normal dwells on the noisy middle, where it is decided what is in the picture."""
-    times_mean: float = 0.8
+    times_mean: Number = 0.8
     """Of the logit of t / t_max, with logit_normal; larger is noisier."""
-    times_std: float = 1.0
+    times_std: Positive = 1.0
     flip: bool = False
     """Mirror every other image; for things that have no left and right."""
     labels: bool = False
     """Learn from the labels too. Each sample is then drawn for a label of its own, written to labels.npy."""
-    label_dropout: float = 0.1
+    label_dropout: Fraction = 0.1
     """Share of the images whose label is hidden from the network, without which there is no guidance."""
 
     data: launch.Data = launch.Data()
@@ -189,7 +191,7 @@ def learn(
     be other ones when the run resumes.
     """
     t = config.training
-    pictures.check(model, config.seed, config.sampling)
+    pictures.check(model, config.seed, config.sampling, t.batch_size, source)
     early = model.sampling.guide_step
     grids = pictures.SampleGrids(
         config.workdir, model, config.seed, config.sampling, frozen=frozen, texts=texts

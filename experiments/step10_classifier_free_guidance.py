@@ -22,12 +22,14 @@ import jax.numpy as jnp
 import judging
 import numpy as np
 
-from gen_jax import generate, gmm, guidance, launch, plots, pretrained, samplers
+from gen_jax import checks, generate, gmm, guidance, launch, plots, pretrained, samplers
 from gen_jax.conditioning import Labels
 from gen_jax.diffusion import oracle, process
 from gen_jax.pretrained import Run
+from gen_jax.types import Count, Fraction, Number, Seed
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Sweep the weight of guidance of a conditional checkpoint."""
@@ -36,23 +38,23 @@ class Config:
     """The --workdir of a run of step10_conditional, whose network is sampled."""
     workdir: Path = launch.ROOT / "checkpoints" / "step10_classifier_free_guidance"
     """Where figures are written."""
-    weights: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+    weights: tuple[Number, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
     solver: str | None = None
     """A solver by name (default: as the model says)."""
-    nfe: int | None = None
+    nfe: Count | None = None
     """Evaluations of the denoiser a sample (default: as the model says)."""
-    num: int = 1000
+    num: Count = 1000
     """Samples at each weight, as many of each class."""
-    rescale: float = 0.0
+    rescale: Fraction = 0.0
     """How far estimates are brought to the deviation of the conditional one, 0 to 1."""
     interval: tuple[float, float] | None = None
     """Times between which to guide, of the process (default: all)."""
-    judge_steps: int = 1000
+    judge_steps: Count = 1000
     """Of training the classifier."""
     judge_dir: Path | None = None
     """Where it is kept (default: checkpoints/judge_DATASET)."""
     data_dir: Path | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 def draw_all(config: Config, run: Run, classes: int) -> dict[float, np.ndarray]:

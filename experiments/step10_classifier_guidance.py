@@ -26,15 +26,28 @@ import numpy as np
 import pictures
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from gen_jax import conditioning, data, generate, guidance, launch, plots, pretrained, samplers, training
+from gen_jax import (
+    checks,
+    conditioning,
+    data,
+    generate,
+    guidance,
+    launch,
+    plots,
+    pretrained,
+    samplers,
+    training,
+)
 from gen_jax.conditioning import Labels
 from gen_jax.diffusion import process
 from gen_jax.model import to_dict
 from gen_jax.networks.classifier import Classifier
 from gen_jax.pretrained import Run
 from gen_jax.training import Options
+from gen_jax.types import Count, Number, Seed
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Train a classifier of noised images and lead a checkpoint of step 9 by it."""
@@ -46,21 +59,25 @@ class Config:
     data_dir: Path | None = None
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
     training: launch.Training = launch.Training(1000, 128, learning_rate=5e-3, ema_decay=0.99)
-    channels: tuple[int, ...] = (32, 64, 128)
+    channels: tuple[Count, ...] = (32, 64, 128)
     """Of the classifier, at each resolution."""
-    weights: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+    weights: tuple[Number, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     """Of weights.png."""
     run: Options = Options(log_every=50, checkpoint_every=500)
     sampling: launch.Sampling = launch.Sampling(num=100, solver="unipc", nfe=25, guidance=2.0)
-    seed: int = 0
+    seed: Seed = 0
 
 
 def train(config: Config, run: Run) -> None:
     """Train the classifier to the end, or to the end of what is left."""
     source = data.source(str(run.options["dataset"]), data_dir=config.data_dir)
     num_classes, class_names = source.info().num_classes, source.info().class_names
+    if not config.channels:
+        raise ValueError("--channels takes a number for each resolution, at least one.")
     if num_classes is None:
         raise ValueError(f"{run.options['dataset']} has no labels, so there is no class to lead to.")
+    asked_labels(config, conditioning.Labels(num_classes, names=tuple(class_names or ())))
+    generate.plan(run.model, config.sampling.solver, config.sampling.nfe)
     net = Classifier(num_classes, tuple(config.channels), time_scale=1000 / run.model.process.t_max)
     key_params, key_data, key_steps = jax.random.split(jax.random.key(config.seed), 3)
     optimizer, schedule = config.training.make_optimizer()
@@ -164,12 +181,16 @@ def save_accuracy(config: Config, led: Led) -> dict[str, float]:
     return {f"accuracy_at_log_snr_{value:g}": share for value, share in found.items()}
 
 
+def asked_labels(config: Config, labels: conditioning.Labels) -> Int[np.ndarray, "n"]:
+    """The label of each sample: one for all, or all in turn. ValueError for one that is not learned, or no samples."""
+    num, label = checks.whole("num", config.sampling.num, "sample"), config.sampling.label
+    return np.arange(num) % labels.num_classes if label is None else np.full(num, labels.numbers(label))
+
+
 def draw_samples(config: Config, led: Led, chunk: int = 100) -> dict[str, float]:
     """samples.npy, labels.npy, classes.png and weights.png; what the classifier itself reads in the samples."""
     draw, num, classes = led.draw(config), config.sampling.num, led.labels.num_classes
-    label = np.arange(num) % classes
-    if config.sampling.label is not None:
-        label = np.full(num, led.labels.numbers(config.sampling.label))
+    label = asked_labels(config, led.labels)
     weight = 1.0 if config.sampling.guidance is None else config.sampling.guidance
     rows = [np.minimum(np.arange(i, i + min(chunk, num)), num - 1) for i in range(0, num, chunk)]
     images = np.concatenate([draw(label[r], weight, r) for r in rows])[:num]

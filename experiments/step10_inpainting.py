@@ -23,10 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from gen_jax import data, generate, inverse, launch, plots, pretrained, samplers
+from gen_jax import checks, data, generate, inverse, launch, plots, pretrained, samplers
 from gen_jax.pretrained import Run
+from gen_jax.types import Count, NotNegative, Number, Positive, Seed
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config:
     """Fill in what is hidden, with a checkpoint of step 9 or 10."""
@@ -35,27 +37,27 @@ class Config:
     """The --workdir of a run of step09_diffusion or step10_conditional."""
     workdir: Path = launch.ROOT / "checkpoints" / "step10_inpainting"
     """Where figures are written."""
-    num: int = 8
+    num: Count = 8
     """Images a figure."""
-    nfe: int = 100
+    nfe: Count = 100
     """Steps of DDPM, in which pixels are put in or gradients added."""
-    resample: int = 5
+    resample: Count = 5
     """How often RePaint takes each of them."""
-    data_var: float = 0.25
+    data_var: Positive = 0.25
     """Variance of a pixel that PiGDM assumes."""
-    noise_std: float = 0.05
+    noise_std: NotNegative = 0.05
     """Of the measurements in super-resolution."""
-    factor: int = 4
+    factor: Count = 4
     """How many times fewer pixels it has each way."""
-    dps_step: float = 30.0
+    dps_step: NotNegative = 30.0
     """Step size of DPS, in the score: about the 1 of Chung et al. in a step of DDPM with `beta = 0.03`."""
     label: int | str | None = None
     """What to see in the parts, of a conditional checkpoint."""
-    guidance: float = 2.0
+    guidance: Number = 2.0
     """Its weight, with a label."""
     data_dir: Path | None = None
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 def masks(shape: tuple[int, ...], key: Array) -> dict[str, Array]:

@@ -34,15 +34,17 @@ import step09_diffusion as step09
 import tyro
 from jaxtyping import PyTree
 
-from gen_jax import data, generate, launch, plots, pretrained, samplers
+from gen_jax import checks, data, generate, launch, plots, pretrained, samplers
 from gen_jax.codec import Codec
 from gen_jax.model import Model, Sampling
 from gen_jax.networks import autoencoder_kl, unet
+from gen_jax.types import Count
 
 PIXELS = "pixels"
 """The directory of the run that latents are compared with."""
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config(step09.Config):
     """Train a diffusion model of latents, or sample from one. The defaults shown are those of the preset."""
@@ -56,11 +58,11 @@ class Config(step09.Config):
     coding: launch.Autoencoding = launch.Autoencoding()
     compare: bool = True
     """Train the model of step 9 for as long, and compare."""
-    pixel_steps: int | None = None
+    pixel_steps: Count | None = None
     """Updates of it (default: as many as take the time of the autoencoder and of the model of latents)."""
-    judged: int = 2000
+    judged: Count = 2000
     """Samples of each that are compared with test images, without guidance."""
-    judge_steps: int = 1000
+    judge_steps: Count = 1000
     """Of training the classifier whose features are compared, once a data set."""
     judge_dir: Path | None = None
     """Where it is kept (default: checkpoints/judge_DATASET)."""
@@ -245,7 +247,8 @@ def main(config: Config) -> dict[str, object]:
     began, source = time.perf_counter(), config.data.source()
     config = of_channels(config, source.info().image_shape[-1])
     planned = make_model(config, source.info(), latents.describe(config, source))
-    pictures.check(planned, config.seed, config.sampling)  # before any training
+    pictures.check(planned, config.seed, config.sampling, config.training.batch_size, source)
+    latents.check(config, source)  # all before any training
     distance = (
         judging.distance(config.data, steps=config.judge_steps, workdir=config.judge_dir)
         if config.compare

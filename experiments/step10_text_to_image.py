@@ -28,7 +28,7 @@ import prompting
 import step09_diffusion as step09
 import tyro
 
-from gen_jax import data, generate, launch, pretrained, text
+from gen_jax import checks, data, generate, launch, pretrained, text
 from gen_jax.conditioning import Reader, Text
 from gen_jax.data.protocol import read, stack
 from gen_jax.evaluation import scenes
@@ -36,8 +36,10 @@ from gen_jax.model import Model, Sampling
 from gen_jax.networks import autoencoder_kl, unet
 from gen_jax.networks.text import CLIPTextConfig
 from gen_jax.pretrained import Run
+from gen_jax.types import Count, Fraction, Size
 
 
+@checks.checked
 @dataclass(frozen=True)
 class Config(step09.Config):
     """Train a model that draws what a text says, or draw with it. The defaults shown are those of the preset."""
@@ -48,18 +50,18 @@ class Config(step09.Config):
     network: Annotated[unet.UNetConfig, tyro.conf.Suppress] = unet.UNetConfig()
     autoencoder: Annotated[autoencoder_kl.AutoencoderKLConfig, tyro.conf.Suppress] = autoencoder_kl.scenes
     defaults: Annotated[Sampling, tyro.conf.Suppress] = Sampling("unipc", 20, 3.0)
-    text_features: int = 128
+    text_features: Count = 128
     """Width of the text encoder."""
-    text_layers: int = 2
-    text_length: int = 16
+    text_layers: Count = 2
+    text_length: Count = 16
     """Tokens that are read of a caption, start and end included."""
-    text_merges: int = 1000
+    text_merges: Size = 1000
     """Tokens for words and parts of words that are learned from the captions, at most."""
-    text_dropout: float = 0.1
+    text_dropout: Fraction = 0.1
     """Share of the images whose caption is hidden from the network, without which there is no guidance."""
     data: launch.Data = launch.Data("scenes")
     coding: launch.Autoencoding = launch.Autoencoding()
-    judged: int = 1000
+    judged: Size = 1000
     """Captions of test scenes that are drawn and read back at the end, where the data are scenes."""
 
 
@@ -77,6 +79,7 @@ def captions(source: data.Source, num: int) -> list[str]:
             f"{source.info().name} has no captions, from which a model could learn to read. A folder has them in a text "
             "file for each image (a.png, a.txt), or in metadata.jsonl."
         )
+    checks.whole("num", num, "caption")
     return list(stack(read(source, range(min(num, len(source)))))["text"])
 
 
@@ -128,7 +131,8 @@ def main(config: Config) -> dict[str, object]:
     began = time.perf_counter()
     source = config.data.source()
     model = make_model(config, source)
-    pictures.check(model, config.seed, config.sampling)  # before any training
+    pictures.check(model, config.seed, config.sampling, config.training.batch_size, source)
+    latents.check(config, source)  # all before any training
     encoded = latents.encode(config, source)
     model, frozen = dataclasses.replace(model, codec=encoded.codec), {"autoencoder": encoded.params}
     coded = time.perf_counter()

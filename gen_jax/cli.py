@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from gen_jax import command
+from gen_jax import command, ending
 
 app = tyro.extras.SubcommandApp()
 
@@ -22,11 +22,10 @@ def sample(asked: Annotated[command.Sample, tyro.conf.arg(name="")]) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The entry point; what is wrong with the input is said in a line, without a traceback."""
-    try:
-        app.cli(prog="gen-jax", description=__doc__, args=args)
-    except ValueError as error:
-        sys.exit(f"gen-jax: {error}")
+    """The entry point; what is wrong with the input is said in a line, without a traceback unless `--debug` is given."""
+    given = list(sys.argv[1:] if args is None else args)
+    with ending.said("gen-jax", debug="--debug" in given):
+        app.cli(prog="gen-jax", description=__doc__, args=[word for word in given if word != "--debug"])
 
 
 if __name__ == "__main__":

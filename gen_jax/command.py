@@ -5,6 +5,7 @@ command.run(command.Sample(Path("stable-diffusion-v1-5"), prompt="a lighthouse a
 Nothing that takes long to import is imported before it runs.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,8 @@ def run(asked: Sample) -> str:
 
     from gen_jax import launch, plots, pretrained, samplers
 
+    _check_numbers(asked)
+
     if asked.solver is not None:
         samplers.schedule.find(asked.solver)  # a ValueError, before weights are read
     prompts = launch.read_prompts(asked.prompts) if asked.prompts else asked.prompt
@@ -103,7 +106,6 @@ def run(asked: Sample) -> str:
     model, weights = _loaded(asked)
     num = asked.num if asked.num is not None else 1 if published else 16
     num = len(prompts) if isinstance(prompts, list) else num
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
     images, cond = _drawn(asked, model, weights, num, prompts)
     if asked.out.suffix == ".npy":
         np.save(asked.out, images)
@@ -129,6 +131,30 @@ def _check(asked: Sample) -> None:
         raise ValueError("a mask or a strength needs the image that is to be changed.")
     for said in asked.lora:
         lora_weight(said)
+    try:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"out must be a file that can be written, got {asked.out}: {error.strerror}."
+        ) from None
+    if asked.out.is_dir() or not os.access(asked.out.parent, os.W_OK):
+        raise ValueError(f"out must be a file that can be written, got {asked.out}.")
+
+
+def _check_numbers(asked: Sample) -> None:
+    """What else can be said before weights are read."""
+    from gen_jax import checks
+
+    for name in ("num", "nfe", "height", "width"):
+        if (value := getattr(asked, name)) is not None:
+            checks.whole(name, value, {"num": "image", "nfe": "evaluation"}.get(name, "pixel"))
+    checks.whole("seed", asked.seed, "seed", 0, 2**32 - 1)
+    checks.whole("clip_skip", asked.clip_skip, "layer", 0)
+    checks.within("rescale", checks.finite("rescale", asked.rescale), 0, 1)
+    if asked.guidance is not None:
+        checks.finite("guidance", asked.guidance)
+    if asked.strength is not None:
+        checks.within("strength", checks.finite("strength", asked.strength), 0, 1)
 
 
 def _loaded(asked: Sample) -> "tuple[Model, Weights]":
@@ -215,7 +241,7 @@ def _picture(path: Path, asked: Sample, model: "Model", like: "np.ndarray | None
     shape = image_shape(model.codec)
     try:
         picture = images.load(path, shape[-1] if like is None else 1)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # decoders raise errors of every kind
         raise ValueError(f"{path} is no picture that can be read: {error}") from None
     if like is not None:
         return images.resize(picture, like.shape[:2])

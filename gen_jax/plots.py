@@ -3,7 +3,6 @@
 Only process 0 writes.
 """
 
-import json
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from gen_jax import checks
+from gen_jax import checks, jsonlines
 from gen_jax.types import Count, Positive, Size
 
 
@@ -204,11 +203,16 @@ def figure(
 
 @checks.checked
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`, a dict for each log point; a null is NaN. ValueError for another file, or none."""
+    """The lines of a `metrics.jsonl`, a dict for each log point; a null is NaN, what is no line is left out.
+
+    ValueError for another file, or none.
+    """
     try:
-        lines = [dict(json.loads(line)) for line in Path(path).expanduser().read_text().splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        lines, bad = jsonlines.read(Path(path).expanduser().resolve(strict=True))
+    except OSError as error:
         raise ValueError(f"path {str(path)!r} is not that of a metrics.jsonl: {error}.") from error
+    if bad and not lines:
+        raise ValueError(f"path {str(path)!r} is not that of a metrics.jsonl: it has no line of figures.")
     number = lambda value: math.nan if value is None else float(value)
     return [{name: number(value) for name, value in line.items()} for line in lines]
 

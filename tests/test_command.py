@@ -89,8 +89,17 @@ def test_a_picture_is_changed_in_a_part_or_as_a_whole(run, tmp_path):
     [
         (["--predicts", "v"], "predicts: only Stable Diffusion has such options"),
         (["--taesd", "nowhere"], "nowhere"),
-        (["--nfe", "0"], "nfe must be at least 1, got 0"),
-        (["--num", "0"], "num must be at least 1, got 0"),
+        (["--nfe", "0"], "nfe must be at least 1 evaluation, got 0"),
+        (["--num", "0"], "num must be at least 1 image, got 0"),
+        (["--seed", "99999999999"], "seed must be at most 4,294,967,295"),
+        (["--guidance", "nan"], "guidance must be a finite number"),
+        (["--out", "a.jpg"], "out must end in .png or .npy, got a.jpg"),
+        (["--out", ""], "out must end in .png or .npy"),
+        (
+            ["--out", "{run}/checkpoints/0/_CHECKPOINT_METADATA/a.png"],
+            "out must be a file that can be written, got .*a.png: ",
+        ),
+        (["--out", "{run}/folder.png"], "out must be a file that can be written, got .*folder.png"),
         (["--lora", "b.safetensors:x"], "got the weight 'x'"),
         (["--strength", "0.5"], "needs the image that is to be changed"),
         (["--image", "nowhere.png"], "nowhere.png is no picture that can be read"),
@@ -98,10 +107,25 @@ def test_a_picture_is_changed_in_a_part_or_as_a_whole(run, tmp_path):
         (["--prompt", "a", "--prompts", "b"], "one prompt or a file of prompts"),
     ],
 )
-def test_what_can_not_be_done_is_said_in_a_line(run, flags, said):
+def test_what_can_not_be_done_is_said_in_a_line(run, flags, said, capsys):
+    (run / "folder.png").mkdir(exist_ok=True)
+    arguments = ["sample", str(run), "--num", "1", *(flag.replace("{run}", str(run)) for flag in flags)]
     with pytest.raises(SystemExit, match=said) as error:
-        cli.main(["sample", str(run), "--num", "1", *flags])
+        cli.main(arguments)
+    assert error.value.code == 2
+    assert capsys.readouterr().err == f"{error.value}\n"
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=said):
+        cli.main([*arguments, "--debug"])
+
+
+def test_a_damaged_picture_is_said_in_a_line(run, tmp_path):
+    """Pillow's error is one of a syntax."""
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    raw = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(raw.replace(b"IDAT", b"IDAU"))
+    with pytest.raises(SystemExit, match=r"a\.png is no picture that can be read"):
+        cli.main(["sample", str(run), "--image", str(tmp_path / "a.png"), "--num", "1"])
 
 
 def test_a_lora_has_a_weight():

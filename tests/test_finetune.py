@@ -130,6 +130,16 @@ def test_run_leaves_what_it_promises(run):
     assert summary["parameters"] == sum(x.size for x in jax.tree.leaves(low))
 
 
+@tiny_sd.needs_fixtures
+@pytest.mark.parametrize(
+    ("flags", "said"), [(["--solver", "eulr"], "Did you mean euler"), (["--batch-size", "17"], "at most 16")]
+)
+def test_options_are_looked_at_before_anything_is_encoded(pictures, tmp_path, flags, said, monkeypatch):
+    monkeypatch.setattr(finetune, "encode", lambda *args: pytest.fail("it encodes"))
+    with pytest.raises(ValueError, match=said):
+        main("tiny-sd15", pictures, tmp_path, *flags)
+
+
 @pytest.mark.slow  # in CI: tests/training/test_loop.py, and tests/training/test_aux.py with frozen weights
 @tiny_sd.needs_fixtures
 def test_run_that_was_stopped_is_one_that_was_not_to_the_bit(run, pictures, tmp_path, monkeypatch):

@@ -122,6 +122,24 @@ def test_classifier_guidance_trains_and_leads(unconditional, conditional, tmp_pa
         step10.main(dataclasses.replace(config, checkpoint=conditional))
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--num", "0"], "num must be at least 1 sample, got 0"),
+        (["--label", "77"], "from 0 to 9, got 77"),
+        (["--solver", "eulr"], "Did you mean euler"),
+        (["--channels"], "--channels takes a number for each resolution"),
+    ],
+)
+def test_classifier_guidance_looks_at_its_options_before_training(
+    unconditional, flags, said, tmp_path, monkeypatch
+):
+    step10 = importlib.import_module("step10_classifier_guidance")
+    monkeypatch.setattr(training, "fit", lambda *args, **options: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=said):
+        step10.main(step10.parse(["--checkpoint", str(unconditional), "--workdir", str(tmp_path), *flags]))
+
+
 @pytest.mark.slow  # five samplers to compile; in CI: tests/test_inverse.py
 def test_inpainting_keeps_what_is_known(unconditional, tmp_path):
     step10 = importlib.import_module("step10_inpainting")

@@ -2,21 +2,25 @@
 
 import dataclasses
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
+import absl.logging
 import jax
 import tyro
 
-from gen_jax import checks, training
-from gen_jax.launch.options import GROUPS, record
+from gen_jax import checks, ending, training
+from gen_jax.launch.options import GROUPS, flat, record
 from gen_jax.training import workdir as run_directory
 from gen_jax.types import Count
 
 C = TypeVar("C")
+MOST = 2**32 - 1
+"""The largest whole number that JAX takes for one, such as a seed."""
 
 
 @checks.checked
@@ -45,7 +49,21 @@ def parse(
         description=description,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    _check(made, sys.argv[1:] if args is None else args)
     return cast(C, _at_home(made))
+
+
+def _check(config: object, args: Sequence[str]) -> None:
+    """ValueError for whole numbers that no array has, and for empty paths, which `Path` takes for where one is."""
+    empty = {flag for flag, value in itertools.pairwise(args) if value == ""}
+    empty |= {word[:-1] for word in args if word.endswith("=")}
+    for name, value in flat(config).items():
+        for flag in {f"--{name}", f"--{name.replace('_', '-')}"} & empty:
+            if isinstance(value, Path):
+                raise ValueError(f"{flag} must be a path, got an empty one.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number > MOST:
+                raise ValueError(f"--{name.replace('_', '-')} must be at most {MOST:,}, got {number:,}.")
 
 
 def _at_home(config: object) -> object:
@@ -71,7 +89,7 @@ def _preset(presets: Mapping[str, C], args: Sequence[str] | None) -> C:
     choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
     if choice.preset not in presets:
         near = checks.nearest(choice.preset, presets)
-        sys.exit(f"--preset must be one of {', '.join(presets)}; got {choice.preset}.{near}")
+        ending.wrong(f"--preset must be one of {', '.join(presets)}; got {choice.preset}.{near}")
     return presets[choice.preset]
 
 
@@ -79,22 +97,21 @@ def _preset(presets: Mapping[str, C], args: Sequence[str] | None) -> C:
 def run(file: str) -> None:
     """Run an experiment as a program: `main(parse())` of its module.
 
-    What is wrong with the input is said in a sentence, with exit code 2. The module is imported under its own name, for
-    its presets import its `Config` and must find the same class.
+    What is wrong with the input is said in a sentence, with exit code 2 (`ending.said`). The module is imported under its
+    own name, for its presets import its `Config` and must find the same class.
     """
     if not Path(file).is_file():
         raise ValueError(f"file must be that of an experiment, there is none at {file}.")
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     sys.path.insert(0, str(Path(file).parent))
-    module = importlib.import_module(Path(file).stem)
-    try:
+    if not debug:
+        absl.logging.set_verbosity(
+            absl.logging.FATAL
+        )  # Orbax logs what it raises as well, with a traceback each
+    with ending.said(Path(file).name, debug=debug, hint=" (--debug shows where)"):
+        module = importlib.import_module(Path(file).stem)
         module.main(module.parse())
-    except ValueError as error:
-        if debug:
-            raise
-        print(f"{Path(file).name}: {error} (--debug shows where)", file=sys.stderr)
-        sys.exit(2)
 
 
 @checks.checked

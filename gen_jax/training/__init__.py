@@ -20,6 +20,7 @@ from gen_jax.training.distributed import (
 from gen_jax.training.feeding import InMemory, Repeated, Stream
 from gen_jax.training.layout import Layout
 from gen_jax.training.loading import Loaded, load
+from gen_jax.training.lock import WorkdirInUse
 from gen_jax.training.loop import fit
 from gen_jax.training.optimizer import adam, muon, scheduled
 from gen_jax.training.options import Options
@@ -48,6 +49,7 @@ __all__ = [
     "TensorBoard",
     "TrainState",
     "TrainingDiverged",
+    "WorkdirInUse",
     "adam",
     "compile_step",
     "default_parallel",

@@ -3,13 +3,18 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
-from gen_jax import checks
+from gen_jax import checks, jsonlines
 from gen_jax.training.state import TrainState
-from gen_jax.training.workdir import Json
+
+FLUSH = 10.0
+"""Seconds after which what TensorBoard is to show is put on the disk, at the next log point."""
 
 
 class Callback:
@@ -47,8 +52,9 @@ class Callback:
 class JSONLines(Callback):
     """A file with one line of JSON for each log point; `fit` adds one that writes `metrics.jsonl`.
 
-    Started at a step, it removes every line beyond that step, so that a resumed run never has a line twice. Numbers that
-    are not finite become null, which is what JSON has.
+    Started at a step, it removes every line beyond that step, so that a resumed run never has a line twice. What is no
+    line of figures it moves to `NAME.bad` beside the file, with a warning. Numbers that are not finite become null, which
+    is what JSON has.
     """
 
     @checks.checked
@@ -59,12 +65,25 @@ class JSONLines(Callback):
 
     @checks.checked
     def on_start(self, step: int) -> None:
-        """Remove the lines beyond `step`."""
-        lines = [(line, text) for line, text in _read(self.path) if line["step"] <= step]
+        """Remove the lines beyond `step`, and what is no line."""
+        lines, bad = jsonlines.read(self.path)
+        if bad:
+            self._set_aside(bad)
+        lines = [line for line in lines if cast(int, line["step"]) <= step]
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(f"{text}\n" for _, text in lines))
+        temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         os.replace(temporary, self.path)
-        self.seconds = lines[-1][0].get("seconds") or 0.0 if lines else 0.0
+        self.seconds = lines[-1].get("seconds") or 0.0 if lines else 0.0
+
+    def _set_aside(self, bad: Sequence[bytes]) -> None:
+        aside = self.path.with_name(f"{self.path.name}.bad")
+        with aside.open("ab") as file:
+            file.writelines(line + b"\n" for line in bad)
+        shown = repr(bad[0][:60].decode(errors="replace"))
+        warnings.warn(
+            f"{self.path} has {len(bad)} lines that are no figures, the first is {shown}: moved to {aside.name}",
+            stacklevel=2,
+        )
 
     @checks.checked
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
@@ -81,7 +100,7 @@ class TensorBoard(Callback):
 
     @checks.checked
     def __init__(self, directory: str | Path):
-        self._directory, self._step = str(Path(directory).expanduser()), 0
+        self._directory, self._step, self._next = Path(directory).expanduser(), 0, 0.0
 
     @checks.checked
     def on_start(self, step: int) -> None:
@@ -93,30 +112,44 @@ class TensorBoard(Callback):
         """Opened at the first write, while the devices work: the import is slow where torch is there.
 
         Files are named, and read in order, by the second in which they begin: the step tells apart two of one second.
+        tensorboardX's own `SummaryWriter` writes in a thread, and waits for it forever where a full disk has ended it.
         """
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
-        purge = self._step + 1 if self._step else None
-        return SummaryWriter(self._directory, purge_step=purge, filename_suffix=f".{self._step:012d}")
+        self._directory.mkdir(parents=True, exist_ok=True)
+        writer = EventsWriter(str(self._directory / "events"), f".{self._step:012d}")
+        if self._step:
+            from tensorboardX.proto.event_pb2 import SessionLog
+
+            self._write(writer, self._step + 1, session_log=SessionLog(status=SessionLog.START))
+        return writer
+
+    def _write(self, writer, step: int, **what: object) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        writer.write_event(Event(wall_time=time.time(), step=step, **what))
 
     @checks.checked
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
         """Write each value."""
+        from tensorboardX.summary import scalar
+
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(self._writer, step, summary=scalar(name, value))
+        if time.monotonic() > self._next:
+            self._flush()
+
+    @checks.checked
+    def on_checkpoint(self, step: int, state: TrainState) -> None:
+        """Put on the disk what a run that goes on from here will not write again."""
+        self._flush()
+
+    def _flush(self) -> None:
+        if "_writer" in self.__dict__:
+            self._writer.flush()
+        self._next = time.monotonic() + FLUSH
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Close the file."""
         if "_writer" in self.__dict__:
             self._writer.close()
-
-
-def _read(path: Path) -> list[tuple[Json, str]]:
-    """Whole lines of a JSONL file, as read and as they stand; the last one of a killed run may be cut short."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append((json.loads(text), text))
-        except json.JSONDecodeError:
-            continue
-    return lines

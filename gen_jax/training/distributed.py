@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gen_jax import checks
+from gen_jax.training.partners import HEARTBEAT
 from gen_jax.types import Count
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
@@ -27,8 +28,9 @@ def initialize_distributed() -> None:
 
     Several processes are recognised by the three variables `JAX_COORDINATOR_ADDRESS` (host:port of process
     0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or by a cluster that JAX detects itself (Cloud TPU pod,
-    SLURM, Open MPI, GKE). Does nothing in a single process or when called again. Raises ValueError when only
-    some of the variables are set.
+    SLURM, Open MPI, GKE). Where one of them dies, JAX ends the others within some `partners.HEARTBEAT` seconds;
+    within `fit` they end sooner. Does nothing in a single process or when called again. Raises ValueError when
+    only some of the variables are set.
     """
     if jax.distributed.is_initialized():
         return
@@ -40,9 +42,15 @@ def initialize_distributed() -> None:
         )
     if present:
         address, count, index = (os.environ[name] for name in VARIABLES)
-        jax.distributed.initialize(address, int(count), int(index), cluster_detection_method="deactivate")
+        jax.distributed.initialize(
+            address,
+            int(count),
+            int(index),
+            cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
     elif _in_cluster():
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
 
 
 @checks.checked

@@ -1,24 +1,41 @@
 """Means and rates between log points, and what the terminal shows: a progress bar or plain lines."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
 class Meter:
-    """Averages of the metrics since the last log point, and the rate."""
+    """Averages of the metrics since the last log point, and the rate.
 
-    def __init__(self, step: int, now: float):
-        self.reset(step, now)
+    The averages are sums that can be kept: a run that goes on in the middle of an interval logs what it would have.
+    """
+
+    def __init__(self, step: int, now: float, sums: Mapping[str, Sequence[str]] = {}):
+        self._sums = {name: (float.fromhex(total), int(count)) for name, (total, count) in sums.items()}
+        self._step, self._start = step, now
+
+    def sums(self) -> dict[str, list[str]]:
+        """The sums and how many steps they are of, as JSON has them to the last bit, infinite ones as well."""
+        return {name: [total.hex(), str(count)] for name, (total, count) in self._sums.items()}
 
     def reset(self, step: int, now: float) -> None:
         """Start a new interval after `step`, at the time `now`."""
-        self._values: list[dict[str, np.ndarray]] = []
+        self._sums = {}
+        self.start(step, now)
+
+    def start(self, step: int, now: float) -> None:
+        """Count the rate from `step` on, at the time `now`."""
         self._step, self._start = step, now
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
         """Take in the metrics `[K]` of one call."""
-        self._values.append(metrics)
+        before = {name: self._sums.get(name, (0.0, 0)) for name in metrics}
+        self._sums = {
+            name: (before[name][0] + float(np.sum(x, dtype=np.float64)), before[name][1] + len(x))
+            for name, x in metrics.items()
+        }
 
     def skip(self, seconds: float) -> None:
         """Do not count a pause (a sample grid, a checkpoint) as training time."""
@@ -26,9 +43,7 @@ class Meter:
 
     def mean(self) -> dict[str, float]:
         """Mean of every metric over the steps of the interval; NaN of none."""
-        names = self._values[0] if self._values else {}
-        each = {name: np.concatenate([v[name] for v in self._values]) for name in names}
-        return {name: float(np.mean(x)) if len(x) else math.nan for name, x in each.items()}
+        return {name: total / count if count else math.nan for name, (total, count) in self._sums.items()}
 
     def steps_per_second(self, step: int, now: float) -> float:
         """Rate from the start of the interval to `step`, reached at the time `now`."""

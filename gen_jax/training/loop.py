@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from gen_jax import checks
-from gen_jax.training import feeding
+from gen_jax.training import feeding, lock, partners, room
 from gen_jax.training import identity as identities
 from gen_jax.training import workdir as run_directory
 from gen_jax.training.callbacks import Callback, JSONLines, TensorBoard
@@ -24,7 +24,7 @@ from gen_jax.training.feeding import InMemory
 from gen_jax.training.layout import Layout
 from gen_jax.training.logs import Reporter
 from gen_jax.training.options import Options
-from gen_jax.training.run import Run, crossed
+from gen_jax.training.run import SUMS, Run, crossed
 from gen_jax.training.state import Step, TrainState, check_state
 from gen_jax.training.workdir import Json
 from gen_jax.types import Size
@@ -86,7 +86,8 @@ def fit(
     on. That the state can be saved is tried before the first step, with small arrays of the same kinds.
 
     Raises ValueError when `config` or the data differ from the checkpoint's, when the state is one that cannot be saved,
-    or with `resume=False` in a `workdir` that has checkpoints; OSError when `workdir` cannot be written or lacks room;
+    or with `resume=False` in a `workdir` that has checkpoints; WorkdirInUse, a ValueError, at once when another run is in
+    `workdir`; OSError when `workdir` cannot be written, lacks room, or is full in the middle;
     TrainingDiverged, leaving all checkpoints as they are, when the loss, the gradient norm or the parameters to be saved
     are not finite (of steps that `skip_exploding` leaves out: 100 in a row).
     """
@@ -118,13 +119,20 @@ def fit(
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         checkpoints = restored = None
+        sums: Mapping[str, Sequence[str]] = {}
         if workdir is not None:
             kept = options.keep + len(options.keep_from)
-            path = run_directory.prepare(workdir, shapes, keep=kept)
+            path = run_directory.prepare(workdir)
+            stack.enter_context(room.explained(path / DIRECTORY, shapes))
+            stack.enter_context(lock.of_run(path))
+            stack.enter_context(partners.watched(path))
             checkpoints = stack.enter_context(
                 Checkpoints(path / DIRECTORY, keep=options.keep, keep_from=options.keep_from)
             )
-            restored = _restore(checkpoints, like, meta, may_change, resume)
+            if (found := _restore(checkpoints, like, meta, may_change, resume)) is not None:
+                restored, sums = found[0], found[1].get(SUMS, {})
+            if restored is None or int(restored.step) < num_steps:
+                room.check(path / DIRECTORY, shapes, keep=kept)
             if restored is None:
                 prove(like, meta)
             if main:
@@ -164,6 +172,7 @@ def fit(
             reporter=reporter,
             callbacks=callbacks,
             seconds=max((c.seconds for c in callbacks if isinstance(c, JSONLines)), default=0.0),
+            sums=sums,
         )
         stop = StopRequest() if checkpoints is None else stack.enter_context(StopRequest())
         ask, asked = agreement(layout.mesh), None
@@ -240,7 +249,7 @@ def _read_signal(asked: Array | int | None) -> int:
 
 def _restore(
     checkpoints: Checkpoints, like: TrainState, now: Json, may_change: Collection[str], resume: bool
-) -> TrainState | None:
+) -> tuple[TrainState, Json] | None:
     if not resume:
         if steps := checkpoints.steps():
             raise ValueError(
@@ -256,5 +265,4 @@ def _restore(
         run_directory.check_config(meta["config"], now["config"], may_change)
         run_directory.check_config({"data": meta["data"]}, {"data": now["data"]}, may_change)
 
-    found = checkpoints.restore(like, check)
-    return None if found is None else found[0]
+    return checkpoints.restore(like, check)

@@ -23,6 +23,9 @@ PATIENCE = 100
 RATES = ("steps_per_second", "images_per_second", "seconds", "learning_rate")
 """Figures of a log point that are not of the loss."""
 
+SUMS = "sums"
+"""In the metadata of a checkpoint: the sums of the metrics since the last log point."""
+
 
 class TrainingDiverged(FloatingPointError):
     """The loss, the gradient or the parameters are not finite."""
@@ -49,6 +52,7 @@ class Run:
         reporter: Reporter,
         callbacks: Sequence[Callback],
         seconds: float,
+        sums: Mapping[str, Sequence[str]],
     ):
         self.num_steps, self.log_every, self.batch_size = num_steps, log_every, batch_size
         # all at once: to ask for one later would wait for the devices
@@ -56,7 +60,7 @@ class Run:
         self.shown = shown
         self.added = {"step", *RATES[:3], *(() if schedule is None else RATES[3:])}
         self.meta, self.checkpoints, self.reporter, self.callbacks = meta, checkpoints, reporter, callbacks
-        self.meter = Meter(start, time.perf_counter())
+        self.meter = Meter(start, time.perf_counter(), sums)
         self.began = time.perf_counter() - seconds
         self.compiled = False
         self.pending: tuple[int, Metrics] | None = None
@@ -64,7 +68,7 @@ class Run:
 
     def begin(self, step: int) -> None:
         """Start the clock of the rates: all is compiled, and the first call comes next."""
-        self.meter.reset(step, time.perf_counter())
+        self.meter.start(step, time.perf_counter())
 
     def collect(self, end: int, metrics: Metrics) -> None:
         """Remember the metrics of the call that ends at `end`, and read those of the call before."""
@@ -90,7 +94,7 @@ class Run:
         logs = crossed(end, size, self.log_every) or end == self.num_steps
         if not self.compiled and not logs:
             # the first call is slower: rates count from its end where there is a second one
-            self.meter.reset(end, time.perf_counter())
+            self.meter.start(end, time.perf_counter())
         self.compiled = True
         self.meter.add({name: v if name == "skipped" else v[finite] for name, v in metrics.items()})
         self.reporter.advance(end)
@@ -132,7 +136,7 @@ class Run:
         self.drain()
         with self.pause():
             try:
-                self.checkpoints.save(state, self.meta)
+                self.checkpoints.save(state, {**self.meta, SUMS: self.meter.sums()})
             except NotFiniteError as error:
                 self.diverged(end - 1, str(error))
             for callback in self.callbacks:

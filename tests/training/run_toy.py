@@ -1,6 +1,7 @@
 """A run of the toy problem in a process of its own: `python run_toy.py workdir out.npz [options]`."""
 
 import argparse
+import resource
 import sys
 import time
 
@@ -14,12 +15,17 @@ parser.add_argument("--seconds-per-call", type=float, default=0.0)
 parser.add_argument("--parallel", default="jit")
 parser.add_argument("--fsdp", action="store_true")
 parser.add_argument("--stream", action="store_true")
+parser.add_argument("--checkpoint-every", type=int, default=10)
+parser.add_argument("--keep", type=int, default=3)
+parser.add_argument("--hold-at", type=int, help="the step at which to wait for a minute")
+parser.add_argument("--full-from", type=int, help="the step from which on files of 32 KiB are too large")
 options = parser.parse_args()
 
-from gen_jax import training
+from gen_jax import ending, training
 
 training.initialize_distributed()
 
+import absl.logging
 import jax
 import numpy as np
 import toy
@@ -27,11 +33,13 @@ import toy
 
 class Wait(training.Callback):
     def on_sample(self, step, state):
-        time.sleep(options.seconds_per_call)
+        time.sleep(60 if step == options.hold_at else options.seconds_per_call)
+        if step == options.full_from:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, resource.RLIM_INFINITY))
 
 
 step, _, schedule = toy.setup(options.num_steps)
-state = training.fit(
+fit = lambda: training.fit(
     step,
     lambda: toy.setup(options.num_steps)[1],
     toy.Stream() if options.stream else toy.InMemory(),
@@ -43,12 +51,16 @@ state = training.fit(
         parallel=options.parallel,
         fsdp=options.fsdp,
         steps_per_call=5,
-        log_every=5,
-        checkpoint_every=10,
+        log_every=15,  # most checkpoints lie inside of an interval of the log
+        checkpoint_every=options.checkpoint_every,
+        keep=options.keep,
         sample_every=5,
     ),
     callbacks=[Wait()],
 )
+absl.logging.set_verbosity(absl.logging.FATAL)
+with ending.said("run_toy"):
+    state = fit()
 state = jax.jit(lambda s: s, out_shardings=training.Layout().sharding())(state)  # gather what is sharded
 if jax.process_index() == 0:
     np.savez(options.out, *toy.leaves(state))

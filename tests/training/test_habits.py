@@ -186,7 +186,7 @@ def test_a_config_with_nan_can_be_resumed(tmp_path):
     config = {"a": math.nan, "b": [math.nan, 1.0], "c": math.inf}
     fit(workdir=tmp_path, config=config)
     assert fit(workdir=tmp_path, config=config, num_steps=6).step == 6
-    with pytest.raises(ValueError, match="a: nan saved, 1 now"):
+    with pytest.raises(ValueError, match="a: 'NaN' saved, 1 now"):
         fit(workdir=tmp_path, config=config | {"a": 1}, num_steps=8)
 
 

@@ -1,84 +1,40 @@
 """Runs in processes of their own: killed, preempted, and several at once."""
 
-import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
+import warnings
 
 import numpy as np
 import pytest
 import toy
+from processes import (
+    assert_same,
+    end_all,
+    final,
+    finish,
+    lines,
+    log,
+    order,
+    start,
+    start_two,
+    wait_until,
+    wait_until_logged,
+)
 
-import gen_jax
 from gen_jax import training
 
-HERE = Path(__file__).parent
 STEPS = 60
 
 
-CACHE = tempfile.TemporaryDirectory()
-
-
-def start(workdir, *options, **environment):
-    """A run of `run_toy.py` in `workdir`, which leaves `final.npz` there."""
-    environment = {
-        **{name: x for name, x in os.environ.items() if name != "XLA_FLAGS"},
-        "PYTHONPATH": os.pathsep.join([str(Path(gen_jax.__file__).parents[1]), str(HERE)]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": CACHE.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        **environment,
-    }
-    command = [sys.executable, str(HERE / "run_toy.py"), str(workdir), str(workdir / "final.npz"), *options]
-    workdir.mkdir(exist_ok=True)
-    with (workdir / "log.txt").open("a") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-
-def finish(*processes, timeout=120):
-    codes = [process.wait(timeout) for process in processes]
-    return codes[0] if len(codes) == 1 else codes
-
-
-def log(workdir):
-    return (workdir / "log.txt").read_text()
-
-
-def last_logged(workdir):
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1])["step"] if lines else 0
-
-
-def wait_until_logged(workdir, step, process, timeout=120):
-    deadline = time.monotonic() + timeout
-    while last_logged(workdir) < step:
-        assert process.poll() is None, log(workdir)
-        assert time.monotonic() < deadline, log(workdir)
-        time.sleep(0.01)
-
-
-def final(workdir):
-    with np.load(workdir / "final.npz") as file:
-        return [file[name] for name in file.files]
-
-
-def order(workdir):
-    """What the log says about the rows seen and the losses, step by step."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["order"], line["loss"], line["grad_norm"]) for line in lines]
-
-
-def assert_same(a, b):
-    for x, y in zip(final(a), final(b), strict=True):
-        np.testing.assert_array_equal(x, y)
-    assert order(a) == order(b)
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """A test that fails leaves no process behind."""
+    yield
+    end_all()
 
 
 @pytest.fixture(scope="module")
@@ -87,22 +43,22 @@ def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     process = start(workdir)
     assert finish(process) == 0, log(workdir)
-    assert [step for step, *_ in order(workdir)] == list(range(5, STEPS + 1, 5))
+    assert [step for step, *_ in order(workdir)] == [15, 30, 45, 60]
     return workdir
 
 
-def test_fit_killed_three_times_is_the_same_to_the_bit(whole, tmp_path):
+def test_fit_killed_twice_is_the_same_to_the_bit(whole, tmp_path):
     seed = random.randrange(2**32)
     print(f"seed of the instants: {seed}")  # shown when the test fails
     instants = random.Random(seed)
     reached = []
-    for target in (5, 15, 30):
+    for target in (15, 30):
         process = start(tmp_path, "--seconds-per-call", "0.1")
         wait_until_logged(tmp_path, target, process)
         time.sleep(instants.uniform(0.0, 0.5))
         process.kill()
         assert finish(process) == -signal.SIGKILL
-        reached.append(last_logged(tmp_path))
+        reached.append(lines(tmp_path)[-1]["step"])
     assert reached == sorted(reached)
     assert reached[-1] < STEPS
     assert finish(start(tmp_path)) == 0, log(tmp_path)
@@ -123,22 +79,6 @@ def test_fit_preempted_saves_exits_with_zero_and_goes_on(whole, tmp_path):
     assert finish(start(tmp_path)) == 0, log(tmp_path)
     assert f"resuming: checkpoint of step {step}" in log(tmp_path)
     assert_same(tmp_path, whole)
-
-
-def start_two(workdir, *options):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
-            workdir,
-            *options,
-            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(index),
-        )
-        for index in range(2)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +106,77 @@ def test_fit_in_two_processes_stops_in_both_when_one_is_preempted(whole, tmp_pat
     assert finish(start(tmp_path)) == 0, log(tmp_path)  # and one process goes on
     for x, y in zip(final(tmp_path), final(whole), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+
+
+BAD = b'{"step": "6", "loss": 1}\n\xff\xfe\x00\n[1, 2]\nnull\n{"loss": 1}\n{"step": 7, "loss": "x"}\n{"step": 45, "lo'
+
+
+def last_words(workdir, before):
+    """What was said after `before` characters of the log: a sentence, without a traceback."""
+    said = log(workdir)[before:]
+    assert "Traceback" not in said, said
+    return said.splitlines()[-1]
+
+
+def test_a_run_survives_company_a_kill_a_full_disk_a_damaged_log_and_ctrl_c(whole, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, "--hold-at", "20")
+    wait_until_logged(workdir, 15, process)
+    assert finish(start(workdir)) == 2, log(workdir)  # a second one beside it
+    said = f"run_toy: workdir {workdir} is in use by a run (pid {process.pid} on "
+    assert sum(line.startswith(said) for line in log(workdir).splitlines()) == 1, log(workdir)
+    assert process.poll() is None
+    process.kill()
+    finish(process)
+
+    with (workdir / "metrics.jsonl").open("ab") as file:
+        file.write(BAD)
+    before = len(log(workdir))
+    assert finish(start(workdir, "--full-from", "35")) == 2, log(workdir)
+    words = last_words(workdir, before)
+    assert words.startswith(f"run_toy: no room in {workdir} (File too large)")
+    assert f"the checkpoint of step {training.load(workdir).step} stands" in words
+    assert "has 7 lines that are no figures" in log(workdir)
+    assert (workdir / "metrics.jsonl.bad").read_bytes() == BAD + b"\n"
+
+    before = len(log(workdir))
+    process = start(workdir, "--hold-at", "45")
+    wait_until(lambda: "step 45/60" in log(workdir)[before:], workdir, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert finish(process, timeout=5) == 130
+    assert last_words(workdir, before) == "interrupted twice: ended at once"
+
+    assert finish(start(workdir)) == 0, log(workdir)
+    assert_same(workdir, whole)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of futures of files that are gone
+def test_a_run_is_read_while_its_only_checkpoint_is_replaced(tmp_path):
+    process = start(tmp_path, "--num-steps", "100000", "--checkpoint-every", "5", "--keep", "1")
+    wait_until_logged(tmp_path, 10, process)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is damaged")
+        loaded = [training.load(tmp_path).step for _ in range(40)]
+    assert process.poll() is None, log(tmp_path)
+    process.kill()
+    finish(process)
+    assert sorted(loaded) == loaded
+    assert len(set(loaded)) > 5
+
+
+def test_a_process_that_is_left_alone_ends_and_names_the_one_that_is_gone(tmp_path):
+    processes = start_two(tmp_path, "--seconds-per-call", "0.1")
+    wait_until_logged(tmp_path, 10, processes[0])
+    processes[1].kill()
+    began = time.monotonic()
+    assert finish(processes[0], timeout=60) == 1, log(tmp_path)
+    print(f"ended after {time.monotonic() - began:.1f} s")
+    assert time.monotonic() - began < 15
+    assert f"process 1 of 2 (pid {processes[1].pid} on " in log(tmp_path)
 
 
 def test_initialize_distributed_names_the_missing_variable(monkeypatch):

@@ -1,64 +1,49 @@
 import dataclasses
+import json
+import math
 import os
-import shutil
-from collections import namedtuple
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
-import toy
 
-from gen_jax.training.workdir import check_config, num_bytes, plain, prepare, write_json
-
-Usage = namedtuple("Usage", "total used free")
+from gen_jax.training.workdir import check_config, plain, prepare, write_json
 
 
 def test_prepare_makes_the_directory_and_leaves_nothing_in_it(tmp_path):
-    path = prepare(tmp_path / "a" / "b", {"x": jnp.ones(3)}, keep=3)
+    path = prepare(tmp_path / "a" / "b")
     assert path == tmp_path / "a" / "b"
     assert list(path.iterdir()) == []
-
-
-def test_prepare_says_how_much_room_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 10 * 2**20))
-    state = {"x": jax.ShapeDtypeStruct((2**20,), jnp.float32)}  # 4 MiB
-    prepare(tmp_path, state, keep=1)
-    with pytest.raises(OSError, match="10 MiB free, but 4 checkpoints of 4 MiB need 16 MiB"):
-        prepare(tmp_path, state, keep=3)
-    (tmp_path / "old").write_bytes(b"0" * 6 * 2**20)  # an earlier run's checkpoints will make room
-    prepare(tmp_path, state, keep=3)
 
 
 def test_prepare_says_that_the_directory_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write to workdir .*file.* another workdir"):
-        prepare(tmp_path / "file" / "run", {}, keep=3)
+        prepare(tmp_path / "file" / "run")
 
     def full(self, data):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left on device"):
-        prepare(tmp_path, {}, keep=3)
+        prepare(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_prepare_says_that_the_directory_is_read_only(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot write to workdir"):
-        prepare(tmp_path, {}, keep=3)
+        prepare(tmp_path)
 
 
-def test_prepare_refuses_a_url():
-    with pytest.raises(ValueError, match="gcsfuse"):
-        prepare("gs://bucket/run", {}, keep=3)
-
-
-def test_num_bytes_counts_the_state():
-    state = toy.setup()[1]
-    kernels, bias = 2 * toy.DIM * toy.WIDTH, toy.WIDTH
-    assert num_bytes(state) == 4 * (4 * (kernels + bias) + 3) + 8  # four copies, three counters, the key
+@pytest.mark.parametrize(
+    ("workdir", "said"),
+    [("gs://bucket/run", "gcsfuse"), (Path("gs://bucket/run"), "gcsfuse"), ("", "an empty one")],
+)
+def test_prepare_refuses_what_is_no_directory(workdir, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        prepare(workdir)
+    assert list(tmp_path.iterdir()) == []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +91,24 @@ def test_check_config_names_what_differs(saved, now, message):
 
 def test_check_config_accepts_what_is_equal():
     check_config(plain(Config()), plain(Config()), ())
+
+
+def test_a_config_with_numbers_that_are_not_finite_is_json_and_equal_to_itself(tmp_path):
+    config = {"clip": math.inf, "rates": [math.nan, -math.inf, 1.0]}
+    assert plain(config) == {"clip": "Infinity", "rates": ["NaN", "-Infinity", 1.0]}
+    write_json(tmp_path / "config.json", plain(config))
+    refuse = lambda name: pytest.fail(f"{name} is no JSON")
+    saved = json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
+    check_config(saved, plain(config), ())
+    check_config(config, plain(config), ())  # as checkpoints of before have it
+    with pytest.raises(ValueError, match="clip: 'Infinity' saved, 1 now"):
+        check_config(saved, plain({**config, "clip": 1}), ())
+
+
+def test_check_config_takes_no_string_for_names():
+    """Its letters would be names of fields."""
+    with pytest.raises(ValueError, match=r"may_change must be a list of names, got 'seed': \('seed',\)"):
+        check_config({"s": 1}, {"s": 2}, "seed")
 
 
 def test_write_json_replaces_the_file_at_once(tmp_path):

@@ -1,0 +1,93 @@
+"""The lock of a workdir: who has it, who had it, and file systems without locks."""
+
+import errno
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from gen_jax.training import lock
+
+
+def path_in(directory):
+    return directory / lock.FILE
+
+
+def test_a_second_holder_is_refused_with_the_name_of_the_first(tmp_path):
+    path = path_in(tmp_path)
+    said = rf"workdir {tmp_path} is in use by a run \(pid {os.getpid()} on \S+, since [\d\- :]+\): wait until it ends"
+    with lock.held(path):
+        assert lock.is_held(path)
+        with pytest.raises(lock.WorkdirInUse, match=said), lock.held(path):
+            pass
+    assert lock.is_held(path) is False
+    assert lock.holder(path) == ""
+    with lock.held(path):
+        pass
+
+
+@pytest.mark.parametrize(("error", "left"), [(KeyError, True), (KeyboardInterrupt, None), (SystemExit, None)])
+def test_a_holder_that_left_with_an_error_is_known(tmp_path, error, left):
+    """A signal is none: all processes of a run end by it."""
+    with pytest.raises(error), lock.held(path_in(tmp_path), "process 1 of 2"):
+        raise error
+    assert ("process 1 of 2" in lock.holder(path_in(tmp_path))) == bool(left)
+    assert lock.words(path_in(tmp_path)).get("left") is left
+
+
+def test_words_that_are_none_are_nobody(tmp_path):
+    for text in (b"", b"\xff", b"3", b"{"):
+        path_in(tmp_path).write_bytes(text)
+        assert lock.holder(path_in(tmp_path)) == ""
+    with lock.held(path_in(tmp_path)):
+        pass
+
+
+def test_a_forked_child_does_not_hold_the_lock_on(tmp_path):
+    """Workers of a loader may outlive the run that was killed."""
+    path, fork = path_in(tmp_path), multiprocessing.get_context("fork")
+    with lock.held(path):
+        child = fork.Process(target=time.sleep, args=(60,))
+        child.start()
+    until = time.monotonic() + 5  # it lets go as soon as it runs
+    while lock.is_held(path) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert child.is_alive()
+    assert lock.is_held(path) is False
+    child.kill()
+    child.join()
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    monkeypatch.setattr(lock, "LEASE", 0.4)
+
+
+def test_where_there_are_no_locks_a_lease_is_renewed_until_its_holder_ends(tmp_path, without_locks):
+    path = path_in(tmp_path)
+    with lock.held(path):
+        for _ in range(3):
+            time.sleep(0.3)  # longer than the lease in all
+            with (
+                pytest.raises(lock.WorkdirInUse, match=rf"in use by a run \(pid {os.getpid()}"),
+                lock.held(path),
+            ):
+                pass
+    with lock.held(path):
+        pass
+    assert os.listdir(tmp_path) == [lock.FILE]
+
+
+def test_the_lease_of_a_holder_that_died_lapses(tmp_path, without_locks):
+    path = path_in(tmp_path)
+    path.write_text('{"name": "a run", "pid": 1, "host": "gone", "since": "then"}')
+    with pytest.raises(lock.WorkdirInUse, match="pid 1 on gone, since then"), lock.held(path):
+        pass
+    time.sleep(0.5)
+    with lock.held(path):
+        assert f"pid {os.getpid()}" in lock.holder(path)
