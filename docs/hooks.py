@@ -27,6 +27,7 @@ ELSEWHERE = {
     "recommended.md": "gen_jax/samplers/RECOMMENDED.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "security.md": "SECURITY.md",
     "digits.png": "checkpoints/pretrained/step09_samples.png",
 }
 """Place in the site, and the file in the tree that is shown there."""

@@ -13,7 +13,8 @@ from typing import TypedDict
 import numpy as np
 
 _FORMAT = 2  # part of the key: an entry of another format is never read
-_VERIFIED = 256 * 2**20  # bytes: the checksum of larger arrays is not verified (about a second a GiB)
+VERIFIED = 256 * 2**20
+"""Bytes. The checksum of larger arrays is not verified, which takes about a second a GiB."""
 
 
 class _Array(TypedDict):
@@ -30,7 +31,12 @@ def root(cache_dir: str | os.PathLike | None = None) -> Path:
 
 
 def entry(full_name: str, split: str, contents: Iterable[str | bytes]) -> str:
-    """The path of an entry below `root`: `<full_name>/<split>-<fingerprint of split and contents>`."""
+    """The path of an entry below `root`: `<full_name>/<split>-<fingerprint of split and contents>`.
+
+    `ValueError` where the name leads out of it.
+    """
+    if ".." in full_name.split("/"):
+        raise ValueError(f"expected the name of a data set, got {full_name[:100]!r}, which leads elsewhere.")
     digest = hashlib.sha256(f"{_FORMAT} {full_name} {split}".encode())
     for part in contents:
         digest.update(part.encode(errors="surrogateescape") if isinstance(part, str) else part)
@@ -149,6 +155,6 @@ def _map(file: Path, expected: _Array) -> np.ndarray:
     array = np.load(file, mmap_mode="r", allow_pickle=False)
     if (array.dtype.name, list(array.shape)) != (expected["dtype"], expected["shape"]):
         raise ValueError(f"expected {expected['dtype']} {expected['shape']}, got {array.dtype} {array.shape}")
-    if array.nbytes <= _VERIFIED and zlib.crc32(array.data.cast("B")) != expected["crc32"]:
+    if array.nbytes <= VERIFIED and zlib.crc32(array.data.cast("B")) != expected["crc32"]:
         raise ValueError("its checksum is not the one in meta.json")
     return array

@@ -1,6 +1,8 @@
 """Image files and arrays as 8-bit arrays: every mode of Pillow, 16 bits, transparency, orientation."""
 
+import functools
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,36 @@ GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's mode by the number of channels
 _WIDE = ("F", "I")  # floats, and integers of 32 bits
 _SIXTEEN = ("PNG", "PPM")  # formats that Pillow may read as "I" although they have 16 bits
-_NO_PICTURES = {
-    "BUFR",
-    "EPS",
-    "GRIB",
-    "HDF5",
-    "IPTC",
-    "MPEG",
-    "PDF",
-    "WMF",
-}  # Pillow only knows their headers
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
+"""Formats of which Pillow only knows the headers, or which it gives to a program: EPS to Ghostscript."""
+
+
+def open_image(file: Path | BytesIO, *, verify: bool = True) -> Picture:
+    """An image of a format that has pixels, whatever the file is called; not yet decoded.
+
+    With `verify` the checksums of a PNG are verified, which Pillow does not when it decodes one. `ValueError` for what
+    is no file, since a pipe says nothing for ever; an error of Pillow for anything that is no sound image.
+    """
+    from PIL import Image
+
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        raise ValueError("expected a file, it is none")
+    image = Image.open(file, formats=_formats())
+    if not verify or image.format != "PNG":
+        return image
+    with image:
+        image.verify()
+    if not isinstance(file, Path):
+        file.seek(0)
+    return Image.open(file, formats=("PNG",))
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind not in _NO_PICTURES)
 
 
 def suffixes() -> frozenset[str]:
@@ -43,7 +65,7 @@ def header(path: Path) -> tuple[int, int, str]:
     from PIL import ExifTags, Image
     from PIL.TiffImagePlugin import TiffImageFile
 
-    with Image.open(path) as image:
+    with open_image(path, verify=False) as image:
         _check(image)
         # Newer versions of Pillow turn the size of a TIFF themselves: take it from the tags.
         width, height = (
@@ -61,9 +83,9 @@ def load(path: Path, channels: int) -> np.ndarray:
     bits. CMYK is converted without a colour profile. With 1 or 3 channels what is transparent is laid over white. A
     file that can not be decoded is an error of Pillow.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with Image.open(path) as image:
+    with open_image(path) as image:
         _check(image)
         ImageOps.exif_transpose(image, in_place=True)
         return _to_array(image, channels)

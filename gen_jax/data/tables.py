@@ -55,7 +55,10 @@ class _Lines(NamedTuple):
 
 
 def _read(path: Path) -> np.ndarray:
-    lines = _cells(_text(path))
+    try:
+        lines = _cells(_text(path))
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table: {error}.") from None
     first = lines.cells[0] if lines.cells else []
     names = first if first and all(_number(cell, lines.separator) is None for cell in first) else None
     rows = lines.cells[names is not None :]
@@ -126,7 +129,7 @@ def _without_empty(cells: list[list[str]]) -> list[list[str]]:
     empty = {i for i in range(width) if all(i >= len(row) or not row[i] for row in rows)}
     without = [[cell for i, cell in enumerate(row) if i not in empty] for row in cells]
     named = [cell for cell in cells[0] if cell] if cells else []
-    if len(named) == width - len(empty):  # names may be parted by fewer marks than numbers
+    if cells and len(named) == width - len(empty):  # names may be parted by fewer marks than numbers
         without[0] = named
     elif cells and any(cells[0][i] for i in empty if i < len(cells[0])):
         return cells
@@ -151,7 +154,7 @@ def _number(cell: str, separator: str) -> float | None:
     if separator != "," and cell.count(",") == 1 and "." not in cell:
         cell = cell.replace(",", ".")
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)  # Python alone reads 1_5 as 15
     except ValueError:
         return None
 

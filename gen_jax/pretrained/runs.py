@@ -1,6 +1,6 @@
 """A model out of the directory of a run: its description from `config.json`, its weights from the checkpoints."""
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -8,9 +8,10 @@ from typing import NamedTuple, cast
 import jax
 from jaxtyping import DTypeLike, PyTree
 
-from gen_jax import checks, parameters, training
+from gen_jax import checks, parameters, small_files, training
 from gen_jax import model as models
 from gen_jax.codec import Autoencoder, Latents
+from gen_jax.conditioning import Labels
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import migration
@@ -73,6 +74,7 @@ def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
         options = cast("Mapping[str, object]", config.get("options", {}))
     else:
         model, options = migration.from_format_1(config, str(path)), config
+    _check_trained(file, model, saved, types)  # before its network is built, which may be a very large one
     hint = "Its config.json and its checkpoints are of two runs: give each a directory of its own."
     parameters.check_tree(model, params, f"{path}: the weights", hint)
     weights, early = model.parts(params), model.sampling.guide_step
@@ -110,11 +112,30 @@ def load_autoencoder(path: str | Path, config: Autoencoder) -> PyTree:
 
 def _read(file: Path) -> dict[str, object]:
     try:
-        found = json.loads(file.read_text())
+        return small_files.json_of(file)
     except ValueError as error:
         raise ValueError(
             f"{file} can not be read: {error}. Remove it to use what the checkpoint says."
         ) from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: expected an object, got {type(found).__name__}.")
-    return found
+
+
+def _check_trained(file: Path, model: Model, saved: Mapping[str, object], types: Sequence[type]) -> None:
+    """ValueError where a model is not the one that was trained, but for what may be changed afterwards.
+
+    That are the sampling and the names of classes. Arrays tell another network, and not another process.
+    """
+    if not isinstance(saved.get("model"), Mapping) or not file.exists():
+        return
+    trained = models.from_dict(saved["model"], types)
+    if _fixed(model) != _fixed(trained):
+        raise ValueError(
+            f"{file} describes another model than the checkpoints of this run: of a model that is trained only the "
+            "sampling and the names of the classes may change. Is it damaged? Remove it to use what the checkpoint says."
+        )
+
+
+def _fixed(model: Model) -> Model:
+    condition = model.condition
+    if isinstance(condition, Labels):
+        condition = dataclasses.replace(condition, names=())
+    return dataclasses.replace(model.undrawn(), condition=condition)

@@ -221,11 +221,12 @@ def test_captions_that_are_missing_are_named(tmp_path, how):
 @pytest.mark.parametrize(
     ("contents", "said"),
     [
-        ('{"file_name": "a.png"', "line 1 of .*metadata.jsonl is not JSON"),
+        ('{"file_name": "a.png"', "line 1 of .*metadata.jsonl: it is not JSON"),
         ("[1]", "line 1 of .*expected a JSON object"),
         ('{"text": "x"}', 'row 1 of .*expected strings "file_name" and "text"'),
         ('{"file_name": "a.png", "text": 3}', 'row 1 of .*expected strings "file_name" and "text"'),
         (b"\xff\xfe", "is not UTF-8"),
+        ('{"a":' * 10**5, "line 1 of .*: it is nested too deeply"),
     ],
 )
 def test_metadata_that_is_wrong_is_named(tmp_path, contents, said):
@@ -234,6 +235,20 @@ def test_metadata_that_is_wrong_is_named(tmp_path, contents, said):
     (tmp_path / "metadata.jsonl").write_bytes(raw)
     with pytest.raises(ValueError, match=said):
         data.info(tmp_path)
+
+
+def test_a_table_of_captions_that_is_none_is_named(tmp_path):
+    save(tmp_path / "a.png", 1)
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,"' + "x" * 140_000)
+    with pytest.raises(ValueError, match=r"metadata\.csv is no table: field larger"):
+        data.info(tmp_path)
+
+
+def test_a_pipe_of_captions_is_not_waited_for(tmp_path):
+    save(tmp_path / "a.png", 1)
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"a\.txt: expected a file"):
+        data.load(tmp_path)
 
 
 def test_metadata_without_captions_or_with_absent_images_is_said(tmp_path, caplog):
@@ -311,6 +326,18 @@ def test_an_index_that_is_damaged_is_made_anew(tmp_path, cache_dir, contents):
     assert path.read_text() == before
 
 
+def test_an_index_with_a_flipped_bit_is_made_anew(tmp_path, cache_dir):
+    """Whatever it still says: an image of 4 x 4 would be one of 5 x 4, and a grey one one of colours."""
+    save(tmp_path / "a.png", 1)
+    info = data.info(tmp_path)
+    (path,) = cache_dir.rglob("index.json")
+    raw = path.read_bytes()
+    for at in range(raw.index(b"\n"), len(raw)):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        assert data.info(tmp_path) == info
+        assert path.read_bytes() == raw
+
+
 def test_without_a_writable_cache_it_goes_on(tmp_path):
     save(tmp_path / "images" / "a.png", 1)
     (tmp_path / "file").write_text("")
@@ -369,7 +396,7 @@ def test_truncated_images_are_refused_when_they_are_read(broken):
         lambda: list(zip(range(5), _stream(source), strict=False)),
     ):
         with pytest.raises(
-            ValueError, match=r"1 image\(s\) of .* can not be read: 08.png \(OSError: .*truncated"
+            ValueError, match=r"1 image\(s\) of .* can not be read: 08.png \(OSError: .*[Tt]runcated"
         ):
             read()
 

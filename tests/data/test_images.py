@@ -1,12 +1,14 @@
 """Images of every kind as arrays, against what numpy makes of the same numbers."""
 
+import os
 import re
+import subprocess
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gen_jax.data import images
 
@@ -248,3 +250,36 @@ def test_to_pixels():
     assert images.to_pixels("x", np.zeros(3)).dtype == np.float32
     with pytest.raises(ValueError, match='8-bit images in "x", got int64 with values from -1 to 3'):
         images.to_pixels("x", np.arange(-1, 4))
+
+
+# Files of strangers
+
+
+def test_what_pillow_gives_to_a_program_is_not_read_whatever_it_is_called(tmp_path, monkeypatch):
+    """Pillow looks at the contents, and starts Ghostscript for EPS."""
+    monkeypatch.setattr(subprocess, "Popen", None)
+    Image.fromarray(COLOUR).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    for look in (images.header, lambda path: images.load(path, 3)):
+        with pytest.raises(UnidentifiedImageError):
+            look(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+    path = tmp_path / "a.png"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    for look in (images.header, lambda path: images.load(path, 3)):
+        with pytest.raises(ValueError, match="expected a file, it is none"):
+            look(path)
+
+
+def test_a_png_with_a_flipped_bit_is_an_error_and_no_other_picture(tmp_path):
+    """Of each bit of the data; uncompressed, it would be a pixel."""
+    Image.fromarray(GREY).save(tmp_path / "a.png", compress_level=0)
+    raw = (tmp_path / "a.png").read_bytes()
+    begin = raw.index(b"IDAT")
+    for at in range(begin, raw.index(b"IEND") - 4):
+        (tmp_path / "a.png").write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :])
+        with pytest.raises((OSError, SyntaxError)):
+            images.load(tmp_path / "a.png", 1)

@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import json
+import os
 import tracemalloc
+import zipfile
 
 import jax
 import numpy as np
@@ -160,6 +162,53 @@ def test_a_damaged_member_is_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(raw)
     with pytest.raises(ValueError, match=rf"the file {tmp_path}/a.npz can not be read"):
         data.load(tmp_path / "a.npz")
+
+
+HEADERS = {
+    "a type of objects": ("'<u1'", "'|O'"),
+    "a longer array": ("(3, 2, 2)", "(3, 2, 9)"),
+    "a huge array": ("(3, 2, 2)", f"({2**40}, 2, 2)"),
+    "a negative size": ("(3, 2, 2)", "(-3, -2, 2)"),
+    "a call": ("'<u1'", "__import__('os').system('true')"),
+    "nested": ("'<u1'", "(" * 3000),
+}
+
+
+@pytest.mark.parametrize("said", HEADERS)
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_header_that_says_what_is_not_there_is_refused(tmp_path, suffix, said):
+    """Before anything is made for it, and for whatever reason numpy gives."""
+    old, new = HEADERS[said]
+    text = "{'descr': '<u1', 'fortran_order': False, 'shape': (3, 2, 2), }".replace(old, new)
+    raw = b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text.encode() + bytes(12)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(raw)
+    if suffix == "npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("image.npy", raw)
+    with pytest.raises(
+        ValueError, match=rf"file {path} can not be read|expected in {path} an array of numbers"
+    ):
+        data.load(path)
+
+
+def test_a_flipped_bit_of_a_mapped_member_is_named(tmp_path):
+    """It is not read by way of the archive, which would verify it."""
+    np.savez(tmp_path / "a.npz", image=RNG.integers(0, 256, (200, 6, 5, 3), dtype=np.uint8))
+    raw = bytearray((tmp_path / "a.npz").read_bytes())
+    raw[15_000] ^= 1  # what is read of it for its header ends before
+    (tmp_path / "a.npz").write_bytes(raw)
+    with pytest.raises(
+        ValueError, match=rf"the file {tmp_path}/a.npz .*image.npy in it does not match its checksum"
+    ):
+        data.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_pipe_is_not_waited_for(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"a.{suffix}")
+    with pytest.raises(ValueError, match="can not be read: there is no such file"):
+        data.load(tmp_path / f"a.{suffix}")
 
 
 def test_files_have_one_split(tmp_path):

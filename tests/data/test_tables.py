@@ -105,3 +105,18 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
     (tmp_path / "table.csv").write_bytes(b"\x80\x81\x82")
     with pytest.raises(ValueError, match=r"table\.csv is not a text file in UTF-8"):
         data.table(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no rows"),
+        ("\n \n", "has no rows"),
+        ('1,2\n3,"' + "9" * 140_000 + "\n", "is no table"),
+        ("1,2\n3,4_5\n", "expected 2 finite numbers in every line, not so in 1: lines 2"),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path, text, said):
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"table\.csv:? {said}"):
+        data.table(tmp_path / "table.csv")

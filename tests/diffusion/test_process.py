@@ -284,6 +284,7 @@ def test_expand_appends_axes():
     ("make", "words"),
     [
         (lambda: DDPM(num_steps=0), "num_steps"),
+        (lambda: DDPM(num_steps=2**30), "num_steps must be at most 1,000,000, got 1,073,741,824: VP"),
         (lambda: DDPM(schedule="quadratic"), "'scaled_linear' or 'cosine'.*quadratic"),
         (lambda: DDPM(num_steps=1, zero_terminal_snr=True), "at least 2"),
         (lambda: VP(schedule="quadratic"), '"linear" or "cosine".*quadratic'),

@@ -97,20 +97,54 @@ def test_runs_of_other_experiments_are_refused(tmp_path):
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
+    """Also where the checkpoint does not say which model it is of."""
     m = described.model()
-    described.run(tmp_path, m)
+    described.run(tmp_path, m, model=None)
     wider = dataclasses.replace(m, network=dataclasses.replace(m.network, channels=(16,)))
     (tmp_path / "config.json").write_text(json.dumps({"format": 2, "model": model.to_dict(wider)}))
     with pytest.raises(ValueError, match=r"not those of the network.*expected \(.*, got \("):
         pretrained.load(tmp_path)
 
 
+OTHERS = {
+    "process": lambda m: dataclasses.replace(m, process=process.VP()),
+    "predicts": lambda m: dataclasses.replace(m, predicts="eps"),
+    "time_scale": lambda m: dataclasses.replace(m, network=dataclasses.replace(m.network, time_scale=1001.0)),
+    "blocks": lambda m: dataclasses.replace(m, network=dataclasses.replace(m.network, blocks=10**9)),
+    "dropout": lambda m: dataclasses.replace(m, condition=Labels(3, 0.2)),
+}
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_config_of_another_training_is_refused(tmp_path, field):
+    """The weights fit it, and would draw something else."""
+    m = described.model(3)
+    described.run(tmp_path, m)
+    (tmp_path / "config.json").write_text(model.to_json(OTHERS[field](m)))
+    with pytest.raises(ValueError, match="describes another model than the checkpoints of this run"):
+        pretrained.load(tmp_path)
+
+
+def test_names_of_classes_may_change(tmp_path):
+    m = described.model(2)
+    described.run(tmp_path, m)
+    named = dataclasses.replace(m, condition=Labels(2, names=("cats", "dogs")))
+    (tmp_path / "config.json").write_text(model.to_json(named))
+    assert pretrained.load(tmp_path)[0] == named
+
+
 def test_a_damaged_config_says_so(tmp_path):
     described.run(tmp_path, described.model())
-    for text in ("{", "[]", '{"format": 2, "model": {"type": "Model"}}', '{"format": 9, "model": {}}'):
+    deep = '{"a":' * 10**5
+    texts = "{", "[]", '{"format": 2, "model": {"type": "Model"}}', '{"format": 9, "model": {}}', deep
+    for text in texts:
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json|model|format"):
             pretrained.load(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ValueError, match=r"config\.json can not be read: .*there is none"):
+        pretrained.load(tmp_path)
 
 
 def test_a_moved_run_is_read(tmp_path):

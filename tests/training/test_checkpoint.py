@@ -1,4 +1,5 @@
 import gc
+import os
 
 import jax
 import jax.numpy as jnp
@@ -334,3 +335,14 @@ def test_save_refuses_an_array_without_a_name(tmp_path):
 def test_checkpoints_refuses_to_keep_none(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         Checkpoints(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize(
+    "file", ["_CHECKPOINT_METADATA", "meta/metadata", "params/_METADATA", "rest/manifest.ocdbt"]
+)
+def test_a_huge_file_is_refused_before_it_is_read(run, file):
+    """Zeros behind its contents, of which the disk has none, and Orbax would read them all."""
+    tmp_path, _ = run
+    os.truncate(tmp_path / "checkpoints" / "3" / file, 20 * 10**9)
+    with pytest.raises(CheckpointError, match=rf"3/{file} has 20,000,000,000 bytes"):
+        training.load(tmp_path)

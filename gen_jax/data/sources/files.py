@@ -1,6 +1,7 @@
 """Arrays in files: `.npy`, and `.npz` with the arrays "image" and perhaps "label" and "text", or a single one."""
 
 import contextlib
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from gen_jax.data import splits
+from gen_jax.data.cache import VERIFIED
 from gen_jax.data.columns import label_hint, warn_of_labels
 from gen_jax.data.images import to_pixels
 from gen_jax.data.protocol import Arrays, Info, Source
@@ -42,6 +44,8 @@ def find(request: Request) -> Source | None:
     if path.suffix.lower() not in (".npy", ".npz"):
         return None
     with _naming(path):
+        if not path.is_file():  # to open a pipe would be to wait
+            raise FileNotFoundError("there is no such file")
         arrays = _npz(path) if path.suffix.lower() == ".npz" else {"image": _npy(path)}
     arrays = _choose(path, arrays)
     sizes = {"train": arrays["image"].shape[0]}
@@ -63,9 +67,10 @@ def _naming(path: Path) -> Iterator[None]:
     """Errors of reading a file as a `ValueError` that names it."""
     try:
         yield
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # zipfile, zlib, lzma and numpy's parser raise errors of every kind
         raise ValueError(
-            f"the file {path.absolute()} can not be read: {error}. Expected one of numpy.save or numpy.savez."
+            f"the file {path.absolute()} can not be read: {str(error)[:500] or type(error).__name__}. Expected one of "
+            "numpy.save or numpy.savez."
         ) from None
 
 
@@ -111,7 +116,13 @@ def _choose(path: Path, arrays: dict[str, Stored]) -> dict[str, Stored]:
 def _npy(path: Path) -> Stored:
     with path.open("rb") as file:
         shape, _, dtype = _header(file)
-    return Stored(shape, dtype, lambda: np.load(path, mmap_mode="r"))
+        _check_size(shape, dtype, path.stat().st_size - file.tell())
+
+    def map_() -> np.ndarray:
+        with _naming(path):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    return Stored(shape, dtype, map_)
 
 
 def _npz(path: Path) -> dict[str, Stored]:
@@ -124,19 +135,33 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> St
     with archive.open(member) as file:
         shape, fortran, dtype = _header(file)
         length = file.tell()
+    _check_size(shape, dtype, member.file_size - length)
 
     def unpack() -> np.ndarray:
-        with _naming(path), np.load(path) as arrays:
+        with _naming(path), np.load(path, allow_pickle=False) as arrays:
             return arrays[member.filename.removesuffix(".npy")]
 
     def map_() -> np.ndarray:
-        with path.open("rb") as raw:  # the local header of a member: 30 bytes, its name and an extra field
-            raw.seek(member.header_offset + 26)
-            name, extra = np.frombuffer(raw.read(4), "<u2").tolist()
-        offset = member.header_offset + 30 + name + extra + length
-        return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+        with _naming(path):
+            with path.open(
+                "rb"
+            ) as raw:  # the local header of a member: 30 bytes, its name and an extra field
+                raw.seek(member.header_offset + 26)
+                name, extra = np.frombuffer(raw.read(4), "<u2").tolist()
+            begin = member.header_offset + 30 + name + extra
+            if member.file_size <= VERIFIED:
+                whole = np.memmap(path, np.uint8, "r", begin, (member.file_size,))
+                if zlib.crc32(whole.data) != member.CRC:
+                    raise ValueError(f"{member.filename} in it does not match its checksum")
+            return np.memmap(path, dtype, "r", begin + length, shape, "F" if fortran else "C")
 
     return Stored(shape, dtype, map_ if member.compress_type == zipfile.ZIP_STORED else unpack)
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
+    """ValueError unless so many bytes hold the array, before anything is made for it."""
+    if min(shape, default=0) < 0 or (not dtype.hasobject and math.prod(shape) * dtype.itemsize != size):
+        raise ValueError(f"its header says {dtype} {shape}, and {size:,} bytes follow")
 
 
 def _header(file: Readable) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -2,11 +2,12 @@
 
 import csv
 import io
-import json
 import logging
 import posixpath
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from gen_jax import small_files
 
 _log = logging.getLogger(__name__)
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -75,20 +76,23 @@ def _rows(path: Path, folder: str) -> Iterator[tuple[str, str]]:
 def _table(path: Path) -> Iterator[Mapping[str, object]]:
     contents = _decode(path)
     if path.suffix == ".csv":
-        yield from csv.DictReader(io.StringIO(contents, newline=""), restkey="")
+        try:
+            yield from csv.DictReader(io.StringIO(contents, newline=""), restkey="")
+        except csv.Error as error:
+            raise ValueError(f"{path} is no table: {error}.") from None
         return
     for number, line in enumerate(contents.splitlines(), start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            raise ValueError(f"line {number} of {path} is not JSON: {error}.") from None
-        if row is not None and not isinstance(row, dict):
-            raise ValueError(f"line {number} of {path}: expected a JSON object, got {line[:80]!r}.")
-        if row is not None:
+        if line.strip():
+            try:
+                row = small_files.json_object(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} of {path}: {error}") from None
             yield row
 
 
 def _decode(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file, there is none.")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

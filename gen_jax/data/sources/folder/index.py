@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from gen_jax.data import cache, images
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 _THREADS = 16  # more than cores: on a remote disk they wait
 _BLOCK = 4096  # files given to the threads at a time
 
@@ -165,10 +166,13 @@ def _each(names: list[str], look: Callable[[str], File]) -> Iterator[tuple[str, 
 
 def _read(path: Path, root: Path) -> dict[str, File]:
     try:
-        stored = json.loads(path.read_text())
+        first, _, files = path.read_text().partition("\n")
+        stored = json.loads(first)
         if (stored["format"], stored["folder"]) != (_FORMAT, os.fspath(root)):
             return {}
-        return {name: File(*file) for name, *file in stored["files"]}
+        if stored["crc32"] != zlib.crc32(files.encode()):
+            raise ValueError("its checksum is another")
+        return {name: File(*file) for name, *file in json.loads(files)}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -182,7 +186,9 @@ def _write(path: Path, root: Path, files: Mapping[str, File]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=path.parent) as scratch:
             new = Path(scratch) / path.name
-            new.write_text(json.dumps({"format": _FORMAT, "folder": os.fspath(root), "files": rows}))
+            text = json.dumps(rows)
+            said = {"format": _FORMAT, "folder": os.fspath(root), "crc32": zlib.crc32(text.encode())}
+            new.write_text(f"{json.dumps(said)}\n{text}")
             os.replace(new, path)  # all of it or nothing
     except OSError as error:
         warnings.warn(

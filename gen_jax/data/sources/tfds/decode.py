@@ -148,9 +148,7 @@ def _decode(encoded: bytes, channels: int | None) -> np.ndarray:
     TFDS's own decoder without TensorFlow returns a palette's indices as pixels, and one channel where an
     image of a colour set is grey; with TensorFlow it converts to the declared channels, and so does this.
     """
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as image:
+    with images.open_image(io.BytesIO(encoded)) as image:
         if channels is None:
             channels = len(image.getbands()) if image.mode in _MODES.values() else 3
         pixels = np.asarray(image.convert(_MODES[channels]))

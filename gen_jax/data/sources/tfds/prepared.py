@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gen_jax.data.sources.tfds import gate
+
 Builder = Any
 """A `tfds.core.DatasetBuilder`; TFDS is imported when it is needed, and has no types."""
 _log = logging.getLogger(__name__)
@@ -25,23 +27,20 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Builder:
     array_record form.
 
     A `ValueError` says what is wrong: no such name (with the nearest ones), version or config, no TensorFlow
-    to prepare with, no network.
+    to prepare with, no network, files that are damaged or lead elsewhere.
     """
     import tensorflow_datasets as tfds
 
     # Read here, not left to TFDS: it looks at the variable once, when it is imported.
-    place = data_dir or os.environ.get("TFDS_DATA_DIR") or None
-    where = None if place is None else os.path.expanduser(os.fspath(place))
+    place = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    where = os.path.expanduser(os.fspath(place))
+    there = gate.check(Path(where), name)
     try:
         builder = tfds.builder(name, data_dir=where)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(_unknown(name, where)) from None
-    except (
-        AssertionError,
-        ImportError,
-        ValueError,
-    ) as error:  # no such version or config; code that needs more
-        if (builder := _from_files(name, where)) is None:
+    except Exception as error:  # no such version or config; code that needs more; damaged files
+        if not there or (builder := _from_files(name, where)) is None:
             raise ValueError(f'the data set "{name}" can not be used. {error}') from None
     if builder.is_prepared():
         return builder
@@ -52,14 +51,19 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Builder:
     return builder
 
 
-def _from_files(name: str, where: str | None) -> Builder | None:
+def _from_files(name: str, where: str) -> Builder | None:
     """The builder of what is prepared, made of the files alone; None where there is nothing."""
     import tensorflow_datasets as tfds
 
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=where)
-    except ValueError:  # DatasetNotFoundError is one
+    except tfds.core.DatasetNotFoundError:
         return None
+    except Exception as error:  # TFDS and protobuf have errors of every kind
+        raise ValueError(
+            f'the files of the data set "{name}" in {where} can not be read: {type(error).__name__}: {error}. '
+            "They are damaged or of a TFDS before 4.0: delete them and prepare the data set again."
+        ) from None
 
 
 def _of_tfds(builder: Builder) -> bool:
@@ -145,10 +149,10 @@ def _no_network(builder: Builder, error: Exception, have_tensorflow: bool) -> st
     )
 
 
-def _unknown(name: str, where: str | None) -> str:
+def _unknown(name: str, where: str) -> str:
     import tensorflow_datasets as tfds
 
-    root = Path(where or "~/tensorflow_datasets").expanduser()
+    root = Path(where)
     prepared = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
     names = {"mnist", *tfds.list_builders(with_community_datasets=False), *prepared} - {"downloads"}
     asked = name.split("/")[0].split(":")[0].lower()
