@@ -7,6 +7,8 @@
 All sampling is by `samplers.sample`; these functions call it with the right noise, plan and grid.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,7 +171,7 @@ def interpolate(
 
 
 def _norm(x: PyTree) -> Float[Array, "B"]:
-    squares = [jnp.square(leaf).reshape(len(leaf), -1).sum(1) for leaf in jax.tree.leaves(x)]
+    squares = [jnp.square(a).reshape(len(a), math.prod(a.shape[1:])).sum(1) for a in jax.tree.leaves(x)]
     square = sum(squares[1:], squares[0])
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)  # differentiable at 0, too
 

@@ -17,8 +17,8 @@ from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
 from gen_jax.networks.text import CLIPTextConfig
 from gen_jax.networks.unet import UNetConfig
 from gen_jax.text import Tokenizer, prompts
+from tests.compiling import compilations
 from tests.networks.drawn import parameters
-from tests.samplers.test_programs import compilations
 
 KEY = jax.random.key(0)
 WORDS = ["a large red seven", "a small blue three", "a green two above a white one"]

@@ -15,6 +15,7 @@ turns an error in `y` into one in `x_0`, which `loss` needs. Samplers know nothi
 every prediction.
 """
 
+import math
 from collections.abc import Callable
 from typing import Annotated, TypeAlias
 
@@ -309,7 +310,7 @@ def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995) -> Denoiser:
         raise ValueError(f"quantile must lie in (0, 1], got {quantile}; the paper's value is 0.995.")
 
     def threshold(x: Array) -> Array:
-        s = jnp.quantile(jnp.abs(x).reshape(len(x), -1), quantile, axis=1)
+        s = jnp.quantile(jnp.abs(x).reshape(len(x), math.prod(x.shape[1:])), quantile, axis=1)
         s = expand(jnp.maximum(s, 1), x)
         return jnp.clip(x, -s, s) / s
 

@@ -1,6 +1,7 @@
 """Linear combinations of denoisers."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, TypeAlias
 
@@ -160,7 +161,7 @@ def _rescaled(x: Array, like: Array, rest: Array, amount: ArrayLike) -> Array:
     """`x` in whose place, where `amount` is 1, `x - rest` has the standard deviation of `like - rest` per example."""
 
     def std(a: Array) -> Array:
-        return (a - rest).reshape(len(a), -1).std(axis=1)
+        return (a - rest).reshape(len(a), math.prod(a.shape[1:])).std(axis=1)
 
     change = jnp.asarray(amount, x.dtype) * (std(like) / std(x) - 1)
     return x + change.reshape(-1, *[1] * (x.ndim - 1)) * (x - rest)

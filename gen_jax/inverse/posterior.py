@@ -7,6 +7,7 @@ With an estimate `g` of `grad log p(y | x_t)`, the score given `y` is the score 
 At `alpha_t = 0` (the first time of `FlowMatching`) `x_t` is independent of `x_0`, and nothing is added.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -166,28 +167,31 @@ def _guided(
         return jax.tree.map(lambda x, g: x + scale.astype(x.dtype) * g, x0_hat, g)
 
     matching.check(denoise, process)
-    _check_known(operator, y)
+    y = _known(operator, y)
     return matching.as_those(guided, denoise)
 
 
-def _check_known(operator: Operator, y: PyTree) -> None:
-    """ValueError where what was measured is not finite; what an operator leaves out may be."""
+def _known(operator: Operator, y: PyTree) -> PyTree:
+    """`y` with 0 for NaN where the operator does not measure; ValueError for NaN or infinity where it does."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(y)):
-        return
+        return y
     wrong = jax.tree.map(lambda leaf: 1 - np.isfinite(np.asarray(leaf, np.float32)).astype(np.float32), y)
     if not any(leaf.any() for leaf in jax.tree.leaves(wrong)):
-        return
+        return y
     with jax.ensure_compile_time_eval():  # linear, and 0 for what is not measured
         used = jax.tree.leaves(operator.solve(jax.tree.map(jnp.asarray, wrong), 1.0, 1.0))
     if any(not isinstance(u, jax.core.Tracer) and np.asarray(u).any() for u in used):
         raise ValueError(
             "y must be finite where the operator measures, but it has NaN or infinite values there."
         )
+    return jax.tree.map(lambda leaf, w: np.where(w, 0, np.asarray(leaf)), y, wrong)
 
 
 def _normalised(residual: PyTree, size: ArrayLike) -> PyTree:
     """`size residual / |residual|` of each example; 0 where the residual is 0."""
-    squares = [jnp.square(r).reshape(len(r), -1).sum(1) for r in jax.tree.leaves(residual)]
+    squares = [
+        jnp.square(r).reshape(len(r), math.prod(r.shape[1:])).sum(1) for r in jax.tree.leaves(residual)
+    ]
     square = sum(squares[1:], squares[0])
     weight = jnp.where(square > 0, size / jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return jax.tree.map(lambda r: expand(weight, r) * r, residual)

@@ -130,7 +130,7 @@ def read(
 @checks.checked
 def encode(
     apply: Callable[[PyTree, Int[Array, "B L"]], TextOutput],
-    params: PyTree,
+    params: PyTree | None,
     prompts: Prompts | Encoded | Float[Array, "..."],
     *,
     hidden: int | None = None,
@@ -140,7 +140,7 @@ def encode(
 
     Args:
         apply: of the encoder, such as `networks.text.CLIPText`.
-        params: of the encoder.
+        params: of the encoder; not needed for what is encoded.
         prompts: of `read`. What is encoded is returned as it is: an `Encoded`, or vectors to attend to, `[N, S, K]`.
         hidden: take the output of this layer, such as -2 for the last but one, without the final norm; None takes the
             last one after the norm.

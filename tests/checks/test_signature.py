@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from gen_jax import checks
@@ -192,3 +193,36 @@ def test_a_class_is_held_to_its_fields():
         Rate(-0.5)
     with pytest.raises(ValueError, match="steps must be a whole number"):
         dataclasses.replace(Rate(0.5), steps=2.5)
+
+
+def test_values_of_an_array_of_jax_are_read_once(monkeypatch):
+    read = []
+    check = checks.Range.check
+    monkeypatch.setattr(
+        checks.Range, "check", lambda self, name, value: (read.append(name), check(self, name, value))
+    )
+    x, bad = jnp.asarray(X), jnp.asarray(X).at[0, 0].set(jnp.inf)
+    pair = Pair(jnp.zeros(2), jnp.ones(2))
+    for _ in range(3):
+        distance(pair, x)
+    assert sorted(read) == ["pair.mean", "pair.scale", "x"]
+    for _ in range(2):  # what is wrong stays wrong, and numpy may change
+        with pytest.raises(ValueError, match="x must be finite"):
+            distance(pair, bad)
+        distance(pair, X)
+    assert read.count("x") == 5
+
+
+@checks.checked
+def applied(params: PyTree, x: Float[Array, "N D"]):
+    return nn.Dense(3).apply(params, x)
+
+
+def test_what_flax_says_of_shapes_names_the_arguments():
+    params = nn.Dense(3).init(jax.random.key(0), X)
+    assert applied(params, X).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"params or x does not fit the network: .*kernel"):
+        applied(params, X[:, :1])
+    for wrong in (None, "params"):
+        with pytest.raises(ValueError, match="params must be a tree of arrays"):
+            applied(wrong, X)
