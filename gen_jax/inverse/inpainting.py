@@ -195,7 +195,7 @@ def _normal(key: Key[Array, ""], like: PyTree, index: Index | None) -> PyTree:
 def _known(
     mask: PyTree, x_0: PyTree, like: PyTree
 ) -> tuple[PyTree[Bool[Array, "..."]], PyTree[Float[Array, "..."]]]:
-    """Mask and known pixels as arrays; a ValueError unless they fit the state."""
+    """Mask and known pixels as arrays, 0 where unknown; a ValueError unless they fit the state and are finite."""
     for name, tree in (("x_0", x_0), ("mask", mask)):
         got, want = str(jax.tree.structure(tree)), str(jax.tree.structure(like))
         if got != want:
@@ -207,7 +207,11 @@ def _known(
                 f"x_0 must be floating-point data of the shape of x_T, {x.shape}, or {(1, *x.shape[1:])} for all "
                 f"examples alike; got {dtype} of shape {shape}. Images as bytes: x / 127.5 - 1."
             )
-    return jax.tree.map(check_mask, mask, like), jax.tree.map(lambda a, x: jnp.asarray(a, x.dtype), x_0, like)
+    mask = jax.tree.map(check_mask, mask, like)
+    used = jax.tree.map(lambda m, a, x: jnp.where(m, jnp.asarray(a, x.dtype), 0), mask, x_0, like)
+    for leaf in jax.tree.leaves(used):
+        checks.within("x_0, where the mask is True,", leaf)
+    return mask, used
 
 
 def _check(process: Process, plan: Plan, jump: int) -> None:

@@ -97,7 +97,14 @@ GUIDANCE = {
 GENERATE = {
     "choose": call(MODEL, KEY, np.arange(2), label=1),
     "conditions": call(MODEL, KEY, 2, label=1),
-    "denoiser": call(MODEL, WEIGHTS, LABEL, 2.0, null=LABEL, rescale=0.5, rescale_of="output", rounded=False),
+    "denoiser": call(
+        *(MODEL, WEIGHTS, LABEL, 2.0),
+        null=LABEL,
+        rescale=0.5,
+        rescale_of="output",
+        rounded=False,
+        free=("null: fractions",),  # "cond" is what it is called then
+    ),
     "distilled": call(MODEL),
     "local_mesh": call(1),
     "plan": call(MODEL, "ddim", 2),

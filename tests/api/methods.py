@@ -105,6 +105,7 @@ def levels(model, params, n):
         "elbo": call(model, params, KEY, BITS, index=INDEX),
         "encode": call(model, params, KEY, BITS, index=INDEX),
         "init": call(model, KEY, BITS),
+        "log_weight": call(model, params, BITS, INDEX),
         "iwae": call(model, params, KEY, BITS, 2, index=INDEX, sample_chunk=2),
         "log_prob": call(model, params, KEY, BITS, 2, index=INDEX, chunk=4, sample_chunk=2),
         "reconstruct": call(model, params, KEY, BITS, levels=1, index=INDEX),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gen_jax import codec, data, generate, training
+from gen_jax import codec, data, generate, launch, training
 from gen_jax.conditioning import Labels, Nothing
 from gen_jax.data.sources import scenes
 from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
@@ -194,6 +194,11 @@ DRAW = generate.sampler(guidance.MODEL, generate.local_mesh(1))
 PLAN = generate.plan(guidance.MODEL, "ddim", 2)
 KL = AutoencoderKLConfig(1, 1, (4, 4), blocks=1, latent_channels=2, groups=2, middle_attention=False)
 OTHERS = {
+    "launch.Data.source": call(
+        launch.Data(), "test", free=("split: misspelt",)
+    ),  # of which it says what there is
+    "launch.Training.make_step": call(launch.Training(), trainings.loss, trainings.OPTIMIZER, aux=False),
+    "training.TensorBoard.on_checkpoint": call(BOARD, 3, STATE, free=KEPT),
     "conditioning.Reader": call(texts.TOKENIZER, texts.ENCODER, -1),
     "conditioning.Reader.read": call(
         *(READER, texts.PARAMS, ASKED.prompts[0]),
