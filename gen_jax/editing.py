@@ -7,8 +7,6 @@
 All sampling is by `samplers.sample`; these functions call it with the right noise, plan and grid.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +16,7 @@ from gen_jax import checks, keys, samplers
 from gen_jax.diffusion import matching
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process, expand
+from gen_jax.rows import flat
 from gen_jax.samplers import Plan, Solver
 from gen_jax.samplers.multistep import Index, Noise, check_index, check_state
 
@@ -171,7 +170,7 @@ def interpolate(
 
 
 def _norm(x: PyTree) -> Float[Array, "B"]:
-    squares = [jnp.square(a).reshape(len(a), math.prod(a.shape[1:])).sum(1) for a in jax.tree.leaves(x)]
+    squares = [flat(jnp.square(a)).sum(1) for a in jax.tree.leaves(x)]
     square = sum(squares[1:], squares[0])
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)  # differentiable at 0, too
 

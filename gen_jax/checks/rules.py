@@ -104,9 +104,7 @@ class Numbers(Rule):
         return known and dtype_kind(value) in self.kinds
 
     def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
-        if (
-            is_known(type(value)) and value.dtype.kind == self.exact
-        ):  # as it mostly is, so this is to be quick
+        if is_known(type(value)) and value.dtype.kind == self.exact:  # mostly, so this is to be quick
             array, shape, kind = value, value.shape, self.exact
         else:
             if type(value) in (int, float) and self.allowed:

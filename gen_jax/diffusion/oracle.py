@@ -15,7 +15,6 @@ posterior are their limits, also of data that are points, which have no density 
 finite. Oracles are pytrees: pass them through `jit`, `vmap` and `grad`, or close over them.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, NamedTuple
@@ -30,6 +29,7 @@ from gen_jax import normal as _normal
 from gen_jax.diffusion.process import Process
 from gen_jax.diffusion.process.base import Time
 from gen_jax.gmm import GMM
+from gen_jax.rows import flat
 
 _LOG_2PI = float(np.log(2 * np.pi))
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -170,7 +170,7 @@ class Gaussian:
         """`log p_t(x_t)` in nats."""
         alpha_t, mean, noised = self._noised(x_t, t)
         each = jnp.square(x_t - alpha_t * mean) / noised + jnp.log(noised) + _LOG_2PI
-        return -each.reshape(len(x_t), math.prod(x_t.shape[1:])).sum(-1) / 2
+        return -flat(each).sum(-1) / 2
 
     def _noised(
         self, x_t: Float[Array, "B *x"], t: ArrayLike
@@ -338,7 +338,7 @@ def _check_label(label: ArrayLike, labels: Array) -> None:
 
 
 def _rows(x_t: Array, dims: int) -> Array:
-    rows = x_t.reshape(len(x_t), math.prod(x_t.shape[1:]))
+    rows = flat(x_t)
     if rows.shape[1] != dims:
         raise ValueError(f"Expected data of {dims} numbers a row, got x_t of shape {x_t.shape}.")
     return rows

@@ -15,7 +15,6 @@ turns an error in `y` into one in `x_0`, which `loss` needs. Samplers know nothi
 every prediction.
 """
 
-import math
 from collections.abc import Callable
 from typing import Annotated, TypeAlias
 
@@ -28,6 +27,7 @@ from gen_jax import checks
 from gen_jax.diffusion import matching
 from gen_jax.diffusion.asking import check_like
 from gen_jax.diffusion.process import Process, Times, expand
+from gen_jax.rows import flat
 from gen_jax.types import Predicts as Predicts
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity")
@@ -310,7 +310,7 @@ def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995) -> Denoiser:
         raise ValueError(f"quantile must lie in (0, 1], got {quantile}; the paper's value is 0.995.")
 
     def threshold(x: Array) -> Array:
-        s = jnp.quantile(jnp.abs(x).reshape(len(x), math.prod(x.shape[1:])), quantile, axis=1)
+        s = jnp.quantile(flat(jnp.abs(x)), quantile, axis=1)
         s = expand(jnp.maximum(s, 1), x)
         return jnp.clip(x, -s, s) / s
 

@@ -1,7 +1,6 @@
 """Linear combinations of denoisers."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, TypeAlias
 
@@ -16,6 +15,7 @@ from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Times
 from gen_jax.guidance import weights
 from gen_jax.guidance.weights import Weight
+from gen_jax.rows import flat
 
 Part: TypeAlias = Annotated[ArrayLike, checks.Range(0, 1)]
 """A number from 0 to 1, which may be traced."""
@@ -161,7 +161,7 @@ def _rescaled(x: Array, like: Array, rest: Array, amount: ArrayLike) -> Array:
     """`x` in whose place, where `amount` is 1, `x - rest` has the standard deviation of `like - rest` per example."""
 
     def std(a: Array) -> Array:
-        return (a - rest).reshape(len(a), math.prod(a.shape[1:])).std(axis=1)
+        return flat(a - rest).std(axis=1)
 
     change = jnp.asarray(amount, x.dtype) * (std(like) / std(x) - 1)
     return x + change.reshape(-1, *[1] * (x.ndim - 1)) * (x - rest)

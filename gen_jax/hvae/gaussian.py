@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from gen_jax import keys
-from gen_jax.likelihoods.base import as_float, flat
+from gen_jax.likelihoods.base import as_float
+from gen_jax.rows import flat
 
 
 class Gaussian(NamedTuple):

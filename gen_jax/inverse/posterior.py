@@ -7,7 +7,6 @@ With an estimate `g` of `grad log p(y | x_t)`, the score given `y` is the score 
 At `alpha_t = 0` (the first time of `FlowMatching`) `x_t` is independent of `x_0`, and nothing is added.
 """
 
-import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -22,6 +21,7 @@ from gen_jax.diffusion.asking import ask
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process, Times, expand
 from gen_jax.inverse.operators import Operator
+from gen_jax.rows import flat
 
 Measured: TypeAlias = Shaped[Array | np.ndarray, "..."]
 """A measurement; what an operator leaves out of it may be NaN."""
@@ -189,9 +189,7 @@ def _known(operator: Operator, y: PyTree) -> PyTree:
 
 def _normalised(residual: PyTree, size: ArrayLike) -> PyTree:
     """`size residual / |residual|` of each example; 0 where the residual is 0."""
-    squares = [
-        jnp.square(r).reshape(len(r), math.prod(r.shape[1:])).sum(1) for r in jax.tree.leaves(residual)
-    ]
+    squares = [flat(jnp.square(r)).sum(1) for r in jax.tree.leaves(residual)]
     square = sum(squares[1:], squares[0])
     weight = jnp.where(square > 0, size / jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return jax.tree.map(lambda r: expand(weight, r) * r, residual)

@@ -1,6 +1,5 @@
 """What every likelihood is, and what they share."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from gen_jax import checks, keys
+from gen_jax.rows import flat
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,6 @@ def flat_parts(out: Array, x: Array, count: int) -> list[Array]:
     if out.shape != (*x.shape[:-1], count * x.shape[-1]):
         raise ValueError(shape_message(out.shape, x.shape, count * x.shape[-1]))
     return [flat(a) for a in (as_float(x), *parts(out, count))]
-
-
-def flat(a: Array) -> Array:
-    """`[B, ...]` as `[B, D]`, of no examples too."""
-    return a.reshape(len(a), math.prod(a.shape[1:]))
 
 
 def parts(out: Array, count: int) -> list[Array]:

@@ -13,7 +13,6 @@ from gen_jax.likelihoods.base import (
     Data,
     Out,
     as_float,
-    flat,
     in_zero_one,
     per_example,
     shape_message,
@@ -21,6 +20,7 @@ from gen_jax.likelihoods.base import (
     to_unit_interval,
 )
 from gen_jax.likelihoods.discretized import discretized_logistic_log_prob
+from gen_jax.rows import flat
 from gen_jax.types import Count
 
 

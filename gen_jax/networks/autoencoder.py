@@ -7,7 +7,6 @@
 `num_classes` takes a label for each example, one without takes none.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float, Num
 from gen_jax import checks
 from gen_jax.networks import layers
 from gen_jax.networks.mlp import MLP
+from gen_jax.rows import flat
 
 __all__ = ["ConvDecoder", "ConvEncoder", "MLPDecoder", "MLPEncoder"]
 
@@ -143,11 +143,6 @@ def _mlp(module: MLPEncoder | MLPDecoder, features: tuple[int, ...]) -> MLP:
 def _halves(h: Array) -> tuple[Array, Array]:
     mean, log_std = jnp.split(h.astype(jnp.promote_types(h.dtype, jnp.float32)), 2, axis=-1)
     return mean, log_std
-
-
-def flat(x: Array) -> Float[Array, "B D"]:
-    """`[B, ...]` as `[B, D]`, of no examples too."""
-    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def _one_hot(label: Array | None, num_classes: int | None, like: Array) -> list[Array]:

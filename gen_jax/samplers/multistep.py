@@ -17,7 +17,6 @@ ring, not ages, so the loop moves no memory.
 """
 
 import functools
-import math
 from typing import Annotated, NamedTuple, TypeAlias
 
 import jax
@@ -227,7 +226,9 @@ def step(
     if row.noise is not None:
         z = jax.tree.map(_wide, noise(key, state.step, state.x, index))
         x_s = jax.tree.map(lambda x, z: x + row.noise.astype(x.dtype) * z, x_s, z)
-    x_s = jax.tree.map(lambda x, like: like_shape(rows.narrow(x, flat(like).shape[1]), like), x_s, state.x)
+    x_s = jax.tree.map(
+        lambda x, like: like_shape(rows.narrow(x, rows.flat(like).shape[1]), like), x_s, state.x
+    )
     return State(x_s, past, state.step + 1), x0_hat
 
 
@@ -237,13 +238,8 @@ def finalize(state: State) -> PyTree[Float[Array, "B ..."]]:
     return state.x
 
 
-def flat(x: Array) -> Array:
-    """`[B, H, W, C]` as `[B, H W C]`: on a CPU, XLA vectorises loops only along a long last axis."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
-
-
 def like_shape(x: Array, like: Array) -> Array:
-    """The inverse of `flat`."""
+    """The inverse of `rows.flat`."""
     return x.reshape(like.shape)
 
 
@@ -253,7 +249,7 @@ def _combine(*terms: tuple[Array, Array]) -> Array:
 
 
 def _wide(x: Array) -> Array:
-    return rows.widen(flat(x))
+    return rows.widen(rows.flat(x))
 
 
 def noise(

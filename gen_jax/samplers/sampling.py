@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Int, Key, PyTree
 from gen_jax import checks, programs
 from gen_jax.diffusion import matching
 from gen_jax.diffusion.prediction import Denoiser
+from gen_jax.rows import flat
 from gen_jax.samplers.multistep import (
     Index,
     Noise,
@@ -21,7 +22,6 @@ from gen_jax.samplers.multistep import (
     check_index,
     check_state,
     finalize,
-    flat,
     init,
     like_shape,
     step,
@@ -142,7 +142,7 @@ def _checkpointed(
 
 def _not_finite(x: PyTree[Array]) -> Int[Array, ""]:
     """How many of the samples have a number that is not finite."""
-    rows = [~jnp.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(1) for x in jax.tree.leaves(x)]
+    rows = [~flat(jnp.isfinite(x)).all(1) for x in jax.tree.leaves(x)]
     return functools.reduce(jnp.logical_or, rows).sum()
 
 

@@ -10,7 +10,8 @@ import optax
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from gen_jax import checks, keys, programs
-from gen_jax.likelihoods.base import as_float, flat
+from gen_jax.likelihoods.base import as_float
+from gen_jax.rows import flat
 from gen_jax.training import Aux, Loss
 from gen_jax.types import Count, NotNegative, Size
 from gen_jax.vae.model import VAE, Params, Posterior, kl_to_prior

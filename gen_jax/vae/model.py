@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from gen_jax import checks, keys, programs
 from gen_jax.likelihoods import Likelihood
-from gen_jax.likelihoods.base import as_float, check_data, flat
+from gen_jax.likelihoods.base import as_float, check_data
+from gen_jax.rows import flat
 from gen_jax.types import Count, Size
 from gen_jax.vae import importance
 

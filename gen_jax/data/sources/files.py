@@ -143,9 +143,8 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> St
 
     def map_() -> np.ndarray:
         with _naming(path):
-            with path.open(
-                "rb"
-            ) as raw:  # the local header of a member: 30 bytes, its name and an extra field
+            # the local header of a member: 30 bytes, its name and an extra field
+            with path.open("rb") as raw:
                 raw.seek(member.header_offset + 26)
                 name, extra = np.frombuffer(raw.read(4), "<u2").tolist()
             begin = member.header_offset + 30 + name + extra

@@ -27,6 +27,7 @@ from gen_jax.diffusion import asking, matching
 from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import DDPM, Process, at_log_snr
 from gen_jax.likelihoods import discretized_log_prob
+from gen_jax.rows import flat
 from gen_jax.types import Count, Reconstruction
 
 _CONTINUOUS_SAMPLES = 128
@@ -159,7 +160,7 @@ def _bounder(
             each = (jnp.exp(log_snr) * jnp.square(error) - log_snr + math.log(2 * math.pi)) / 2
         else:
             each = -discretized_log_prob(x, x - error, jnp.exp(-log_snr / 2), bins)
-        return Bound(prior, diffusion, each.reshape(len(x), math.prod(x.shape[1:])).sum(1))
+        return Bound(prior, diffusion, flat(each).sum(1))
 
     return bound
 
@@ -220,7 +221,7 @@ def _stratified(key: Key[Array, ""], low: Array, high: Array, n: int) -> Float[A
 
 
 def _sum_of_squares(x: Float[Array, "B *x"]) -> Float[Array, "B"]:
-    return jnp.square(x).reshape(len(x), math.prod(x.shape[1:])).sum(1)
+    return flat(jnp.square(x)).sum(1)
 
 
 def _checked_times(process: Process, times: Shaped[Array | np.ndarray, "nodes"]) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from gen_jax import checks, keys, programs
+from gen_jax import checks, keys, programs, rows
 from gen_jax.diffusion import matching
 from gen_jax.diffusion.flow import (
     CHECKPOINTED,
@@ -213,7 +213,7 @@ def _probes(
 
 def _dot(a: PyTree, b: PyTree) -> Float[Array, "B"]:
     """Inner product, example by example."""
-    products = jax.tree.map(lambda a, b: (a * b).reshape(len(a), math.prod(a.shape[1:])).sum(1), a, b)
+    products = jax.tree.map(lambda a, b: rows.flat(a * b).sum(1), a, b)
     return jnp.stack(jax.tree.leaves(products)).sum(0)
 
 
