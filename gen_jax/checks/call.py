@@ -1,7 +1,7 @@
 """One call of a checked function: what is known of its arguments, and the values that are to be read."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -16,6 +16,7 @@ LARGE = 2**16
 """Numbers of an array of another device from which on only its smallest and its largest are fetched."""
 _RIGHT: weakref.WeakValueDictionary[tuple[int, object], jax.Array] = weakref.WeakValueDictionary()
 """Arrays of JAX whose values were found right, by their id and range: they do not change, and are read once."""
+_ARRAYS: dict[type, bool] = {}
 _traced: ContextVar[bool] = ContextVar("traced", default=False)
 
 
@@ -38,21 +39,27 @@ class Call:
         self.values: list[tuple[str, Value, Range]] = []
         self.reads = reads
         """Whether values are looked at."""
+        self.then: list[Callable[[], None]] = []
+        """What is done once all values were found right."""
         self.owner = owner
         """The first argument: of a method, its object."""
 
     def ask(self, name: str, value: Value, allowed: Range) -> None:
         """Have values checked: numbers of Python always, arrays of numpy now, of JAX in the end."""
         allowed = allowed.of(self.owner)
-        if type(value) in (int, float) or (self.reads and not isinstance(value, jax.Array)):
+        if type(value) in (int, float) or (self.reads and not is_known(type(value))):
             allowed.check(name, value)
         elif self.reads and _RIGHT.get((id(value), allowed.key)) is not value:
             self.values.append((name, value, allowed))
 
     def read(self) -> None:
         """Check values. Those on other devices are fetched at once: of large ones, where their ends are enough, those."""
-        if not self.values:
-            return
+        if self.values:
+            self._read()
+        for remember in self.then:
+            remember()
+
+    def _read(self) -> None:
         self.values = [each for each in self.values if not (each[2].on_host and _is_distant(each[1]))]
         asked = self.values
         if any(_is_distant(value) for _, value, _ in asked):
@@ -69,6 +76,13 @@ class Call:
         self.values = [
             (n, np.asarray(v) if big and not r.holds(*got) else got, r) for (n, v, r), big, got in given
         ]
+
+
+def is_known(cls: type) -> bool:
+    """Whether a type is that of arrays of JAX with values."""
+    if cls not in _ARRAYS:
+        _ARRAYS[cls] = issubclass(cls, jax.Array) and not issubclass(cls, jax.core.Tracer)
+    return _ARRAYS[cls]
 
 
 @jax.jit

@@ -4,6 +4,7 @@
 answer for unions; `says` is the rule in words. `annotations` makes a rule of an annotation.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax.checks.call import Call, check_traced
+from gen_jax.checks.call import Call, check_traced, is_known
+from gen_jax.checks.seen import Seen
 from gen_jax.checks.shapes import axis, broadcasts, fit, shown
 from gen_jax.checks.values import Range, Value, as_bytes, came, one_key
 
 FLOATS, INTEGERS, UNSIGNED, TRUTHS, BYTES = "float32", "int32", "uint32", "bool", "uint8"
-_KNOWN: dict[type, bool] = {}
 NAMES = {FLOATS: "numbers", INTEGERS: "integers", UNSIGNED: "integers", TRUTHS: "truth values", BYTES: BYTES}
 
 
@@ -185,13 +186,6 @@ def dtype_kind(value: Value) -> str:
     return "f" if kind == "V" and jnp.issubdtype(dtype, jnp.floating) else kind
 
 
-def is_known(cls: type) -> bool:
-    """Whether a type is that of arrays of JAX with values."""
-    if cls not in _KNOWN:
-        _KNOWN[cls] = issubclass(cls, jax.Array) and not issubclass(cls, jax.core.Tracer)
-    return _KNOWN[cls]
-
-
 def is_key(value: Value) -> bool:
     """Whether it is a key of `jax.random.key`, or several."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
@@ -215,7 +209,7 @@ class Fields(Rule):
     """
 
     def __init__(self, cls: type, rules: Mapping[str, Rule]):
-        self.cls, self.rules = cls, rules
+        self.cls, self.rules, self._seen = cls, rules, Seen()
         made_by = getattr(cls, "made_by", None)
         self.says = f"a {cls.__name__}" + (f", as {made_by()} makes one" if made_by else "")
 
@@ -225,11 +219,19 @@ class Fields(Rule):
     def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
         if not isinstance(value, self.cls):
             raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
+        fresh = call.reads and not call.sizes  # so that its arrays alone decide
+        if fresh and (seen := self._seen.find(value)) is not None:  # type: ignore[arg-type]
+            for letter, (size, field) in seen.items():
+                call.sizes[letter], call.by[letter] = size, name + field
+            return value
         new = {}
         for field, each in self.rules.items():
             given = getattr(value, field)
             if (now := each.of(f"{name}.{field}", given, call)) is not given:
                 new[field] = now
+        if fresh and not new:
+            sizes = {letter: (size, call.by[letter][len(name) :]) for letter, size in call.sizes.items()}
+            call.then.append(functools.partial(self._seen.add, value, sizes))  # type: ignore[arg-type]
         return value._replace(**new) if new else value  # type: ignore[attr-defined]
 
 
@@ -278,7 +280,7 @@ class Tree(Rule):
         return value is not None
 
     def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
-        if isinstance(value, jax.Array):
+        if is_known(type(value)) or isinstance(value, jax.Array):
             return self.leaf.of(name, value, call)
         if value is None or (isinstance(value, (list, tuple)) and not value):
             raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
