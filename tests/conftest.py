@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"  # of two processes on two cores
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # all processes of this run share what one has compiled
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gen_jax-tests-")
@@ -20,7 +21,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # all processes of this run s
 
 from jaxtyping import install_import_hook
 
-install_import_hook("gen_jax", "beartype.beartype")
+OFTEN = ("checks", "programs.py", "_references.py", "diffusion/process")
+"""What is called for every argument or every time. There the type checker would take most of the tests' time."""
+PACKAGE = Path(__file__).parents[1] / "gen_jax"
+modules = (path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")) if path.stem != "__init__")
+install_import_hook(
+    [f"gen_jax.{'.'.join(m.with_suffix('').parts)}" for m in modules if not m.as_posix().startswith(OFTEN)],
+    "beartype.beartype",
+)
 
 import jax
 import jaxlib.version
