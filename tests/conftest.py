@@ -1,4 +1,4 @@
-"""Eight CPU devices, strict promotion, no silent NaN, and every jaxtyping annotation checked by beartype.
+"""Eight CPU devices, strict promotion, no silent NaN, and jaxtyping annotations checked by beartype.
 
 Without the slow tests nearly all time is the compiler's, so programs are then compiled quickly and not to run quickly,
 as in JAX's own tests. With them (`pytest -m slow`, or `pytest -m ""` for all) they are compiled as users do it.

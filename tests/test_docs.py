@@ -141,6 +141,7 @@ def exports(path):
     return []
 
 
+@pytest.mark.slow  # .ci/run has a line for it
 def test_site_is_built_without_warnings_and_has_all_that_is_public(tmp_path):
     """One command; a page asks no other host for anything, and formulas are MathML."""
     pytest.importorskip("mkdocs", reason="needs the extra docs")

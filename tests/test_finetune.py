@@ -117,6 +117,7 @@ class Stop(training.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow  # in CI: its loss and its file here, its loop in tests/training/test_aux.py
 @tiny_sd.needs_fixtures
 def test_run_leaves_what_it_promises(run):
     workdir, summary = run
@@ -156,7 +157,7 @@ def test_run_that_was_stopped_is_one_that_was_not_to_the_bit(run, pictures, tmp_
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.slow  # in CI: the run above, and tests/pretrained/test_saving.py
+@pytest.mark.slow  # in CI: tests/pretrained/test_saving.py
 @tiny_sd.needs_fixtures
 def test_whole_network_is_saved_as_a_folder(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "draw", lambda *args: None)

@@ -8,6 +8,7 @@ import pytest
 from gen_jax import gmm, samplers
 from gen_jax.diffusion import loss, oracle, prediction
 from gen_jax.diffusion.process import DDPM, EDM, VE, VP, FlowMatching, LogSNR, SubVP
+from tests.marks import slow
 
 KEY = jax.random.key(0)
 AT_THE_END = {"ddpm": DDPM(20, beta_max=0.5, zero_terminal_snr=True), "flow": FlowMatching(t_min=0.5)}
@@ -28,7 +29,7 @@ RATIO = {  # |x_0 - x0_hat|^2 / |y - y_hat|^2 at sigma = 1
 
 @pytest.mark.parametrize("process", AT_THE_END.values(), ids=AT_THE_END)
 @pytest.mark.parametrize("predicts", RATIO)
-@pytest.mark.parametrize("name", WEIGHTINGS)
+@pytest.mark.parametrize("name", slow(WEIGHTINGS, but=("snr", "min_snr")))
 def test_weights_at_zero_snr_are_their_limits(process, predicts, name):
     ours, of_snr = WEIGHTINGS[name]
     x_0 = jax.random.normal(KEY, (4, 3))

@@ -14,6 +14,7 @@ from gen_jax import keys
 from gen_jax.diffusion import loss, prediction
 from gen_jax.diffusion.loss.noising import draw
 from gen_jax.diffusion.process import DDPM, VP, LogSNR, Process
+from tests.marks import slow
 
 WEIGHTINGS = {
     "simple": (loss.simple, lambda snr, own: own),
@@ -94,7 +95,7 @@ def losses_and_gradients(process):
     return jax.jit(lambda: {weighting: of_all(weighting) for weighting in NOT_SIMPLE})()
 
 
-@each_process
+@pytest.mark.parametrize("process", slow([VP(), DDPM(), DDPM(schedule="cosine")], but=[VP()]), ids=str)
 @pytest.mark.parametrize("weighting", NOT_SIMPLE)
 def test_same_weighting_is_the_same_loss_and_gradient_under_every_prediction(process, weighting):
     results = losses_and_gradients(process)[weighting]

@@ -7,11 +7,13 @@ from jax.test_util import check_grads
 from gen_jax import gmm, normal, samplers
 from gen_jax.diffusion import oracle
 from gen_jax.diffusion.process import DDPM, VP
+from tests.marks import slow
 
 KEY = jax.random.key(0)
 PROCESSES = {"linear": DDPM(), "cosine": DDPM(schedule="cosine"), "vp": VP()}
 each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 each_structure = pytest.mark.parametrize("structure", gmm.COVARIANCES)
+some_processes = pytest.mark.parametrize("process", slow(PROCESSES.values(), but=[VP()]), ids=PROCESSES)
 WEIGHTS = jnp.array([0.2, 0.5, 0.3])
 MEANS = jnp.array([[2.0, -1.0], [-1.5, 0.5], [0.0, 2.0]])
 
@@ -37,7 +39,7 @@ def noisy(process, t, n=20):
 
 
 @each_structure
-@each_process
+@some_processes
 def test_log_prob_is_that_of_the_diffused_mixture(structure, process):
     params = mixture(structure)
     exact = oracle.mixture(params, process)
@@ -49,7 +51,7 @@ def test_log_prob_is_that_of_the_diffused_mixture(structure, process):
 
 
 @each_structure
-@each_process
+@some_processes
 def test_denoiser_satisfies_tweedies_formula(structure, process):
     """With jax.grad of the diffused mixture's density, which shares no code with the oracle; in float64 to 1e-5."""
     with jax.enable_x64(True):
@@ -68,7 +70,7 @@ def test_denoiser_satisfies_tweedies_formula(structure, process):
 
 
 @each_structure
-@each_process
+@some_processes
 def test_single_precision_keeps_the_digits_of_double(structure, process):
     single = oracle.mixture(mixture(structure), process)
     for t in times(process):

@@ -20,6 +20,7 @@ from gen_jax.diffusion.process import (
     SubVP,
     expand,
 )
+from tests.marks import slow
 
 PRESERVING = {
     "ddpm": DDPM(),
@@ -236,7 +237,7 @@ def test_perturb_of_standard_normal_data_stays_standard_normal(process):
     assert abs(x_t.var() - 1) < 5 * (2 / 100_000) ** 0.5
 
 
-@each_process
+@pytest.mark.parametrize("process", slow(PROCESSES.values(), but=(VP(), VE(), DDPM())), ids=PROCESSES)
 @pytest.mark.usefixtures("optimized")  # equal to the last bit
 def test_prior_is_normal_and_row_depends_on_its_index_alone(process):
     prior = jax.jit(lambda key, shape, index=None: process.prior(key, shape, index=index), static_argnums=1)

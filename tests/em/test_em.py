@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from gen_jax import data, em, gmm, keys, training
 from gen_jax.em import Status
 from tests.em.problems import KEY, each_structure, precision, problem, start_at
+from tests.marks import slow
 
 BOOK = Path(__file__).resolve().parents[3] / "shared" / "data" / "book"
 
@@ -129,7 +130,7 @@ def test_the_bound_touches_the_likelihood_and_never_falls(seed, covariance, comp
         params = new
 
 
-@each_structure
+@pytest.mark.parametrize("covariance", slow(gmm.COVARIANCES, but=("full", "tied")))
 def test_statistics_do_not_depend_on_chunks_devices_or_order(covariance):
     x, means = problem(n=403)
     w = np.random.default_rng(1).uniform(0, 2, len(x)).astype(np.float32)
@@ -207,7 +208,7 @@ def test_more_restarts_are_never_worse():
     assert best == sorted(best)
 
 
-@each_structure
+@pytest.mark.parametrize("covariance", slow(gmm.COVARIANCES, but=("full",)))
 def test_gradient_descent_meets_em(covariance):
     x, means = problem(n=300, dims=2, spread=8.0)
     init = start_at(means, covariance)

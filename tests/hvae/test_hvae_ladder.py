@@ -10,12 +10,14 @@ from jax.sharding import Mesh
 from gen_jax import hvae, keys, training
 from gen_jax.hvae import gaussian
 from tests.hvae.models import KEY, SHAPE, flat, images, small
+from tests.marks import slow
 from tests.networks.drawn import parameters
 
 each_merge = pytest.mark.parametrize("merge", gaussian.MERGES)
+some_merges = pytest.mark.parametrize("merge", slow(gaussian.MERGES, but=("concat",)))
 
 
-@each_merge
+@some_merges
 def test_ladder_weights_have_the_mean_of_its_bound(merge):
     """The closed KLs against the log ratios at the draws, through every network of the ladder."""
     x, model = images(2), flat(merge)

@@ -15,6 +15,7 @@ from jax.test_util import check_grads
 from gen_jax import training
 from gen_jax.diffusion import loss, process
 from gen_jax.networks import transformer, unet
+from tests.marks import slow
 from tests.networks.drawn import parameters
 from tests.networks.stable_diffusion import flat
 
@@ -97,7 +98,7 @@ def test_config_takes_a_dtype_by_name_or_as_a_type():
             dataclasses.replace(TINY, dtype=wrong)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", slow(CONFIGS, but=("three levels", "light", "attention")))
 def test_unet_keeps_any_shape(config):
     net = unet.UNet(CONFIGS[config])
     params = jax.eval_shape(net.init, KEY, images((8, 8), 3), jnp.ones(2))
@@ -282,7 +283,7 @@ def test_unet_dropout_is_on_only_with_a_key():
     assert not np.allclose(run(jax.random.key(6)), run(jax.random.key(5)))
 
 
-@pytest.mark.parametrize("name", ["attention", "text"])
+@pytest.mark.parametrize("name", slow(["attention", "text"], but=("text",)))
 def test_unet_computes_in_bfloat16_with_float32_parameters(name):
     half = unet.UNet(dataclasses.replace(CONFIGS[name], dtype=jnp.bfloat16))
     x, t, context = images(), jnp.ones(2), CONTEXT if name == "text" else None

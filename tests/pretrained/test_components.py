@@ -11,6 +11,7 @@ from gen_jax.networks import autoencoder_kl, layers, text, unet
 from gen_jax.networks.autoencoder_tiny import AutoencoderTinyConfig
 from gen_jax.pretrained import components, names, single_file
 from tests import tiny_sd
+from tests.marks import slow
 from tests.pretrained import stable_diffusion as sd
 
 SD15 = {
@@ -84,7 +85,7 @@ def test_unet_reads_a_config_of_diffusers(name):
     assert components.unet(config) == expected
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", slow(UNETS, but=list(UNETS)[:2]))
 def test_unet_is_seen_from_shapes(name):
     config, expected = UNETS[name]
     tree = components.parameters(expected, config.get("in_channels", 4))
@@ -214,7 +215,7 @@ def parts(model, source):
 @pytest.mark.parametrize(
     "source", ["folder", pytest.param("file", marks=pytest.mark.slow)]
 )  # the same to the bit
-@pytest.mark.parametrize("model", sd.MODELS)
+@pytest.mark.parametrize("model", slow(sd.MODELS, but=("tiny-sdxl",)))
 def test_parts_of_a_model_compute_what_diffusers_does(model, source):
     found, expected = parts(model, source), np.load(tiny_sd.ROOT / model / "expected.npz")
     last = lambda x: jnp.asarray(np.moveaxis(x, 1, -1))
@@ -246,7 +247,7 @@ def vector(expected):
     return jnp.concatenate([expected["unet_text_embeds"], *map(wave, expected["unet_time_ids"].T)], axis=-1)
 
 
-@pytest.mark.parametrize("model", sd.MODELS)
+@pytest.mark.parametrize("model", slow(sd.MODELS, but=("tiny-sdxl",)))
 def test_parts_are_the_same_from_a_folder_and_from_a_file(model):
     one, other = (parts(model, source) for source in ("folder", "file"))
     assert {part: config for part, (config, _) in one.items() if "text" not in part} == {

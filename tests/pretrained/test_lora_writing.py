@@ -9,6 +9,7 @@ from gen_jax.pretrained import lora as files
 from gen_jax.pretrained import lora_writing, names, single_file
 from gen_jax.training import lora
 from tests import tiny_sd
+from tests.marks import slow
 from tests.pretrained import mutations
 
 
@@ -22,7 +23,7 @@ def matrices(network, xl):
 
 
 @tiny_sd.needs_fixtures
-@pytest.mark.parametrize("name", ["tiny-sd15", "tiny-sdxl"])
+@pytest.mark.parametrize("name", slow(["tiny-sd15", "tiny-sdxl"], but=("tiny-sdxl",)))
 def test_write_has_what_is_added_to_each_matrix(name, tmp_path):
     xl, rng = name == "tiny-sdxl", np.random.default_rng(0)
     _, weights = pretrained.load(tiny_sd.ROOT / name)

@@ -11,6 +11,7 @@ import pytest
 from gen_jax.networks import autoencoder_kl, text, unet
 from gen_jax.networks.autoencoder_tiny import AutoencoderTinyConfig
 from gen_jax.pretrained import components, names
+from tests.marks import slow
 from tests.networks.stable_diffusion import drawn
 from tests.pretrained import stable_diffusion as sd
 
@@ -26,7 +27,7 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", slow(REAL, but=("sdxl_unet", "vae", "openclip_bigg")))
 def test_entries_are_the_tensors_of_the_real_model(name):
     part, config = REAL[name]
     theirs = {names.modern(key, part): shape for key, shape in sd.real(name).items()}

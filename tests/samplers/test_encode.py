@@ -10,7 +10,19 @@ import pytest
 from gen_jax import samplers
 from gen_jax.diffusion.process import DDPM, EDM, VE, VP, FlowMatching, SubVP
 from gen_jax.samplers import solvers, times
-from tests.samplers.test_solvers import KEY, MU, SOLVERS, S, each_ode, each_sde, gaussian, gaussian_ode, run
+from tests.marks import slow
+from tests.samplers.test_solvers import (
+    KEY,
+    MU,
+    ODES,
+    SOLVERS,
+    S,
+    each_ode,
+    each_sde,
+    gaussian,
+    gaussian_ode,
+    run,
+)
 
 PROCESSES = [DDPM(), VP(schedule="cosine"), SubVP(), VE(), EDM()]
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=str)
@@ -24,7 +36,6 @@ def encoded(solver, process, grid):
     return there[:, 0], back[:, 0]
 
 
-ODES = [name for name, row in SOLVERS.items() if row.order]
 FAST = ("ddim", "dpmpp3", "unipc", "dpmpp3_single")
 
 
@@ -50,7 +61,7 @@ def test_encode_has_the_order_of_the_solver(name):
         assert back > claimed - 0.15, back
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ODES])
+@pytest.mark.parametrize("name", slow(ODES, but=FAST))
 def test_encode_in_the_limit_has_the_order_of_the_first_steps(name):
     """From noise, where x0_hat hardly moves, first steps of order 1 do no harm; from data they are felt, as h^2."""
     row = SOLVERS[name]

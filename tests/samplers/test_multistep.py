@@ -137,6 +137,7 @@ def test_sample_does_not_depend_on_the_number_of_devices(name, how):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.usefixtures("optimized")
 @each_plan
 def test_sample_under_vmap_is_the_batch(name):
     plan, x_T = PLANS[name], PROCESS.prior(KEY, (6, 3))

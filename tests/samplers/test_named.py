@@ -10,6 +10,7 @@ from gen_jax.diffusion import oracle
 from gen_jax.diffusion.process import DDPM, EDM, VE, VP, FlowMatching, SubVP
 from gen_jax.gmm import GMM
 from gen_jax.samplers import named, times
+from tests.marks import slow
 
 LATENT = DDPM(schedule="scaled_linear", beta_min=0.00085, beta_max=0.012)
 COSINE = DDPM(schedule="cosine")
@@ -132,8 +133,10 @@ def mixture(process):
     return oracle.mixture(GMM(*(jnp.asarray(a, jnp.float32) for a in (weights, means, covs))), process)
 
 
-@pytest.mark.parametrize("process", [DDPM(), COSINE, LATENT, EDM(), FlowMatching()], ids=str)
-@pytest.mark.parametrize("nfe", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 10))])
+@pytest.mark.parametrize(
+    "process", slow([DDPM(), COSINE, LATENT, EDM(), FlowMatching()], (COSINE, LATENT)), ids=str
+)
+@pytest.mark.parametrize("nfe", slow([5, 7, 10], but=[5]))
 def test_recommended_is_nearer_to_the_exact_flow_than_plain_choices(process, nfe):
     """Root mean square distance from the end of the flow from the same noise, by 200 steps of order 4."""
     x_T = process.prior(jax.random.key(0), (512, 2))

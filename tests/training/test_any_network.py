@@ -10,6 +10,7 @@ import toy
 from flax import linen, nnx
 
 from gen_jax import training
+from tests.marks import slow
 
 ONE = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
 
@@ -61,7 +62,10 @@ def fit(workdir, network, num_steps, options):
 
 @pytest.mark.parametrize(
     ("make", "options"),
-    [(of_nnx, {}), (of_nnx, {"fsdp": True}), (of_nnx, {"parallel": "pmap"}), (of_equinox, {})],
+    slow(
+        [(of_nnx, {}), (of_nnx, {"fsdp": True}), (of_nnx, {"parallel": "pmap"}), (of_equinox, {})],
+        but=[(of_nnx, {}), (of_equinox, {})],
+    ),
     ids=["nnx", "nnx, fsdp", "nnx, pmap", "equinox"],
 )
 def test_parameters_of_any_library_train_resume_and_load(tmp_path, make, options):

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from gen_jax import training
 from gen_jax.training import Aux, TrainState, compile_step, make_step
+from tests.marks import slow
 
 ONE = Mesh(np.array(jax.devices()[:1]), ("data",))
 MODES = {
@@ -80,7 +81,7 @@ def closed_over():
     return run(None, problem=problem(closure), mesh=ONE)
 
 
-@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("microbatches", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", MODES)
 def test_frozen_weights_as_an_argument_equal_a_closure(closed_over, mode, microbatches):
     if microbatches == 1:
@@ -165,7 +166,9 @@ def test_frozen_weights_are_not_donated_nor_copied_again(mode):
     jax.tree.map(np.testing.assert_array_equal, frozen, encoder())
 
 
-@pytest.mark.parametrize("options", [{"mesh": ONE}, {"fsdp": True}, {"parallel": "pmap"}])
+@pytest.mark.parametrize(
+    "options", slow([{"mesh": ONE}, {"fsdp": True}, {"parallel": "pmap"}], but=[{"fsdp": True}])
+)
 def test_fit_with_frozen_weights_resumes_to_the_bit_and_saves_none_of_them(tmp_path, options):
     def fit(name, num_steps):
         step, make = problem()

@@ -13,6 +13,7 @@ from gen_jax.networks import unet
 from gen_jax.networks.mlp import MLP
 from gen_jax.training import compile_step
 from gen_jax.training.compile import lower_once
+from tests.marks import slow
 
 
 def mesh(n, *axes):
@@ -58,15 +59,13 @@ def reference():
     ("mode", "steps_per_call", "select"),
     [
         ("jit-1", 5, True),
-        ("jit-8", 1, False),
+        *slow([("jit-8", 1, False)], but=()),
         ("jit-8", 5, True),
-        ("fsdp-8", 1, False),
+        *slow([("fsdp-8", 1, False)], but=()),
         ("fsdp-8", 5, True),
-        ("pmap-8", 1, False),
-        ("pmap-8", 5, False),
+        *slow([("pmap-8", 1, False), ("pmap-8", 5, False)], but=()),
         ("pmap-8", 5, True),
-        ("pmap-2", 5, True),
-        ("jit-4x2", 5, True),
+        *slow([("pmap-2", 5, True), ("jit-4x2", 5, True)], but=()),
         ("fsdp-4x2", 5, False),
         ("jit-explicit", 5, True),
     ],
@@ -82,7 +81,7 @@ def test_compile_step_is_the_same_in_every_mode(reference, mode, steps_per_call,
     assert jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key)
 
 
-@pytest.mark.parametrize("mode", ["jit-8", "fsdp-8", "pmap-8", "jit-4x2"])
+@pytest.mark.parametrize("mode", slow(["jit-8", "fsdp-8", "pmap-8", "jit-4x2"], but=("fsdp-8", "pmap-8")))
 def test_compile_step_takes_the_same_microbatches_in_every_mode(mode):
     expected, metrics, _ = run(steps_per_call=5, select=True, microbatches=4, mesh=mesh(1))
     state, found, _ = run(steps_per_call=5, select=True, microbatches=4, **MODES[mode]())

@@ -7,6 +7,7 @@ import toy
 
 from gen_jax import training
 from gen_jax.training import TrainState, ema, make_step
+from tests.marks import slow
 
 TRACKS = {"short": 0.9, "power": ema.power(2.0), "wide": ema.power(6.94), "none": lambda step: jnp.zeros(())}
 
@@ -130,7 +131,11 @@ def problem(num_steps):
 
 
 @pytest.mark.parametrize(
-    "options", [{"parallel": "jit"}, {"parallel": "jit", "fsdp": True}, {"parallel": "pmap"}]
+    "options",
+    slow(
+        [{"parallel": "jit"}, {"parallel": "jit", "fsdp": True}, {"parallel": "pmap"}],
+        but=[{"parallel": "jit", "fsdp": True}],
+    ),
 )
 def test_several_averages_are_saved_and_resumed_to_the_bit(tmp_path, options):
     def fit(name, num_steps):
