@@ -7,7 +7,7 @@ from gen_jax import retouch
 from tests import retouch_by_diffusers as peer
 from tests.small_pipelines import FOUND, INPUTS, KEY, model
 
-QUICK = (("vary", "ddim"), ("inpaint in part", "ddim"))
+QUICK = (("inpaint in part", "ddim"),)
 
 
 CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in peer.CASES]

@@ -61,6 +61,11 @@ def trained(step10, folder, tmp_path_factory):
         yield config, step10.main(config)
 
 
+slow_run = pytest.mark.slow
+"""In CI: the run of tests/test_step10_latent.py, and a model with texts in tests/test_text_model.py."""
+
+
+@slow_run
 def test_it_leaves_everything_it_promises(trained):
     config, summary = trained
     workdir = config.workdir
@@ -78,7 +83,7 @@ def check_pictures(directory, names):
             assert np.asarray(image.convert("L")).std() > 1, name
 
 
-@pytest.mark.slow
+@slow_run
 def test_figures_show_something(trained, tmp_path):
     run = pretrained.load_run(trained[0].workdir)
     prompting = importlib.import_module("prompting")
@@ -89,6 +94,7 @@ def test_figures_show_something(trained, tmp_path):
     check_pictures(tmp_path, FIGURES)
 
 
+@slow_run
 def test_the_run_describes_itself(trained):
     run = pretrained.load_run(trained[0].workdir)
     assert isinstance(run.model.condition, Text)
@@ -96,6 +102,7 @@ def test_the_run_describes_itself(trained):
     assert run.model.codec.image_shape == (16, 16, 3)
 
 
+@slow_run
 def test_the_same_command_goes_on_and_trains_nothing_again(step10, trained, capfd):
     config, _ = trained
     stamps = lambda: {p: p.stat().st_mtime_ns for p in (config.workdir / "latents").rglob("*.npy")}
@@ -108,6 +115,7 @@ def test_the_same_command_goes_on_and_trains_nothing_again(step10, trained, capf
     )
 
 
+@slow_run
 def test_prompts_of_a_file_are_drawn_by_both_commands(step10, trained, tmp_path):
     config, _ = trained
     file, out = tmp_path / "prompts.txt", tmp_path / "out.npy"
@@ -122,13 +130,14 @@ def test_prompts_of_a_file_are_drawn_by_both_commands(step10, trained, tmp_path)
     np.testing.assert_array_equal(np.load(out), images)
 
 
-def test_what_can_not_be_is_said_before_any_training(step10, folder, tmp_path, trained):
+def test_what_can_not_be_is_said_before_any_training(step10, folder, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     for i in range(8):
         Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(bare / f"{i}.png")
     sized = launch.Data(str(folder), image_size=15)
-    config, workdir = trained[0], tmp_path / "run"
+    workdir = tmp_path / "run"
+    config = config_of(step10, folder, workdir)
     both = dataclasses.replace(config.sampling, prompt="a", prompts=tmp_path / "x.txt")
     missing = dataclasses.replace(config.sampling, prompts=tmp_path / "x.txt")
     cases = [

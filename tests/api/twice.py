@@ -8,7 +8,6 @@ The examples of this package are called. What they return is called too, where i
 
 import argparse
 import functools
-import importlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tests.api import walk
+from tests.api import examples, walk
 from tests.compiling import compilations
 
 ONCE = {"pretrained.save": "it writes a folder, and refuses one that is there"}
@@ -57,13 +56,7 @@ def functions(examples: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any]
 def main(modules: list[str], parts: list[str]) -> None:
     """Prints what compiles again, and all as a line of JSON."""
     every: dict[str, list[str]] = {}
-    if modules:
-        parted = [importlib.import_module(f"tests.api.{name}").EXAMPLES for name in modules]
-        known = {path: example for each in parted for path, example in each.items()}
-    else:
-        from tests.api import examples
-
-        known = examples.all_of()
+    known = examples.all_of(*modules)
     strange = sorted({*ONCE, *MAKE, *ASKED} - {*walk.public()})
     for path, call in functions(known):
         if not parts or any(path.startswith(f"{p}.") or path == p for p in parts):

@@ -1,6 +1,7 @@
 """Calls every public function, class and method with one wrong argument at a time, as users do.
 
-    python -m tests.api.walk normal gmm        # prints what is silent or unclear; all without names
+    python -m tests.api.walk normal gmm              # prints what is silent or unclear; all without names
+    python -m tests.api.walk --modules densities     # only functions of which `densities` has examples
 
 `examples` has a valid call of each; a class that needs no argument is called without. From the example and the annotation
 of each argument follow the wrong ones: another rank or size, another type, NaN, infinity, a negative number, zero,
@@ -12,15 +13,15 @@ came is right: a list for an array, or, where the annotation allows it, a negati
 numbers. Else it is *silent* or *unclear*.
 """
 
+import argparse
 import importlib
 import inspect
 import itertools
 import json
 import pkgutil
-import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -345,14 +346,16 @@ def needed(cls: type) -> list[str]:
     return [n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty]
 
 
-def walk(parts: tuple[str, ...]) -> list[Outcome]:
+def walk(parts: Sequence[str], modules: Sequence[str] = ()) -> list[Outcome]:
     """All outcomes of what has a name that begins with one of the parts; of all without parts."""
     from tests.api import examples
 
-    known = examples.all_of()
+    known = examples.all_of(*modules)
     beside = sorted(set(known) - set(public()))
     found = [Outcome(path, "", "none", "unclear", "is an example of nothing public") for path in beside]
     for path, function in sorted(public().items()):
+        if modules and path not in known:
+            continue
         if parts and not any(path.startswith(f"{p}.") or path == p for p in parts):
             continue
         if path not in known and inspect.isclass(function) and not needed(function):
@@ -367,8 +370,13 @@ def walk(parts: tuple[str, ...]) -> list[Outcome]:
 
 
 if __name__ == "__main__":
-    every = walk(tuple(a for a in sys.argv[1:] if a != "--json"))
-    if "--json" in sys.argv:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*")
+    parser.add_argument("--modules", nargs="*", default=[])
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    every = walk(asked.parts, asked.modules)
+    if asked.json:
         print(json.dumps([vars(o) for o in every]))
     else:
         for o in every:

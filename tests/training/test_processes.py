@@ -189,11 +189,16 @@ def test_initialize_distributed_names_the_missing_variable(monkeypatch):
     ("before", "batch_size", "environment", "expected"),
     [
         ("", 64, {}, "2 pmap"),
-        ("", 63, {}, "1 jit"),
+        pytest.param("", 63, {}, "1 jit", marks=pytest.mark.slow),
         ("", 64, {"JAX_NUM_CPU_DEVICES": "3"}, "3 pmap"),
-        ("", 64, {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, "4 pmap"),
-        ("jax.devices()", 64, {}, "1 jit"),
-        ("os.cpu_count = lambda: 1", 64, {}, "1 jit"),
+        *(
+            pytest.param(before, 64, environment, expected, marks=pytest.mark.slow)
+            for before, environment, expected in (
+                ("", {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, "4 pmap"),
+                ("jax.devices()", {}, "1 jit"),
+                ("os.cpu_count = lambda: 1", {}, "1 jit"),
+            )
+        ),
     ],
 )
 def test_split_cpu_devices_makes_two_devices_unless_told(before, batch_size, environment, expected):
