@@ -2,10 +2,12 @@
 
 gen-jax sample checkpoints/step10_conditional --label 8 --num 16 --out eights.png
 gen-jax sample stable-diffusion-v1-5 --prompt "a lighthouse at dawn" --nfe 20 --out lighthouse.png
+gen-jax doctor --workdir checkpoints
 """
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -19,6 +21,25 @@ app = tyro.extras.SubcommandApp()
 def sample(asked: Annotated[command.Sample, tyro.conf.arg(name="")]) -> None:
     """Draw images from a trained diffusion model, as its makers do unless told otherwise."""
     print(command.run(asked))
+
+
+@app.command
+def doctor(workdir: Path | None = None) -> None:
+    """Say what this machine is, and whether a run would find its processes, devices and directory.
+
+    On several hosts call it on all of them at once, as a run. Exit code 2: something is wrong.
+
+    Args:
+        workdir: where runs are to be: whether it can be written, and all processes see the same.
+    """
+    from gen_jax.launch.doctor import examine
+
+    wrong = False
+    for finding in examine(workdir):
+        print(finding, flush=True)
+        wrong |= finding.wrong
+    if wrong:
+        sys.exit(ending.INPUT)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -1,12 +1,10 @@
 """Several processes: how they join at the start and agree on when to stop. Several devices on one CPU."""
 
 import contextlib
-import importlib.util
 import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Literal
 
@@ -27,10 +25,10 @@ def initialize_distributed() -> None:
     """Join the other processes of the run, if there are any; call it before anything touches a device.
 
     Several processes are recognised by the three variables `JAX_COORDINATOR_ADDRESS` (host:port of process
-    0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or by a cluster that JAX detects itself (Cloud TPU pod,
-    SLURM, Open MPI, GKE). Where one of them dies, JAX ends the others within some `partners.HEARTBEAT` seconds;
+    0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or by a cluster that JAX detects itself (slices of Cloud TPUs, GKE,
+    SLURM, Open MPI). Where one of them dies, JAX ends the others within some `partners.HEARTBEAT` seconds;
     within `fit` they end sooner. Does nothing in a single process or when called again. Raises ValueError when
-    only some of the variables are set.
+    only some of the variables are set, and where the processes of a cluster do not find each other.
     """
     if jax.distributed.is_initialized():
         return
@@ -49,8 +47,14 @@ def initialize_distributed() -> None:
             cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=HEARTBEAT,
         )
-    elif _in_cluster():
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+    elif (kind := cluster()) is not None:
+        try:
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"this is {kind}, but its processes did not find each other: {error}\n"
+                f"Set {', '.join(VARIABLES)} in each of them; or TPU_SKIP_MDS_QUERY=1 on a TPU VM that is alone."
+            ) from error
 
 
 @checks.checked
@@ -77,20 +81,23 @@ def default_parallel(fsdp: bool = False, mesh: jax.sharding.Mesh | None = None) 
     return "pmap" if of_one and not fsdp and (mesh is None or len(mesh.axis_names) == 1) else "jit"
 
 
-def _in_cluster() -> bool:
-    """Whether there may be other processes, from what JAX's own detection reads, without its slow queries."""
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        return True
-    if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-        return True
-    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "," in os.environ.get(
-        "TPU_PROCESS_ADDRESSES", ""
-    ):
-        return True
-    on_tpu_vm = any(Path("/dev").glob("accel[0-9]*")) and importlib.util.find_spec("libtpu") is not None
-    return (
-        on_tpu_vm and "TPU_SKIP_MDS_QUERY" not in os.environ
-    )  # a slice of a pod cannot be told from one host here
+def cluster() -> str | None:
+    """What says that there may be other processes, as far as that is known without asking anyone; None: nothing does."""
+    told = os.environ.get
+    if any(name in os.environ for name in VARIABLES):
+        return VARIABLES[0]
+    if int(told("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in os.environ:
+        return "SLURM"
+    if int(told("OMPI_COMM_WORLD_SIZE") or 1) > 1:
+        return "Open MPI"
+    if int(told("MEGASCALE_NUM_SLICES") or 1) > 1:
+        return "slices of TPUs"
+    if any("," in told(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")):
+        return "a slice of TPUs"
+    # JAX has looked for TPUs on the PCI bus when it was imported, and left the first variable where there are any. One
+    # host cannot be told from a part of a slice: its metadata server can, which the second one forbids to ask.
+    asks = "TPU_ML_PLATFORM" in os.environ and "TPU_SKIP_MDS_QUERY" not in os.environ
+    return "a TPU VM" if asks else None
 
 
 class StopRequest:

@@ -52,7 +52,7 @@ def fit(
     """Train to `num_steps` steps, or go on where an earlier run in `workdir` stopped; returns the last state.
 
     An interrupted and resumed run ends in the same bits as one that was not. SIGTERM saves at the end of the current
-    call and raises `Preempted` (exit code 0); Ctrl-C saves and raises KeyboardInterrupt. A complete run is said to be so
+    call and raises `Preempted` (exit code 75); Ctrl-C saves and raises KeyboardInterrupt. A complete run is said to be so
     and its final state returned.
 
     Args:
@@ -123,6 +123,7 @@ def fit(
         if workdir is not None:
             kept = options.keep + len(options.keep_from)
             path = run_directory.prepare(workdir)
+            run_directory.check_shared(path)
             stack.enter_context(room.explained(path / DIRECTORY, shapes))
             stack.enter_context(lock.of_run(path))
             stack.enter_context(partners.watched(path))

@@ -16,6 +16,8 @@ from gen_jax.training.checkpoint import Checkpoints, NotFiniteError
 from gen_jax.training.logs import Meter, Reporter
 from gen_jax.training.state import Metrics, TrainState
 
+PREEMPTED = 75
+"""Exit code of a run that was told to end before it was done: EX_TEMPFAIL of sysexits.h, "try again"."""
 PATIENCE = 100
 """How many steps in a row `skip_exploding` may leave out as not finite before the run ends with an error."""
 
@@ -32,7 +34,7 @@ class TrainingDiverged(FloatingPointError):
 
 
 class Preempted(SystemExit):
-    """SIGTERM, after the state was saved. Uncaught, it ends the program with exit code 0."""
+    """SIGTERM, after the state was saved. Uncaught, it ends the program with exit code 75, so that it is begun again."""
 
 
 class Run:
@@ -169,7 +171,7 @@ class Run:
         self.reporter.say(text)
         if number == signal.SIGINT:
             raise KeyboardInterrupt(text)
-        raise Preempted(0)
+        raise Preempted(PREEMPTED)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -1,14 +1,21 @@
 """The directory of a run: whether it can be written and has the same config, and the JSON files in it."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
+import secrets
+import tempfile
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+DELAY = 10.0
+"""Seconds after which a file that another host wrote is seen, on a disk that they share."""
 Json = dict[str, Any]
 """An object of JSON, as read."""
 
@@ -22,19 +29,42 @@ def prepare(workdir: str | Path) -> Path:
     if not str(workdir):
         raise ValueError("workdir must be the path of a directory, got an empty one")
     workdir = Path(workdir).expanduser().absolute()
-    probe = workdir / f".write_probe_{os.getpid()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"0" * 4096)
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(prefix=".write_probe_", dir=workdir) as probe:
+            probe.write(b"0" * 4096)
+            probe.flush()
     except OSError as error:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
         raise type(error)(
             error.errno,
             f"cannot write to workdir {workdir} ({error.strerror}); make room or give another workdir",
         ) from error
     return workdir
+
+
+def check_shared(workdir: Path) -> None:
+    """Raise ValueError, in every process of a run, unless each of them sees in `workdir` what process 0 writes there."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mark = int(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31))))
+    path, first = workdir / f".shared_{mark}", jax.process_index() == 0
+    if first:
+        path.touch()
+    multihost_utils.sync_global_devices("process 0 has written")
+    until = time.monotonic() + DELAY
+    while not (seen := path.exists()) and time.monotonic() < until:
+        os.listdir(workdir)  # a file system of a network forgets what it knew of the directory
+        time.sleep(DELAY / 40)
+    blind = np.flatnonzero(~multihost_utils.process_allgather(np.bool_(seen)))
+    if first:
+        path.unlink()
+    if len(blind):
+        raise ValueError(
+            f"workdir must be one directory for all {jax.process_count()} processes, but what process 0 writes in its "
+            f"{workdir} is not seen by process {', '.join(map(str, blind))}: give a directory on a disk that they share."
+        )
 
 
 def plain(config: object) -> Json:

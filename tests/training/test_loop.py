@@ -87,7 +87,7 @@ def test_fit_stopped_by_sigterm_and_resumed_is_the_same_to_the_bit(whole, tmp_pa
     make = toy.Stream if stream else toy.InMemory
     with pytest.raises(training.Preempted) as stopped:
         fit(tmp_path, memory=make(), sample_every=5, on_sample=stop_at(15))
-    assert stopped.value.code == 0
+    assert stopped.value.code == 75
     assert signal.getsignal(signal.SIGTERM) is before
     assert steps(tmp_path) == [10, 20]  # noticed at the end of the next call
     memory = make()

@@ -66,11 +66,11 @@ def test_fit_killed_twice_is_the_same_to_the_bit(whole, tmp_path):
     assert_same(tmp_path, whole)
 
 
-def test_fit_preempted_saves_exits_with_zero_and_goes_on(whole, tmp_path):
+def test_fit_preempted_saves_asks_to_be_begun_again_and_goes_on(whole, tmp_path):
     process = start(tmp_path, "--seconds-per-call", "0.1")
     wait_until_logged(tmp_path, 15, process)
     process.send_signal(signal.SIGTERM)
-    assert finish(process, timeout=20) == 0
+    assert finish(process, timeout=20) == 75
     assert "SIGTERM: saved step" in log(tmp_path)
     assert "Traceback" not in log(tmp_path)
     step = training.load(tmp_path).step
@@ -101,7 +101,7 @@ def test_fit_in_two_processes_stops_in_both_when_one_is_preempted(whole, tmp_pat
     processes = start_two(tmp_path, "--seconds-per-call", "0.1")
     wait_until_logged(tmp_path, 15, processes[0])
     processes[1].send_signal(signal.SIGTERM)
-    assert finish(*processes, timeout=30) == [0, 0], log(tmp_path)
+    assert finish(*processes, timeout=30) == [75, 75], log(tmp_path)
     assert 15 < training.load(tmp_path).step < STEPS
     assert finish(start(tmp_path)) == 0, log(tmp_path)  # and one process goes on
     for x, y in zip(final(tmp_path), final(whole), strict=True):
