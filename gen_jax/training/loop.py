@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from gen_jax import checks
-from gen_jax.training import feeding, lock, partners, room
+from gen_jax.training import feeding, lock, partners, profiling, room
 from gen_jax.training import identity as identities
 from gen_jax.training import workdir as run_directory
 from gen_jax.training.callbacks import Callback, JSONLines, TensorBoard
@@ -110,6 +110,8 @@ def fit(
         )
     check_state(shapes)
     parallel = options.parallel or default_parallel(options.fsdp, mesh)
+    if options.profile is not None and workdir is None:
+        raise ValueError("profile needs a workdir, in which the trace is written.")
     layout = Layout(parallel, fsdp=options.fsdp) if mesh is None else Layout(parallel, mesh, options.fsdp)
     like = _like(layout, shapes) if given is None else layout.put_state(given)
     meta = {"config": run_directory.plain(config), "data": feeding.identity(batches)}
@@ -187,10 +189,15 @@ def fit(
             first = _begin(make, layout, shapes, given_to_state, program)
         else:
             program.compile()
+        steps = None if options.profile is None else profiling.steps_of(options.profile)
+        trace = profiling.Trace(steps, Path(workdir or "") / "tensorboard")
+        stack.callback(trace.close)
         run.begin(start)
         state = first
         for end in range(start + size, num_steps + 1, size):
-            state, metrics = compiled(state, data, frozen)
+            with trace.call(end, size):
+                state, metrics = compiled(state, data, frozen)
+            trace.after(end, state)
             answer, asked = asked, ask(stop.signal)
             data = next(feed, None)  # while the devices work
             run.collect(end, metrics)

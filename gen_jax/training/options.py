@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gen_jax import checks
+from gen_jax.training import profiling
 from gen_jax.types import Count, Size
 
 
@@ -30,3 +31,9 @@ class Options:
     """For each of these steps a checkpoint is written at the end of its call, and the first at or after it stays."""
     progress: bool = True
     """Show progress on the terminal."""
+    profile: str | None = None
+    """START:STOP, steps of which a trace is written to WORKDIR/tensorboard, for TensorBoard's profiler."""
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            profiling.steps_of(self.profile)
