@@ -158,8 +158,10 @@ def init(plan: Plan, x_T: PyTree[Noise]) -> State:
 
 def check_index(index: Index | None, x: PyTree, name: str = "x_T") -> None:
     """ValueError unless there is one number for each sample."""
+    if index is None:
+        return
     batch = jnp.shape(jax.tree.leaves(x)[0])[:1]
-    if index is not None and jnp.shape(index) != batch:
+    if jnp.shape(index) != batch:
         raise ValueError(
             f"index must have one number for each sample of {name}, {batch}; got {jnp.shape(index)}."
         )
