@@ -151,12 +151,12 @@ def main(config: Config) -> int:
             faults += [each for each in found if each["ended"] in FAULTS]
             minutes = (time.perf_counter() - began) / 60
             made[name] = list(rows(name, found)), sentence(name, count, config.seed, minutes)
-            print(f"{name}: {len(found)} cases", flush=True)
+            print(f"{name}: {len(found)} cases in {minutes:.0f} minutes", flush=True)
+            if config.page:  # a part takes long, and the next one may be ended
+                write({name: made[name]})
     print(pages.markdown([HEAD, *(row for each, _ in made.values() for row in each)]))
     for each in faults[:100]:
         print(f"{each['ended']}: {each['kind']}, case {each['number']}: {each['said']:.500}")
-    if config.page:
-        write(made)
     return len(faults)
 
 
