@@ -6,6 +6,7 @@ was expected, what came, and what to do. Values of traced arrays are unknown: th
 `checkified`.
 """
 
+from gen_jax.checks.held import as_it_is
 from gen_jax.checks.signature import checked, checked_in_loops, checkified
 from gen_jax.checks.values import (
     Covariance,
@@ -23,6 +24,7 @@ from gen_jax.checks.values import (
     of_shape,
     one_key,
     one_or_each,
+    ordered,
     some,
     spread,
     tree,
@@ -37,6 +39,7 @@ __all__ = [
     "Probabilities",
     "Range",
     "as_bytes",
+    "as_it_is",
     "came",
     "checked",
     "checked_in_loops",
@@ -49,6 +52,7 @@ __all__ = [
     "of_shape",
     "one_key",
     "one_or_each",
+    "ordered",
     "some",
     "spread",
     "tree",

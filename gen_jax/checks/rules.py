@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax.checks.call import Call, check_traced, is_known
+from gen_jax.checks.held import integers, unmasked
 from gen_jax.checks.seen import Seen
 from gen_jax.checks.shapes import axis, broadcasts, fit, shown
 from gen_jax.checks.values import Range, Value, as_bytes, came, one_key
@@ -135,6 +136,10 @@ class Numbers(Rule):
             raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
         if isinstance(value, jax.ShapeDtypeStruct):  # in place of an array, to lower for or to restore
             return value
+        if isinstance(value, np.ndarray):
+            unmasked(name, value)
+            if self.kind == INTEGERS:
+                integers(name, value)
         if self.kind == BYTES and not isinstance(value, (list, tuple)):
             return as_bytes(name, value, self.says)
         if isinstance(value, jax.Array):

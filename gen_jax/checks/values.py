@@ -167,6 +167,21 @@ def within(
         Range(least, most, above, below).check(name, value)
 
 
+def ordered(name: str, low: Any, other: str, high: Any) -> None:
+    """That known values `low` are at most `high`, where they have one shape."""
+    if (
+        isinstance(low, jax.core.Tracer)
+        or isinstance(high, jax.core.Tracer)
+        or np.shape(low) != np.shape(high)
+    ):
+        return
+    a, b = np.asarray(low), np.asarray(high)
+    if (wrong := a > b).any():
+        raise ValueError(
+            f"{name} must be at most {other}, got {a[wrong].flat[0]:g} and {b[wrong].flat[0]:g}."
+        )
+
+
 def whole(name: str, value: object, of: str, least: int = 1, most: int | None = None) -> int:
     """A whole number from `least` to `most` as an int: `whole("num", 3, "sample")`. Neither 2.5 nor True is one."""
     number = None

@@ -49,6 +49,9 @@ class InMemory:
         """Keep the arrays as they come. A batch larger than the data set is a `ValueError`."""
         mine = (np.ndarray, jax.Array)
         arrays = {k: x if isinstance(x, mine) else np.asarray(x) for k, x in as_columns(arrays).items()}
+        for name, array in arrays.items():
+            if isinstance(array, np.ndarray):
+                checks.as_it_is(f'"{name}"', array)
         count = num_examples(arrays)
         if batch_size > count:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from gen_jax import checks
 from gen_jax.data import splits
 from gen_jax.data.cache import VERIFIED
 from gen_jax.data.columns import label_hint, warn_of_labels
@@ -79,6 +80,7 @@ def _read(name: str, arrays: dict[str, Stored], rows: list[slice]) -> dict[str, 
     image = to_pixels(name, columns["image"])
     columns["image"] = image[..., None] if image.ndim == 3 else image
     if "label" in columns:
+        checks.as_it_is(f"the labels of {name}", columns["label"])
         columns["label"] = columns["label"].astype(np.int32)
     return columns
 
