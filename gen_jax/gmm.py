@@ -10,7 +10,7 @@ answers that steps 9 and 10 are tested against. "PRML" is Bishop 2006.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from gen_jax import checks, keys, normal
 from gen_jax.types import Size
+
+Scalar: TypeAlias = Float[Array | np.ndarray, ""] | float
 
 COVARIANCES = ("full", "tied", "diagonal", "spherical")
 _LOG_2PI = float(np.log(2 * np.pi))
@@ -139,7 +141,7 @@ def sample(key: Key[Array, ""], params: GMM, n: Size) -> tuple[Float[Array, "n D
 
 
 @checks.checked
-def diffuse(params: GMM, alpha: ArrayLike, sigma: ArrayLike) -> GMM:
+def diffuse(params: GMM, alpha: Scalar, sigma: Scalar) -> GMM:
     """The mixture of `x_t = alpha x_0 + sigma eps`: means `alpha mean_k`, covariances `alpha^2 cov_k + sigma^2 I`."""
     alpha, sigma = jnp.asarray(alpha, params.means.dtype), jnp.asarray(sigma, params.means.dtype)
     noise = jnp.square(sigma)
@@ -204,17 +206,22 @@ def num_parameters(params: GMM) -> int:
     return components - 1 + components * dims + each[structure(params)]
 
 
+def _check_rows(x: Array | np.ndarray) -> None:
+    if not len(x):
+        raise ValueError(f"x must have at least one row, got {checks.came(x)}.")
+
+
 @checks.checked
 def bic(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, ""]:
     """Bayesian information criterion `num_parameters log N - 2 log p(x)`, in nats; lower is better (Schwarz 1978)."""
-    if not len(x):
-        raise ValueError(f"x must have at least one row, got {checks.came(x)}.")
+    _check_rows(x)
     return num_parameters(params) * np.log(len(x)) - 2 * log_prob(params, x).sum()
 
 
 @checks.checked
 def aic(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, ""]:
     """Akaike information criterion `2 num_parameters - 2 log p(x)`, in nats; lower is better (Akaike 1974)."""
+    _check_rows(x)
     return 2 * num_parameters(params) - 2 * log_prob(params, x).sum()
 
 

@@ -60,6 +60,10 @@ def log_prob(params: Params, x: ArrayLike) -> Float[Array, "..."]:
         case Normal(_, std):
             return -(jnp.square(_standard(params, x)) + _LOG_2PI) / 2 - jnp.log(std)
         case MultivariateNormal(mean, cov):
+            if np.shape(x)[-1:] != mean.shape:
+                raise ValueError(
+                    f"x must be vectors [..., {len(mean)}], as params.mean is, got {checks.came(x)}."
+                )
             factor = cholesky(cov)
             z = whiten(factor, jnp.asarray(x) - _as_row(mean, x))
             return -(jnp.square(z).sum(-1) + len(mean) * _LOG_2PI) / 2 - _half_log_det(factor)
@@ -84,6 +88,7 @@ def interval(params: Normal, low: End, high: End) -> Float[Array, "..."]:
 
     In the upper tail it is `Phi(-a) - Phi(-b)`, a difference of small numbers and not of two numbers near 1.
     """
+    checks.ordered("low", low, "high", high)
     a, b = _standard(params, low, "low"), _standard(params, high, "high")
     upper = a > 0
     return ndtr(jnp.where(upper, -a, b)) - ndtr(jnp.where(upper, -b, a))
@@ -185,10 +190,11 @@ def kl(p: Params, q: Params) -> Float[Array, "..."]:
 
 
 @checks.checked
-def marginal(params: MultivariateNormal, dims: int | Sequence[int]) -> Params:
+def marginal(params: MultivariateNormal, dims: int | np.integer | Sequence[int]) -> Params:
     """The distribution of some of the variables: a Normal for one index, else a MultivariateNormal (PRML Eq. 2.98)."""
-    if isinstance(dims, int):
-        return Normal(params.mean[dims], jnp.sqrt(params.cov[dims, dims]))
+    if isinstance(dims, int | np.integer):
+        (i,) = check_dims([int(dims)], len(params.mean))
+        return Normal(params.mean[i], jnp.sqrt(params.cov[i, i]))
     kept = check_dims(dims, len(params.mean))
     return MultivariateNormal(params.mean[kept], params.cov[np.ix_(kept, kept)])
 
@@ -257,7 +263,9 @@ def whiten_columns(factor: Factor, x: Float[Array, "D N"]) -> Float[Array, "D N"
 @checks.checked
 def check_dims(dims: Sequence[int] | np.ndarray, size: Count) -> np.ndarray:
     """Checked indices of variables, from 0 to `size - 1`."""
-    index = np.atleast_1d(np.asarray(dims, int))
+    if (index := np.asarray(dims)).dtype == bool:
+        raise ValueError(f"dims must be indices, got a mask of {size} variables: take np.flatnonzero(mask).")
+    index = np.atleast_1d(index.astype(int))
     if not len(index) or len(set(index % size)) < len(index) or not ((-size <= index) & (index < size)).all():
         raise ValueError(f"dims must be different indices of {size} variables, got {dims}.")
     return index % size

@@ -152,3 +152,15 @@ def test_log_prob_has_the_right_derivatives(structure):
         rtol=0.03,
         atol=0.03,
     )
+
+
+def test_aic_and_bic_need_a_row():
+    for criterion in (gmm.aic, gmm.bic):
+        with pytest.raises(ValueError, match="x must have at least one row"):
+            criterion(random_gmm(), np.zeros((0, 2)))
+
+
+def test_diffuse_is_to_one_time():
+    for pair in ((jnp.ones(3), 0.5), (0.5, jnp.ones(3))):
+        with pytest.raises(ValueError, match=r"(alpha|sigma) must be a number, got an array float32 \(3,\)"):
+            gmm.diffuse(random_gmm(), *pair)

@@ -239,3 +239,32 @@ def test_sample_takes_numbers_of_python():
     key = jax.random.key(0)
     drawn = normal.sample(key, normal.Normal(2.0, 0.5), 5)
     np.testing.assert_array_equal(drawn, normal.sample(key, normal.Normal(jnp.array(2.0), jnp.array(0.5)), 5))
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (), (3,), (4, 3), (2, 1)])
+def test_log_prob_of_vectors_stretches_none(shape):
+    params = normal.MultivariateNormal(jnp.zeros(2), jnp.eye(2))
+    for call in (normal.log_prob, jax.jit(normal.log_prob)):
+        with pytest.raises(ValueError, match=r"x must be vectors \[..., 2\], as params.mean is"):
+            call(params, np.zeros(shape))
+
+
+@pytest.mark.parametrize("index", [7, 3, -4, np.int64(3)])
+def test_marginal_of_a_variable_that_is_not_there(index):
+    params = normal.MultivariateNormal(jnp.arange(3.0), jnp.diag(jnp.arange(1.0, 4.0)))
+    with pytest.raises(ValueError, match="dims must be different indices of 3 variables"):
+        normal.marginal(params, index)
+    np.testing.assert_allclose(normal.marginal(params, np.int64(-1)), [2.0, 3**0.5], rtol=1e-6)
+
+
+def test_indices_are_no_mask():
+    params = normal.MultivariateNormal(jnp.arange(3.0), jnp.diag(jnp.arange(1.0, 4.0)))
+    with pytest.raises(ValueError, match=r"got a mask of 3 variables: take np.flatnonzero\(mask\)"):
+        normal.conditional(params, np.array([False, True, False]), [0.0])
+
+
+def test_interval_begins_before_it_ends():
+    params = normal.Normal(0.0, 1.0)
+    with pytest.raises(ValueError, match="low must be at most high, got 1 and 0"):
+        normal.interval(params, [0.0, 1.0], [1.0, 0.0])
+    assert normal.interval(params, 1.0, 1.0) == 0

@@ -50,6 +50,8 @@ TREES = (
 """Classes that JAX makes too, out of tracers and shapes, and one to inherit from: their methods check what came."""
 PACKAGE = str(Path(gen_jax.__file__).parent)
 NEVER = "an argument nobody has"
+COLUMN = "one column"
+"""Of several: wrong where the result is as large as before, since it was stretched to all of them."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,11 @@ def wrong_arrays(value: Any, annotation: Any) -> Iterator[tuple[str, Any, bool]]
             shared = axis if dim.isidentifier() else None
             if shared is not None:
                 yield f"one more on axis {axis}", np.concatenate([array, array.take([0], axis)], axis), False
+    if (
+        dims is None and array.ndim and array.shape[-1] > 1
+    ):  # what an annotation does not say, the function checks
+        yield COLUMN, array[..., :1], False
+        yield "one more on the last axis", np.concatenate([array, array[..., :1]], -1), False
     if array.size:
         yield "empty", array[:0] if array.ndim else np.zeros(0), False
     if array.dtype.kind == "f" and array.size:
@@ -248,7 +255,8 @@ def outcomes(path: str, function: Callable[..., Any], example: Example) -> Itera
         made = {n: v for n, v in bound.arguments.items() if type(v).__name__ != "_HAS_DEFAULT_FACTORY_CLASS"}
         bound.arguments = made
     try:
-        jax.block_until_ready(function(*example.args, **example.kwargs))
+        right = function(*example.args, **example.kwargs)
+        jax.block_until_ready(right)
     except Exception as error:
         yield Outcome(path, "", "none", "unclear", f"the example itself: {type(error).__name__}: {error}")
         return
@@ -261,7 +269,8 @@ def outcomes(path: str, function: Callable[..., Any], example: Example) -> Itera
             if f"{name}: {mutation}" in example.free:
                 continue
             changed = bound.arguments | {name: new}
-            yield judged(path, name, mutation, certain, function, signature, changed)
+            found = judged(path, name, mutation, certain, function, signature, changed, shapes(right))
+            yield found
     names = [
         n
         for n, p in signature.parameters.items()
@@ -286,8 +295,9 @@ def judged(
     function: Any,
     signature: inspect.Signature,
     arguments: Any,
+    before: list[tuple[int, ...]] | None = None,
 ) -> Outcome:
-    """The outcome of one call."""
+    """The outcome of one call; `before` are the shapes of the right result."""
     call = inspect.BoundArguments(signature, dict(arguments))  # type: ignore[arg-type]
     try:
         result = function(*call.args, **call.kwargs)
@@ -299,7 +309,8 @@ def judged(
     in_loops = getattr(function, "__in_loops__", False) and mutation.endswith(("NaN", "infinity"))
     if in_loops and not is_finite(result):  # what loops hand over is not looked at, and NaN stays NaN
         return Outcome(path, name, mutation, "fine")
-    if certain or not is_finite(result):
+    stretched = mutation == COLUMN and before is not None and shapes(result) == before
+    if certain or stretched or not is_finite(result):
         return Outcome(path, name, mutation, "silent", repr(result)[:120])
     return Outcome(path, name, mutation, "fine")
 
@@ -333,6 +344,11 @@ def hint(function: Any, name: str) -> Any:
 def may_be_none(annotation: Any, parameter: inspect.Parameter) -> bool:
     """Whether None is a value of the argument."""
     return parameter.default is None or type(None) in typing.get_args(annotation)
+
+
+def shapes(result: Any) -> list[tuple[int, ...]]:
+    """Of the arrays of a result."""
+    return [np.shape(leaf) for leaf in jax.tree.leaves(result)]
 
 
 def is_finite(result: Any) -> bool:
