@@ -126,6 +126,14 @@ def psnr(images: Examples, others: Examples, *, peak: Positive = 255.0) -> Float
     Raises:
         ValueError: the shapes differ, or `peak` is not positive.
     """
+    largest = max(
+        (float(np.max(x)) for x in (images, others) if x.dtype.kind == "f" and x.size), default=peak
+    )
+    if peak == 255 and 0 < largest <= 1:
+        raise ValueError(
+            f"peak must be the difference between white and black, got 255 and images of floats up to {largest:g}: "
+            "give peak=1, or 2 for images in [-1, 1]."
+        )
     error = np.square(_rows(images) - _rows(others)).mean(1)
     with np.errstate(divide="ignore"):
         ratio: np.ndarray = 10 * np.log10(peak**2 / error)

@@ -154,3 +154,10 @@ def test_psnr_is_that_of_scikit_image():
 def test_psnr_says_what_does_not_fit(shape, peak, message):
     with pytest.raises(ValueError, match=message):
         metrics.psnr(np.zeros((2, 4)), np.zeros(shape), peak=peak)
+
+
+def test_psnr_of_floats_needs_its_peak():
+    images = np.random.default_rng(0).random((4, 8, 8, 1))
+    with pytest.raises(ValueError, match=r"got 255 and images of floats up to .*give peak=1"):
+        metrics.psnr(images, images[::-1])
+    assert metrics.psnr(images, images[::-1], peak=1.0).max() < 10

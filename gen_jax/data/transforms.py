@@ -82,9 +82,18 @@ def binarize(key: Key[Array, ""], images: UInt8[Array | np.ndarray, "b *shape"])
     )
 
 
+FAR = 8
+"""Floats of the host beyond this are no numbers of the interval that a network has drawn a little outside of it."""
+
+
 def _not_bytes(x: Numbers, least: int) -> None:
-    """ValueError for integers that are not the few that lie in the interval: they are bytes already."""
+    """ValueError for bytes: integers that are not the few that lie in the interval, and floats far beyond it."""
     if not jnp.issubdtype(x.dtype, jnp.integer):
+        if isinstance(x, np.ndarray) and x.size and x.max() > FAR:
+            raise ValueError(
+                f"x must be numbers in [{least}, 1], got {checks.spread(x)}: of pixels from 0 to 255 take "
+                "x.round().astype(np.uint8)."
+            )
         return
     known = not isinstance(x, jax.core.Tracer)
     if not known or (x.size and (x.min() < least or x.max() > 1)):

@@ -112,3 +112,10 @@ def test_binarize_draws_bits_with_the_grey_values_as_probabilities():
     p = ALL / 255
     assert (np.abs(bits.mean(0) - p) <= 5 * np.sqrt(p * (1 - p) / len(x)) + 2.0**-16).all()
     np.testing.assert_array_less(np.abs(np.corrcoef(bits[:, 100], bits[:, 101])[0, 1]), 0.04)
+
+
+@pytest.mark.parametrize(("make", "least"), [(data.from_zero_one, 0), (data.to_uint8, -1)])
+def test_bytes_as_floats_are_no_numbers_of_the_interval(make, least):
+    with pytest.raises(ValueError, match=rf"numbers in \[{least}, 1\].*round\(\).astype\(np.uint8\)"):
+        make(np.arange(256.0))
+    np.testing.assert_array_equal(make(np.array([-1.2, 1.3])), [0, 255])  # as a network draws them
