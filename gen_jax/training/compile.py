@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 from gen_jax import checks
 from gen_jax.keys import AXIS
 from gen_jax.training.layout import Layout
-from gen_jax.training.state import Metrics, Step, TrainState
+from gen_jax.training.state import Metrics, Step, TrainState, check_step
 from gen_jax.types import Count
 
 Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
@@ -62,6 +62,7 @@ def compile_step(
     state has the same form in all modes. It is donated: use the one that is returned. Raises ValueError for a batch that
     does not divide over the devices.
     """
+    check_step(step)
     layout = Layout(parallel, fsdp=fsdp) if mesh is None else Layout(parallel, mesh, fsdp)
     return Compiled(step, layout, steps_per_call, select, donate)
 

@@ -58,7 +58,7 @@ class Repeated:
         batches = training.Repeated(loader)
         batches = training.Repeated(lambda: read(file))          # a function that makes a generator, for one pass
 
-    Batches with fewer rows than the first, such as the last one of a pass, are left out. Tensors become arrays of numpy.
+    The last batch of a pass is left out where it has fewer rows than the first. Tensors become arrays of numpy.
     To go on at step `k`, batches are read and thrown away, at most those of one pass and `k` of them. A run that resumes
     is the same to the bit only where every pass has the same order: of a loader that shuffles it is another one.
 
@@ -102,16 +102,28 @@ class Repeated:
         """Whole batches, and in the end of each pass how many there were."""
         wanted = _kinds(self._first)
         while True:
-            count = 0
+            count = short = 0
             for i, batch in enumerate(self._pass()):
                 batch = as_batch(batch, f"batch {i}")
                 if _kinds(batch) != wanted:
                     raise ValueError(
                         f"batch {i} has other arrays than the first: {_kinds(batch)} in place of {wanted}."
                     )
-                if num_rows(batch, f"batch {i}") == self._rows:
+                if short:
+                    raise ValueError(
+                        f"batches of source must have {self._rows} rows as the first one has, but for the last of a "
+                        f"pass; got {short} in batch {i - 1}: let the loader make batches of one size."
+                    )
+                if (rows := num_rows(batch, f"batch {i}")) == self._rows:
                     count += 1
                     yield batch
+                elif rows < self._rows:
+                    short = rows
+                else:
+                    raise ValueError(
+                        f"batches of source must have {self._rows} rows as the first one has, got {rows} in batch {i}: "
+                        "let the loader make batches of one size."
+                    )
             if not count:
                 raise ValueError("source has no batches in its second pass: give the function that makes it.")
             self._length = count
@@ -123,6 +135,8 @@ def as_batch(batch: PyTree, name: str) -> PyTree:
     keep = lambda x: x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
     arrays = jax.tree.map(keep, batch)
     for path, x in jax.tree_util.tree_leaves_with_path(arrays):
+        if isinstance(x, np.ndarray):
+            checks.as_it_is(f"{name}{jax.tree_util.keystr(path)}", x)
         if isinstance(x, np.ndarray) and x.dtype.kind in "OSU":
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} must be numbers, got {checks.came(x)}: leave it out, or make "
@@ -223,7 +237,12 @@ def feed(compiled: Compiled, batches: InMemory | Stream, start: int, num_steps: 
 
 def _checked(batches: Stream, step: int) -> PyTree:
     batch = as_batch(_next(batches, step), f"the batch of step {step}")
-    num_rows(batch, f"the batch of step {step}")
+    rows, expected = num_rows(batch, f"the batch of step {step}"), batches.batch_size // jax.process_count()
+    if rows != expected:
+        raise ValueError(
+            f"the batch of step {step} must have batch_size rows, {expected} in each process, got {rows}: leave out the "
+            "partial batch in the end of a pass (drop_last=True)."
+        )
     return batch
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from gen_jax.training.layout import Layout
 from gen_jax.training.logs import Reporter
 from gen_jax.training.options import Options
 from gen_jax.training.run import SUMS, Run, crossed
-from gen_jax.training.state import Step, TrainState, check_state
+from gen_jax.training.state import Step, TrainState, check_state, check_step
 from gen_jax.training.workdir import Json
 from gen_jax.types import Size
 
@@ -85,12 +86,13 @@ def fit(
     In the log a metric of the loss with a name that `fit` needs itself (`step`, `seconds`, a rate) is "loss.step" and so
     on. That the state can be saved is tried before the first step, with small arrays of the same kinds.
 
-    Raises ValueError when `config` or the data differ from the checkpoint's, when the state is one that cannot be saved,
-    or with `resume=False` in a `workdir` that has checkpoints; WorkdirInUse, a ValueError, at once when another run is in
-    `workdir`; OSError when `workdir` cannot be written, lacks room, or is full in the middle;
-    TrainingDiverged, leaving all checkpoints as they are, when the loss, the gradient norm or the parameters to be saved
-    are not finite (of steps that `skip_exploding` leaves out: 100 in a row).
+    Raises ValueError when `config` differs from the checkpoint's, or the batch size, the number or the order of the data;
+    when the state is one that cannot be saved, or with `resume=False` in a `workdir` that has checkpoints; WorkdirInUse,
+    a ValueError, at once when another run is in `workdir`; OSError when `workdir` cannot be written, lacks room, or is
+    full in the middle; TrainingDiverged, leaving all checkpoints as they are, when the loss, the gradient norm or the
+    parameters to be saved are not finite (of steps that `skip_exploding` leaves out: 100 in a row).
     """
+    check_step(step)
     given = state if isinstance(state, TrainState) else None
     if given is not None:
         check_state(given)
@@ -150,6 +152,11 @@ def fit(
         if checkpoints is not None and restored is not None:
             done = f"already complete ({num_steps} steps)" if start >= num_steps else "resuming"
             reporter.say(f"{done}: checkpoint of step {start} in {checkpoints.directory}")
+        if start > num_steps:
+            warnings.warn(
+                f"num_steps is {num_steps}, but the run in {workdir} has {start} steps: its state is that of {start}.",
+                stacklevel=2,
+            )
         if start >= num_steps:
             return _begin(make, layout, shapes, given_to_state) if first is None else first
         size = call_size(options.steps_per_call, start, num_steps)

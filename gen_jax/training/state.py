@@ -1,5 +1,6 @@
 """What training carries from step to step, and the one step that every family of models trains with."""
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Annotated, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
@@ -151,6 +152,19 @@ class Step(Protocol):
         values: under FSDP parameters and gradients are split over the devices, one makes parameters whole and the other
         gradients split. They are given only where they are needed.
         """
+
+
+def check_step(step: Step) -> None:
+    """Raise ValueError for what is no step, such as a loss."""
+    try:
+        parameters = inspect.signature(step).parameters
+    except (TypeError, ValueError):  # of C, or not to be looked at
+        return
+    if "axis_name" not in parameters and all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
+        raise ValueError(
+            "step must be made by training.make_step(loss, optimizer), called as step(state, batch, axis_name=None). "
+            f"Got {checks.came(step)} of {', '.join(parameters)}."
+        )
 
 
 @checks.checked

@@ -107,6 +107,7 @@ OTHER = [{"x": X[:4]}, {"y": X[:4]}]
             lambda: Ends([{"x": X[:0]}]),
             r"the batch of step 0 must have arrays with equally many rows, at least one",
         ),
+        (lambda: Ends([{"x": X[:4]}]), r"the batch of step 0 must have batch_size rows, 5 .*, got 4"),
         (lambda: Ends([{"x": X, "y": X[:5]}]), r"equally many rows.*\['x'\] has 12, \['y'\] has 5"),
         (lambda: Ends([{"x": np.array(["a", "b"])}]), r"the batch of step 0\['x'\] must be numbers"),
         (lambda: [], "source has no batches"),
@@ -125,7 +126,9 @@ def test_a_generator_is_gone_through_once():
 
 def test_a_partial_batch_in_a_call_of_several_is_named():
     options = training.Options(steps_per_call=4, progress=False)
-    with pytest.raises(ValueError, match=r"that of step 2 has .*\(2, 3\).*drop_last=True"):
+    with pytest.raises(
+        ValueError, match=r"batch of step 2 must have batch_size rows, 5 .*, got 2.*drop_last=True"
+    ):
         fit(batches=Ends([*ROWS, *ROWS]), options=options)
 
 
@@ -215,3 +218,38 @@ def test_multisteps_is_an_optimizer():
     optimizer = optax.MultiSteps(optax.sgd(0.1), 2)
     state = fit(optimizer=optimizer, num_steps=4)
     np.testing.assert_allclose(state.params["w"], steps_of([X, X]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((2, 4, 4), r"must have 2 rows as the first one has, got 4 in batch 1"),
+        ((4, 2, 4), r"4 rows .* but for the last of a pass; got 2 in batch 1"),
+    ],
+)
+def test_no_batch_in_a_pass_is_left_out(sizes, message):
+    batches = training.Repeated([{"x": np.zeros((n, 3), np.float32)} for n in sizes])
+    with pytest.raises(ValueError, match=message):
+        [next(batches) for _ in range(4)]
+
+
+def test_the_last_batch_of_a_pass_may_be_short():
+    batches = training.Repeated([{"x": np.full((n, 1), n)} for n in (4, 4, 1)])
+    assert [len(next(batches)["x"]) for _ in range(5)] == [4] * 5
+
+
+def test_a_loss_is_no_step():
+    for call in (
+        lambda: training.fit(quadratic, state_of(optax.sgd(0.1)), ROWS[:1], num_steps=2),
+        lambda: training.compile_step(quadratic),
+    ):
+        with pytest.raises(
+            ValueError, match=r"step must be made by training.make_step.* of params, key, batch"
+        ):
+            call()
+
+
+def test_a_run_that_is_longer_says_whose_state_it_returns(tmp_path):
+    fit(workdir=tmp_path, num_steps=4)
+    with pytest.warns(UserWarning, match=r"num_steps is 2, but the run in .* has 4 steps"):
+        assert fit(workdir=tmp_path, num_steps=2).step == 4
