@@ -2,7 +2,7 @@
 
     python experiments/step07_vae.py
 
-The book's loss ends at 38.85 (in the book: 38.6).
+1.5 minutes of training on two cores of a CPU. The book's loss ends at 38.85 (in the book: 38.6).
 """
 
 from step07_vae import Config
