@@ -221,12 +221,18 @@ class Experiment(Generic[C, M]):
             np.save(config.workdir / "samples.npy", images)
             if labels is not None:
                 np.save(config.workdir / "labels.npy", labels)
-            metrics = config.workdir / "metrics.jsonl"
-            lines = plots.read_metrics(metrics) if metrics.exists() else []
-            note = self.note(trained, lines[-1] if lines else {})
+            note = self.note(trained, last_figures(config.workdir))
             save_samples(config.workdir / "samples.png", images[:64], note)
             print(f"{config.num} samples at step {step}" + (f": {note}" if note else ""))
         return images
+
+
+def last_figures(workdir: Path) -> Mapping[str, float]:
+    """Those of the last log point of a run; none where there are none to read, as only a note needs them."""
+    try:
+        return dict(plots.read_metrics(workdir / "metrics.jsonl")[-1])
+    except (ValueError, IndexError):  # no file, an empty one, or one that is damaged
+        return {}
 
 
 def init(model: Any, key: jax.Array, shape: Shape, num_classes: int | None) -> PyTree:

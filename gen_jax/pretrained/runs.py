@@ -65,11 +65,7 @@ def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
     config = _read(file) if file.exists() else saved
     if "format" in config or not migration.NEEDED & set(config):
         if config.get("format") != models.FORMAT or "model" not in config:
-            raise ValueError(
-                f"{path}: config.json describes no model of format {models.FORMAT}, which this version reads; its format "
-                f"is {config.get('format')!r}. A run of yours needs training.fit(..., config=launch.record(...)), a "
-                "newer one a newer gen_jax."
-            )
+            raise ValueError(f"{path}: {_no_model(config, saved)}")
         model = models.from_dict(config["model"], types)
         options = cast("Mapping[str, object]", config.get("options", {}))
     else:
@@ -117,6 +113,27 @@ def _read(file: Path) -> dict[str, object]:
         raise ValueError(
             f"{file} can not be read: {error}. Remove it to use what the checkpoint says."
         ) from None
+
+
+def _no_model(config: Mapping[str, object], saved: Mapping[str, object]) -> str:
+    """What a config.json without a model that can be read is of, and what to do with it."""
+    form, experiment = config.get("format"), config.get("experiment")
+    if form not in (None, models.FORMAT):
+        return (
+            f"config.json is of format {checks.came(form)}, and this version of gen_jax reads format {models.FORMAT}: "
+            "take a newer gen_jax for a newer run."
+        )
+    if isinstance(saved.get("model"), Mapping):
+        return "config.json has no model, but the checkpoint has: remove config.json to use what the checkpoint says."
+    if not isinstance(experiment, str):
+        return (
+            "config.json describes no model. A run of yours is read where training.fit got "
+            "config=launch.record(name, options, model=model.to_dict(model))."
+        )
+    return (
+        f"this is a run of {experiment}, and its config.json describes no diffusion model, which is all that is read "
+        f"here. Draw from it with its own script, experiments/{experiment}.py, by its options workdir and sample-only."
+    )
 
 
 def _check_trained(file: Path, model: Model, saved: Mapping[str, object], types: Sequence[type]) -> None:

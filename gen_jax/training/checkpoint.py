@@ -19,6 +19,7 @@ from jaxtyping import Array, PyTree
 
 from gen_jax import checks, small_files
 from gen_jax.training import ema as averages
+from gen_jax.training.damage import first_line, reason
 from gen_jax.training.fingerprint import check_arrays, describe, fingerprint
 from gen_jax.training.state import TrainState
 from gen_jax.training.workdir import Json
@@ -228,7 +229,7 @@ class Checkpoints:
             }
             return items, meta, there
         if damaged:
-            reasons = "".join(f"\n  step {step}: {first_line(error)}" for step, error in damaged.items())
+            reasons = "".join(f"\n  {reason(self._at(step), error)}" for step, error in damaged.items())
             raise CheckpointError(
                 f"no checkpoint in {self.directory} can be read:{reasons}\n"
                 "Move the directory away to start again from step 0."
@@ -243,7 +244,10 @@ class Checkpoints:
         return (max if first_from is None else min)(steps, default=None)
 
     def _is_there(self, step: int) -> bool:
-        return (self.directory / str(step)).exists()
+        return self._at(step).exists()
+
+    def _at(self, step: int) -> Path:
+        return self.directory / str(step)
 
     @checks.checked
     def saved(self, step: int, item: str) -> PyTree:
@@ -277,7 +281,7 @@ class Checkpoints:
             return
         for step, error in damaged.items():
             warnings.warn(
-                f"checkpoint {self.directory / str(step)} is damaged ({first_line(error)}); "
+                f"checkpoint {self._at(step)} is damaged ({reason(self._at(step), error)}); "
                 f"using step {used} instead and moving it to {self.directory.name}.damaged",
                 stacklevel=3,
             )
@@ -332,11 +336,6 @@ def prove(state: TrainState, meta: Mapping[str, object]) -> None:
     except Exception as error:  # the storage layers raise all sorts
         types = ", ".join(sorted({str(dtype) for dtype, _ in kinds}))
         raise ValueError(f"a state with arrays of {types} cannot be saved: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in short."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _crc32(meta: Json) -> int:

@@ -11,7 +11,8 @@ from jaxtyping import PyTree
 
 from gen_jax import checks
 from gen_jax.training import ema as averages
-from gen_jax.training.checkpoint import AVERAGE, DIRECTORY, CheckpointError, Checkpoints, first_line
+from gen_jax.training.checkpoint import AVERAGE, DIRECTORY, CheckpointError, Checkpoints
+from gen_jax.training.damage import reason
 from gen_jax.training.fingerprint import check_arrays, describe
 from gen_jax.training.workdir import Json
 from gen_jax.types import Size
@@ -74,7 +75,8 @@ def load(
         raise missing
     items, meta, damaged = found
     for step, error in damaged.items():
-        warnings.warn(f"checkpoint {directory / str(step)} is damaged ({first_line(error)})", stacklevel=2)
+        place = checkpoints.directory / str(step)
+        warnings.warn(f"checkpoint {place} is damaged ({reason(place, error)})", stacklevel=2)
     (params,) = items.values()
     if kind is not None:
         cast = lambda x: x.astype(kind) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -96,6 +96,31 @@ def test_runs_of_other_experiments_are_refused(tmp_path):
         pretrained.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "keeps", "says"),
+    [
+        (
+            {"format": 2, "experiment": "step07_vae", "options": {}},
+            False,
+            r"a run of step07_vae, .* no diffusion model.* experiments/step07_vae\.py, .* workdir and sample-only",
+        ),
+        ({"experiment": "autoencoder"}, False, r"a run of autoencoder, .* no diffusion model"),
+        ({"format": 2, "experiment": "step09_diffusion"}, True, r"has no model, .* remove config\.json"),
+        ({"format": 2, "experiment": "step09_diffusion"}, False, r"a run of step09_diffusion, .*no diff"),
+        ({"format": 9, "model": {}}, False, r"of format 9, and this version of gen_jax reads format 2"),
+        ({"lr": 1e-3}, False, r"describes no model.* config=launch\.record\("),
+    ],
+)
+def test_a_run_without_a_model_says_what_it_is(tmp_path, config, keeps, says):
+    m = described.model()
+    described.run(tmp_path, m, **({} if keeps else {"model": None}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=says) as error:
+        pretrained.load(tmp_path)
+    assert str(error.value).count(f"{tmp_path}: ") == 1
+    assert "its format is 2" not in str(error.value)
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     """Also where the checkpoint does not say which model it is of."""
     m = described.model()

@@ -209,9 +209,38 @@ def test_restore_says_that_no_checkpoint_can_be_read(run):
     tmp_path, _ = run
     for path in files(tmp_path / "checkpoints"):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"(?s)step 3: .*step 1: .*Move the directory away"):
+    said = r"(?s)checkpoints/3/meta/metadata: .*checkpoints/1/meta/metadata: .*Move the directory away"
+    with pytest.raises(CheckpointError, match=said):
         restored(tmp_path)
     assert not (tmp_path / "checkpoints.damaged").exists()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "named"),
+    [
+        ("meta/metadata", "meta/metadata"),
+        ("params/_METADATA", "params/_METADATA"),
+        ("params/array_metadatas/process_0", "params/array_metadatas/process_0"),
+        ("params/_sharding", "params/_sharding"),
+        ("params/manifest.ocdbt", "params/manifest.ocdbt"),
+        ("params/d", "params/"),
+    ],
+)
+def test_the_damaged_file_of_each_checkpoint_is_named(run, damaged, named):
+    """Whatever the storage layers say: an error of JSON, or one of the arrays, names no file."""
+    tmp_path, _ = run
+    for step in (1, 2, 3):
+        place = tmp_path / "checkpoints" / str(step) / damaged
+        for path in files(place) if place.is_dir() else [place]:
+            truncate(path)
+    with pytest.raises(CheckpointError) as error:
+        restored(tmp_path)
+    first, *reasons, last = str(error.value).splitlines()
+    assert first.endswith("can be read:")
+    assert last.startswith("Move the directory away")
+    assert len(reasons) == 3
+    for step, each in zip((3, 2, 1), reasons, strict=True):
+        assert f"{tmp_path}/checkpoints/{step}/{named}" in each
 
 
 def test_restore_names_the_arrays_that_do_not_fit(run):
