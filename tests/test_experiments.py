@@ -138,6 +138,11 @@ def test_step07_leaves_everything_it_promises_and_goes_on(tmp_path, capsys):
     assert "resuming: checkpoint of step 4" in capsys.readouterr().out
     with pytest.raises(ValueError, match="latent"):
         step07.main(step07.parse([*first, "--latent", "3"]))
+    for damaged in (b"\0 no figures\n", b""):  # of which sampling has no need
+        (tmp_path / "metrics.jsonl").write_bytes(damaged)
+        assert len(draw()) == 2
+    (tmp_path / "metrics.jsonl").unlink()
+    assert len(draw()) == 2
 
 
 def test_step07_says_what_grey_values_are_to_a_bernoulli(tmp_path, capsys):
