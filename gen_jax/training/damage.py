@@ -5,11 +5,13 @@ from pathlib import Path
 
 _JSON = ("_METADATA", "metadata", "process_*")
 """Names of the files of JSON in a checkpoint that are read."""
+_MOST = 500
+"""Characters of an error that names its file, behind others."""
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException, most: int = 200) -> str:
     """What an error says, in short."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 
 def reason(step: Path, error: BaseException) -> str:
@@ -18,9 +20,9 @@ def reason(step: Path, error: BaseException) -> str:
     The storage layers name the file in some errors, in others only in the error before it, and in others not at all: then
     it is the file of JSON that is none, or the checkpoint itself where that is not to be found.
     """
-    said, earlier = first_line(error), error.__cause__ or error.__context__
+    said, earlier = first_line(error, _MOST), error.__cause__ or error.__context__
     while f"{step}" not in said and earlier is not None:
-        if f"{step}" in (before := first_line(earlier)):
+        if f"{step}" in (before := first_line(earlier, _MOST)):
             return before
         earlier = earlier.__cause__ or earlier.__context__
     return said if f"{step}" in said else f"{_damaged(step)}: {said}"
