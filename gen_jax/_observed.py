@@ -26,12 +26,45 @@ def checked_rows(x: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array,
                     f"{name} has NaN or infinite values in {len(bad)} of {len(rows)} rows: {shown}. "
                     "Remove or mend them."
                 )
-        if not (np.asarray(weights) >= 0).all() or not (np.asarray(weights) > 0).any():
-            raise ValueError("weights must not be negative, and at least one must be positive.")
+        check_weights(np.asarray(weights))
+        check_spread(np.asarray(x), too_large=True)
     x, offset = (x, None) if isinstance(x, jax.Array) else _centred(np.asarray(x))
     x = jnp.asarray(x)
     x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
     return x, jnp.asarray(weights, x.dtype), offset
+
+
+def check_weights(weights: np.ndarray) -> None:
+    """ValueError, which says what came, unless weights are not negative and one is positive."""
+    bad = np.flatnonzero(~(weights >= 0))
+    if len(bad):
+        shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        raise ValueError(
+            f"weights must not be negative, got {weights[bad[0]]:g} in {len(bad)} of {len(weights)} rows: {shown}. "
+            "Leave a row out by the weight 0."
+        )
+    if not (weights > 0).any():
+        raise ValueError(
+            f"weights must not be negative, and at least one must be positive: got {len(weights)} of them, all 0."
+        )
+
+
+def check_spread(x: np.ndarray, *, too_large: bool = False) -> None:
+    """ValueError where the squares of differences between rows are too small for JAX's floats, or `too_large`."""
+    own = jax.dtypes.canonicalize_dtype(x.dtype)
+    kind = jnp.finfo(own if jnp.issubdtype(own, jnp.floating) else jnp.result_type(float))
+    with np.errstate(over="ignore"):
+        spread = np.ptp(x.astype(np.float64), axis=0).reshape(-1)
+        squares = np.square(spread)
+        small = (spread > 0) & (squares < float(kind.tiny) * len(x))
+        bad = squares * len(x) > float(kind.max) if too_large else small
+    where = np.flatnonzero(bad)
+    if len(where):
+        what = "x" if x.ndim == 1 else f"column {where[0]} of x"
+        raise ValueError(
+            f"{what} spans {spread[where[0]]:.3g}, of which {kind.dtype} has no square: its variance would be "
+            f"{'infinite' if too_large else '0'}. Scale x, to numbers near 1."
+        )
 
 
 def _centred(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

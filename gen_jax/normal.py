@@ -24,7 +24,7 @@ from jax.scipy.special import log_ndtr, ndtr
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from gen_jax import checks, keys
-from gen_jax._observed import checked_rows, moved
+from gen_jax._observed import check_spread, checked_rows, moved
 from gen_jax.types import Count, NotNegative, Size
 
 _LOG_2PI = float(np.log(2 * np.pi))
@@ -141,7 +141,7 @@ def fit(
     """
     if jnp.ndim(x) not in (1, 2) or jnp.size(x) == 0:
         raise ValueError(f"Expected x of shape [N] or [N, D] with at least one row, got {jnp.shape(x)}.")
-    x, w, offset = checked_rows(x, weights)
+    given, (x, w, offset) = x, checked_rows(x, weights)
     total = w.sum()
     count = total - jnp.square(w).sum() / total if unbiased else total
     shares = (w / total).reshape(-1, *[1] * (x.ndim - 1))
@@ -155,7 +155,7 @@ def fit(
     else:
         cov = jnp.matmul(centred.T * w[None], centred, precision=_PRECISION) / count
         params = MultivariateNormal(mean, cov + regularization * jnp.eye(x.shape[1], dtype=x.dtype))
-    _check_density(params, x)
+    _check_density(params, x, given)
     return params
 
 
@@ -310,7 +310,7 @@ def unconstrain_factor(factor: Factor) -> Float[Array, "D D"]:
     return jnp.tril(factor, -1) + jnp.diag(jnp.log(jnp.diagonal(factor)))
 
 
-def _check_density(params: Params, x: Array) -> None:
+def _check_density(params: Params, x: Array, given: ArrayLike) -> None:
     """Raise ValueError if the fit has no density."""
     if isinstance(x, jax.core.Tracer):
         return
@@ -318,6 +318,7 @@ def _check_density(params: Params, x: Array) -> None:
     variance = np.square(params.std)[None] if isinstance(params, Normal) else np.diagonal(params.cov)
     flat = np.flatnonzero(~(variance > 0))
     if len(flat):
+        check_spread(np.asarray(given))
         where = "x is constant" if x.ndim == 1 else f"columns {flat.tolist()} of x are constant"
         raise ValueError(f"{where} over {len(x)} rows. {advice}")
     if isinstance(params, MultivariateNormal):
