@@ -288,11 +288,12 @@ def _images(batch: Batch, shape: tuple[int, ...]) -> Shaped[Array | np.ndarray, 
     image = _named(batch, "image")
     if image.dtype != jnp.uint8 or image.shape[1:] != shape:
         known = not isinstance(image, jax.core.Tracer) and np.size(image) and image.dtype != jnp.uint8
-        values = f", with values from {np.min(image):g} to {np.max(image):g}" if known else ""
+        values = f", with {checks.extent(image)}" if known else ""
+        first = checks.MEND if known and checks.not_finite(np.asarray(image)) else ""
         raise ValueError(
             f"expected images of type uint8 and shape {shape}, got {image.dtype} of shape {image.shape[1:]}{values}. "
-            "Scale other types to 0..255 and convert them to uint8 first: data.from_zero_one makes bytes of [0, 1], "
-            "data.to_uint8 of [-1, 1]."
+            f"{first}Scale other types to 0..255 and convert them to uint8 first: data.from_zero_one makes bytes of "
+            "[0, 1], data.to_uint8 of [-1, 1]."
         )
     return image
 

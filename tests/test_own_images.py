@@ -66,6 +66,12 @@ def test_the_codec_says_what_it_found():
         lambda: pixels.encode({"image": GREY}), "uint8", "float32", "values from 0 to 1", "data.from_zero_one"
     )
     refused(lambda: codec.check_data(pixels, {"image": UNIT}), "values from -1 to 1")
+    for bad, what in ((np.nan, "NaN"), (np.inf, "infinite values")):
+        holed = GREY.copy()
+        holed[[1, 3], 2] = bad
+        said = f"with {what} in 2 of 4 rows, the first of them row 1", "Mend these rows first"
+        refused(lambda holed=holed, said=said: codec.check_data(pixels, {"image": holed}), *said)
+        refused(lambda holed=holed, said=said: data.to_unit(holed), *said)
     refused(
         lambda: codec.check_data(pixels, {"image": BYTES // 128}), "0 and 1 alone", "multiply them by 255"
     )

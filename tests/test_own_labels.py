@@ -51,6 +51,14 @@ def test_labels_counted_from_1_are_found():
         ({"label": np.arange(4)[:, None]}, "take [:, 0]"),
         ({"label": np.array(["cat", "dog"])}, "np.unique(names, return_inverse=True)[1]"),
         ({"label": np.arange(4.0)}, "take .astype(np.int32)"),
+        (
+            {"label": np.array([0, np.nan, 1, np.nan])},
+            "it has NaN in 2 of 4 rows, the first of them row 1: give",
+        ),
+        (
+            {"label": np.array([0, 0.5, 1, 1.5])},
+            "2 of 4 are no whole numbers, such as 0.5 in row 1: labels are",
+        ),
         ({"image": BYTES}, '"image" uint8 [4, 6, 5, 1]'),
     ],
 )
@@ -66,6 +74,8 @@ def test_labels_of_another_form_are_told_what_to_become(batch, said):
         ({"label": np.eye(4)}, "argmax"),
         ({"label": np.arange(4)[:, None]}, "take"),
         ({"label": np.array(list("abcd"))}, "return_inverse"),
+        ({"label": np.array([0, np.nan, 1, 2])}, "NaN in 1 of 4 rows, the first of them row 1"),
+        ({"label": np.array([0, 1, 2, 0.5])}, "1 of 4 are no whole numbers, such as 0.5 in row 3"),
     ],
 )
 def test_labels_are_not_left_out_without_a_word(tmp_path, more, said):

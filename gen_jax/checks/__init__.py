@@ -9,6 +9,7 @@ was expected, what came, and what to do. Values of traced arrays are unknown: th
 from gen_jax.checks.held import as_it_is
 from gen_jax.checks.signature import checked, checked_in_loops, checkified
 from gen_jax.checks.values import (
+    MEND,
     Covariance,
     Factor,
     FieldsAs,
@@ -17,10 +18,12 @@ from gen_jax.checks.values import (
     as_bytes,
     came,
     choice,
+    extent,
     finite,
     float_type,
     floating,
     nearest,
+    not_finite,
     of_shape,
     one_key,
     one_or_each,
@@ -33,6 +36,7 @@ from gen_jax.checks.values import (
 )
 
 __all__ = [
+    "MEND",
     "Covariance",
     "Factor",
     "FieldsAs",
@@ -45,10 +49,12 @@ __all__ = [
     "checked_in_loops",
     "checkified",
     "choice",
+    "extent",
     "finite",
     "float_type",
     "floating",
     "nearest",
+    "not_finite",
     "of_shape",
     "one_key",
     "one_or_each",

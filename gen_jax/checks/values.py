@@ -285,6 +285,10 @@ def tree(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a tree of arrays, as parameters are, got {came(value)}.")
 
 
+MEND = "Mend these rows first, or leave them out. "
+"""What to do with numbers that are not finite, before what is said of numbers."""
+
+
 def as_bytes(name: str, value: Any, says: str = "uint8") -> Any:
     """8-bit numbers as they are, and known integers from 0 to 255 as such; ValueError, which says what was found."""
     if getattr(value, "dtype", None) == np.uint8:
@@ -293,8 +297,9 @@ def as_bytes(name: str, value: Any, says: str = "uint8") -> Any:
     array = np.asarray(value) if known else value
     if known and array.dtype.kind in "iu" and (not array.size or (array.min() >= 0 and array.max() <= 255)):
         return array.astype(np.uint8)
+    first = MEND if known and not_finite(array) else ""
     raise ValueError(
-        f"{name} must be {says}, got {spread(array)}. Of numbers in [0, 1] data.from_zero_one makes bytes, of [-1, 1] "
+        f"{name} must be {says}, got {spread(array)}. {first}Of numbers in [0, 1] data.from_zero_one makes bytes, of [-1, 1] "
         "data.to_uint8; truth values are to be multiplied by 255."
     )
 
@@ -303,9 +308,25 @@ def spread(value: Any) -> str:
     """An array in a few words, with its least and its largest value where they are known."""
     if isinstance(value, jax.core.Tracer) or not np.size(value):
         return came(value)
+    return f"{came(value)} with {extent(value)}"
+
+
+def extent(value: Any) -> str:
+    """The values of an array in a few words: from which to which, or that there is a NaN, and in which rows."""
     array = np.asarray(value)
-    array = array.astype(np.float64) if array.dtype.kind in "fV" else array
-    return f"{came(value)} with values from {array.min():g} to {array.max():g}"
+    return not_finite(array) or f"values from {float(array.min()):g} to {float(array.max()):g}"
+
+
+def not_finite(array: np.ndarray) -> str:
+    """Of what is not finite in an array, in how many rows, and the first of them; "" where all is."""
+    array = array.astype(np.float32) if array.dtype.kind == "V" else array
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return ""
+    what = "NaN" if np.isnan(array).any() else "infinite values"
+    if not array.ndim:
+        return what
+    rows = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
+    return f"{what} in {len(rows):,} of {len(array):,} rows, the first of them row {rows[0]}"
 
 
 def one_or_each(name: str, value: object, num: int) -> np.ndarray:

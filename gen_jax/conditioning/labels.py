@@ -145,7 +145,7 @@ def check_labels(
     """
     label = np.asarray(label)
     if not np.issubdtype(label.dtype, np.integer):
-        raise ValueError(f"labels must be integers, got {label.dtype}.")
+        raise ValueError(f"labels must be integers, got {label.dtype}{label_hint(label)}.")
     if label.size and (label.min() < 0 or label.max() >= num_classes):
         got = f"{label.min()} to {label.max()}" if label.size > 1 else f"{label.item()}"
         known = f" ({_some([f'{i} is {name}' for i, name in enumerate(names)])})" if names else ""

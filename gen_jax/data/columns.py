@@ -4,7 +4,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+
+from gen_jax import checks
 
 LIKE_LABELS = (
     "labels",
@@ -35,6 +38,8 @@ def label_hint(label: Any) -> str:
     shape, kind = np.shape(label), getattr(label, "dtype", np.dtype(object)).kind
     if len(shape) == 2 and shape[1] == 1:
         return "; take [:, 0]"
+    if kind == "f" and len(shape) in (1, 2) and (wrong := _not_whole(label)):
+        return wrong
     if len(shape) == 2 and kind in "biuf":
         return "; of one-hot codes take .argmax(-1)"
     if len(shape) == 1 and kind in "OSU":
@@ -42,6 +47,22 @@ def label_hint(label: Any) -> str:
     if len(shape) == 1 and kind in "fb":
         return "; take .astype(np.int32)"
     return ""
+
+
+def _not_whole(label: Any) -> str:
+    """What is wrong with the values of floats, where they are known; of a file they are read, to say that."""
+    if isinstance(label, jax.core.Tracer):
+        return ""
+    values = np.asarray(label.read() if hasattr(label, "read") else label, np.float64)
+    if said := checks.not_finite(values):
+        return f"; it has {said}: give these a class, or leave them out"
+    rows = np.flatnonzero((values != np.round(values)).reshape(len(values), -1).any(1))
+    if not len(rows) or values.ndim > 1:
+        return ""
+    return (
+        f"; {len(rows):,} of {len(values):,} are no whole numbers, such as {values[rows[0]]:g} in row {rows[0]}: labels "
+        "are numbers of classes, 0, 1, ..."
+    )
 
 
 def has_labels(columns: Mapping[str, Any]) -> bool:

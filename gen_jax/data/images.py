@@ -154,10 +154,11 @@ def _window(length: int, size: int, scale: float, at: float) -> tuple[float, flo
     return begin, min(float(length), begin + size / scale)
 
 
-def to_pixels(name: str, image: np.ndarray) -> np.ndarray:
+def to_pixels(name: str, image: np.ndarray, where: str = "") -> np.ndarray:
     """Arrays [..., H, W, C] of any type as uint8, or float32 where they are floating-point.
 
     Integers of another type must lie in 0..255, else it is a `ValueError`; booleans become 0 and 255.
+    `where` says in the message where that can be mended.
     """
     if image.dtype == np.uint8:
         return image
@@ -168,7 +169,7 @@ def to_pixels(name: str, image: np.ndarray) -> np.ndarray:
     if image.size and (image.min() < 0 or image.max() > 255):
         raise ValueError(
             f'expected 8-bit images in "{name}", got {image.dtype} with values from {image.min()} to '
-            f"{image.max()}: scale them to 0..255 (or to floating-point numbers) in its builder."
+            f"{image.max()}: scale them to 0..255 and convert them to uint8{where and f' {where}'}."
         )
     return image.astype(np.uint8)
 

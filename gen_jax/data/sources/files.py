@@ -77,7 +77,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _read(name: str, arrays: dict[str, Stored], rows: list[slice]) -> dict[str, np.ndarray]:
     columns = {key: _take(array.read(), rows) for key, array in arrays.items()}
-    image = to_pixels(name, columns["image"])
+    image = to_pixels(name, columns["image"], "before they are saved")
     columns["image"] = image[..., None] if image.ndim == 3 else image
     if "label" in columns:
         checks.as_it_is(f"the labels of {name}", columns["label"])

@@ -103,7 +103,7 @@ def examples(name: str, records: Records, features: Features, rows: Sequence[int
         return example | {"image": image[..., None] if image.ndim == 2 else image}
 
     parsed = _parse(name, records, rows, parse)
-    pixels = [images.to_pixels(name, example["image"]) for example in parsed]
+    pixels = [images.to_pixels(name, example["image"], "in its builder") for example in parsed]
     if not features.has_label:
         return [{"image": image} for image in pixels]
     return [
