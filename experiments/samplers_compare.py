@@ -35,6 +35,7 @@ from gen_jax.diffusion.prediction import Denoiser
 from gen_jax.diffusion.process import Process
 from gen_jax.model import Model
 from gen_jax.pretrained import Run
+from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, Number, Positive, Seed
 
 REFERENCE = "reference"
@@ -290,7 +291,7 @@ def main(config: Config) -> dict[str, object]:
     }
     summary["solvers"] = {name: each._asdict() for name, each in found.items()}
     if jax.process_index() == 0:
-        config.workdir.mkdir(parents=True, exist_ok=True)
+        prepare(config.workdir)
         save_figure(config, found, real)
         save_grids(config, run, drawn, exact)
     return launch.finish(config.workdir, summary, config=config, experiment="samplers_compare", form=form)

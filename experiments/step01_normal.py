@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import checks, launch, normal, plots
+from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, Seed
 
 PARAMETERS = ((0.0, 1.0), (2.0, 1.0), (0.0, 0.5), (-1.0, 2.0))
@@ -92,7 +93,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
 def main(config: Config) -> dict[str, object]:
     """Write the figures and return the distances."""
     launch.start(1)
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    prepare(config.workdir)
     save_density(config.workdir / "density.png")
     save_parameters(config.workdir / "parameters.png")
     sums, averages, summary = {}, {}, {}

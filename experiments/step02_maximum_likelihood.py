@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import checks, data, launch, normal, plots
+from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, Number, Seed
 
 
@@ -59,7 +60,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
 def main(config: Config) -> dict[str, object]:
     """Fit, generate, draw; returns the numbers."""
     launch.start(1)
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    prepare(config.workdir)
     x = data.table(config.data)[:, 0]
     params: Any = normal.fit(x)  # float64, of which no digit is lost
     generated = np.asarray(normal.sample(jax.random.key(config.seed), params, config.num))

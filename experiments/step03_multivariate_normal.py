@@ -20,6 +20,7 @@ import numpy as np
 
 from gen_jax import checks, data, launch, normal, plots
 from gen_jax.normal import MultivariateNormal
+from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, Seed
 
 COVARIANCES = {
@@ -78,7 +79,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
 def main(config: Config) -> dict[str, object]:
     """Fit, condition, generate, draw; returns the numbers."""
     launch.start(1)
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    prepare(config.workdir)
     x = data.table(config.data)[:, :2]
     params = normal.fit(x)  # float64, of which no digit is lost
     if not isinstance(params, MultivariateNormal) or x.shape[1] != 2:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import checks, data, gmm, launch, normal, plots
+from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, Seed
 
 
@@ -52,7 +53,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
 def main(config: Config) -> dict[str, object]:
     """Draw the figures; returns the numbers."""
     launch.start(1)
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    prepare(config.workdir)
     x = data.table(config.data)[:, :2].astype(np.float32)
     params = by_hand()
     one = normal.fit(x)

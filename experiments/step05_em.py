@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gen_jax import checks, data, em, gmm, keys, launch, plots
+from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, NotNegative, Seed
 
 
@@ -90,7 +91,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
 def main(config: Config) -> dict[str, object]:
     """Fit, compare, generate, draw; returns the numbers."""
     launch.start(1)
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    prepare(config.workdir)
     x = jnp.asarray(data.table(config.data)[:, :2], jnp.float32)
     key = jax.random.key(config.seed)
     find = functools.partial(em.fit, key, x, tol=config.tol, max_iters=1000)

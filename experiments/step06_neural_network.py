@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from gen_jax import checks, keys, launch, plots
 from gen_jax.networks.mlp import MLP
 from gen_jax.training import TrainState, compile_step, make_step
+from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, NotNegative, Seed
 
 
@@ -102,7 +103,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
 def main(config: Config) -> dict[str, object]:
     """Run all four; returns the numbers."""
     launch.start(1)
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    prepare(config.workdir)
     key_x, key_line, key_curve = jax.random.split(jax.random.key(config.seed), 3)
     lowest, path = descend(rosenbrock, jnp.array([0.0, 2.0]), 1e-3, 10_000)
     grid = np.meshgrid(np.linspace(-2, 2, 200), np.linspace(-1, 3, 200))

@@ -26,6 +26,7 @@ from gen_jax import checks, generate, gmm, guidance, launch, plots, pretrained, 
 from gen_jax.conditioning import Labels
 from gen_jax.diffusion import oracle, process
 from gen_jax.pretrained import Run
+from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, Fraction, Number, Seed
 
 
@@ -142,7 +143,7 @@ def main(config: Config) -> dict[str, object]:
         raise ValueError(
             f"{config.checkpoint} has no labels to be guided by: train step10_conditional.py first, with dropout."
         )
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    prepare(config.workdir)
     images = draw_all(config, run, condition.num_classes)
     judge = judging.train(
         str(run.options["dataset"]), config.data_dir, steps=config.judge_steps, workdir=config.judge_dir

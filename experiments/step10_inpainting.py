@@ -25,6 +25,7 @@ from jaxtyping import Array, PyTree
 
 from gen_jax import checks, data, generate, inverse, launch, plots, pretrained, samplers
 from gen_jax.pretrained import Run
+from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, NotNegative, Number, Positive, Seed
 
 
@@ -147,7 +148,7 @@ def main(config: Config) -> dict[str, object]:
     shape = run.model.codec.shape
     test = data.load(str(run.options["dataset"]), split="test", data_dir=config.data_dir)
     x_0 = run.model.codec.encode({"image": jnp.asarray(test["image"][: config.num])})
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    prepare(config.workdir)
     hidden, summary = masks(shape, jax.random.key(config.seed + 2)), {}
     for name, found in inpaint(config, run, x_0).items():
         save(

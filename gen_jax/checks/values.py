@@ -299,8 +299,8 @@ def as_bytes(name: str, value: Any, says: str = "uint8") -> Any:
         return array.astype(np.uint8)
     first = MEND if known and not_finite(array) else ""
     raise ValueError(
-        f"{name} must be {says}, got {spread(array)}. {first}Of numbers in [0, 1] data.from_zero_one makes bytes, of [-1, 1] "
-        "data.to_uint8; truth values are to be multiplied by 255."
+        f"{name} must be {says}, got {spread(array)}. {first}Of numbers in [0, 1] data.from_zero_one makes bytes, of "
+        "[-1, 1] data.to_uint8; truth values are to be multiplied by 255."
     )
 
 

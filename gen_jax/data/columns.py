@@ -61,7 +61,7 @@ def _not_whole(label: Any) -> str:
         return ""
     return (
         f"; {len(rows):,} of {len(values):,} are no whole numbers, such as {values[rows[0]]:g} in row {rows[0]}: labels "
-        "are numbers of classes, 0, 1, ..."
+        "are numbers of classes, from 0 on"
     )
 
 

@@ -149,7 +149,7 @@ def finish(
         form: how a figure is printed.
     """
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+        run_directory.prepare(workdir)
         if config is not None:
             run_directory.write_json(workdir / "config.json", run_directory.plain(record(experiment, config)))
         run_directory.write_json(workdir / "summary.json", dict(summary))

@@ -67,6 +67,8 @@ class Run:
         self.compiled = False
         self.pending: tuple[int, Metrics] | None = None
         self.lost = 0
+        self.logged = False
+        """Whether there was a log point: what is wrong with the data, or the start, mostly shows before it."""
 
     def begin(self, step: int) -> None:
         """Start the clock of the rates: all is compiled, and the first call comes next."""
@@ -105,7 +107,7 @@ class Run:
 
     def log(self, end: int, idle: bool) -> None:
         """One log point. What the callbacks take is left out of the next rate, if the devices wait for them."""
-        now = time.perf_counter()
+        now, self.logged = time.perf_counter(), True
         rate = self.meter.steps_per_second(end, now)
         values = apart(self.meter.mean(), self.added)
         if self.rates is not None:
@@ -157,9 +159,10 @@ class Run:
         good = "no checkpoint yet"
         if self.checkpoints is not None and (steps := self.checkpoints.steps()):
             good = f"last good checkpoint: {self.checkpoints.directory / str(steps[-1])}"
+        rates = "ower the learning rate, lengthen the warm-up or clip the gradients harder."
+        first = "Is there a NaN in the data, or in the parameters at the start? Look there first. Else l"
         raise TrainingDiverged(
-            f"training diverged at step {step}{rate}: {what}; {good}. "
-            "Lower the learning rate, lengthen the warm-up or clip the gradients harder."
+            f"training diverged at step {step}{rate}: {what}; {good}. {'L' if self.logged else first}{rates}"
         )
 
     def stop(self, number: int, end: int) -> NoReturn:

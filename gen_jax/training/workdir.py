@@ -1,6 +1,7 @@
 """The directory of a run: whether it can be written and has the same config, and the JSON files in it."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -35,9 +36,10 @@ def prepare(workdir: str | Path) -> Path:
             probe.write(b"0" * 4096)
             probe.flush()
     except OSError as error:
+        why = "it is a file" if os.path.isfile(workdir) else error.strerror
+        room = "make room or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise type(error)(
-            error.errno,
-            f"cannot write to workdir {workdir} ({error.strerror}); make room or give another workdir",
+            error.errno, f"cannot write to workdir {workdir} ({why}); {room}give another workdir"
         ) from error
     return workdir
 

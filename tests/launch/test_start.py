@@ -81,6 +81,7 @@ def run(name, capsys, monkeypatch, *flags):
             "--num-samples must be at most 4,294,967,295",
         ),
         ("step02_maximum_likelihood", "--data nowhere.txt", "nowhere.txt"),
+        *((name, "--workdir /proc/zz", "cannot write to workdir /proc/zz") for name in EXPERIMENTS[:6]),
         ("step05_em", "--num-components 0", "num_components must be at least 1, got 0"),
         (
             "step07_vae",

@@ -42,6 +42,10 @@ def test_fit_stops_at_what_is_not_finite_and_keeps_the_good(tmp_path, no_debug_n
         fit(tmp_path, memory=Numbered(), problem=problem)
     assert "loss nan" in str(error.value) if where == "loss" else "gradient norm" in str(error.value)
     assert isinstance(error.value, FloatingPointError)
+    assert str(error.value).endswith(
+        "Lower the learning rate, lengthen the warm-up or clip the gradients harder."
+    )
+    assert "NaN in the data" not in str(error.value)
     assert steps(tmp_path) == [10, 20]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(training.load(tmp_path).params))
     assert [line["step"] for line in lines(tmp_path)] == [10, 20]
@@ -98,8 +102,12 @@ def test_fit_never_saves_parameters_that_are_not_finite(tmp_path, no_debug_nans)
 
 
 def test_fit_diverging_at_once_says_that_there_is_no_checkpoint(tmp_path, no_debug_nans):
-    with pytest.raises(training.TrainingDiverged, match=r"step 2 .*no checkpoint yet"):
+    with pytest.raises(training.TrainingDiverged, match=r"step 2 .*no checkpoint yet") as error:
         fit(tmp_path, memory=Numbered(), problem=toy.setup(40, loss=poisoned(2, "loss")))
+    said = str(error.value)
+    assert said.index("Is there a NaN in the data, or in the parameters") < said.index(
+        "lower the learning rate"
+    )
 
 
 @pytest.fixture

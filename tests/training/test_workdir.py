@@ -19,6 +19,10 @@ def test_prepare_says_that_the_directory_cannot_be_written(tmp_path, monkeypatch
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write to workdir .*file.* another workdir"):
         prepare(tmp_path / "file" / "run")
+    with pytest.raises(OSError, match=r"workdir .*file \(it is a file\); give another workdir$"):
+        prepare(tmp_path / "file")
+    with pytest.raises(OSError, match=r"workdir /proc/zz \(No such .*\); give another workdir$"):
+        prepare("/proc/zz")
 
     def full(self, data):
         raise OSError(28, "No space left on device")
