@@ -44,7 +44,7 @@ def load_images(
         sources = [options.source("train[:90%]"), options.source("train[90%:]")]
     num_classes = sources[0].info().num_classes if labels else None
     if labels and num_classes is None:
-        raise ValueError(f"{options.dataset} has no labels: train without --labels.")
+        raise ValueError(f"{options.dataset} has no labels: train without them, by --no-labels.")
     train, test = ({k: data.load(s)[k] for k in ("image", "label")[: 1 + labels]} for s in sources)
     if num_classes is not None:
         check_labels(np.concatenate([train["label"], test["label"]]), num_classes)

@@ -103,7 +103,10 @@ def parse(
 def make_model(config: Config, info: data.Info) -> Model:
     """The description of what is trained: everything that sampling has to know."""
     if config.labels and info.num_classes is None:
-        raise ValueError(f"{info.name} has no labels: train without --labels.")
+        raise ValueError(
+            f"{info.name} has no labels: take data that have, or train a model that knows none, by step09_diffusion.py "
+            "--no-labels."
+        )
     proc, classes = PROCESSES[config.process], info.num_classes if config.labels else None
     asked = {k: getattr(config.sampling, k) for k in ("solver", "nfe", "guidance")}
     return Model(

@@ -53,5 +53,5 @@ def load(
     except CheckpointError as error:
         if (path / "checkpoints").is_dir():  # it is a run, and the message says what of it
             raise
-        hint = "At the path of a Stable Diffusion is a folder with model_index.json, or a .safetensors file."
+        hint = "For a Stable Diffusion give a folder that has model_index.json, or a .safetensors file."
         raise CheckpointError(f"{str(error).rstrip('.')}. {hint}") from None

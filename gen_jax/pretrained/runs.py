@@ -110,8 +110,9 @@ def _read(file: Path) -> dict[str, object]:
     try:
         return small_files.json_of(file)
     except ValueError as error:
+        said = str(error).removeprefix(f"{file}: ").removesuffix(" Fetch it again.")  # it is one's own
         raise ValueError(
-            f"{file} can not be read: {error}. Remove it to use what the checkpoint says."
+            f"{file} can not be read: {said} Remove it to use what the checkpoint says."
         ) from None
 
 

@@ -67,8 +67,8 @@ def fit(
         workdir: where `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written. With None nothing
             is: no checkpoints, no resumption, and a signal ends the run at once.
         config: a dataclass or mapping that describes the run. It is saved; a run that resumes must have an equal one.
-            Without it the run is told by its programs: it resumes with the same loss and, for as many steps, the same
-            optimizer (`identity`).
+            Without it the programs are compared (`identity`): a run resumes with the same loss and, for the same number
+            of steps, with the same optimizer.
         may_change: fields of `config` (dotted names) that may differ when a run resumes; without a config "loss" and
             "optimizer".
         options: how it is run. Its `*_every` count steps and fire at the end of the call in which a multiple lies.
@@ -268,8 +268,8 @@ def _restore(
     if not resume:
         if steps := checkpoints.steps():
             raise ValueError(
-                f"resume=False, but {checkpoints.directory} has them up to step {steps[-1]}; "
-                "resume, remove them, or give another workdir"
+                f"resume=False expects a workdir without checkpoints, but {checkpoints.directory} has some, up to step "
+                f"{steps[-1]}; leave out resume=False, remove them, or give another workdir"
             )
         return None
 

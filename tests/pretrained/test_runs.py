@@ -161,11 +161,13 @@ def test_names_of_classes_may_change(tmp_path):
 def test_a_damaged_config_says_so(tmp_path):
     described.run(tmp_path, described.model())
     deep = '{"a":' * 10**5
-    texts = "{", "[]", '{"format": 2, "model": {"type": "Model"}}', '{"format": 9, "model": {}}', deep
+    texts = "", "{", "[]", '{"format": 2, "model": {"type": "Model"}}', '{"format": 9, "model": {}}', deep
     for text in texts:
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"config\.json|model|format"):
+        with pytest.raises(ValueError, match=r"config\.json|model|format") as error:
             pretrained.load(tmp_path)
+        assert str(error.value).count(str(tmp_path)) == 1
+        assert ".." not in str(error.value)
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").mkdir()
     with pytest.raises(ValueError, match=r"config\.json can not be read: .*there is none"):

@@ -154,7 +154,7 @@ def test_fit_refuses_data_that_differ(whole):
 
 
 def test_fit_refuses_to_start_over_in_a_used_workdir(whole):
-    with pytest.raises(ValueError, match="checkpoints has them up to step 40"):
+    with pytest.raises(ValueError, match="checkpoints has some, up to step 40"):
         fit(whole[0], resume=False)
 
 
