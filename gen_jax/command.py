@@ -148,7 +148,7 @@ def _check_numbers(asked: Sample) -> None:
     for name in ("num", "nfe", "height", "width"):
         if (value := getattr(asked, name)) is not None:
             checks.whole(name, value, {"num": "image", "nfe": "evaluation"}.get(name, "pixel"))
-    checks.whole("seed", asked.seed, "seed", 0, 2**32 - 1)
+    checks.within("seed", asked.seed, 0, 2**32 - 1)
     checks.whole("clip_skip", asked.clip_skip, "layer", 0)
     checks.within("rescale", checks.finite("rescale", asked.rescale), 0, 1)
     if asked.guidance is not None:

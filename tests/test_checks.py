@@ -109,6 +109,36 @@ def test_whole_numbers_of_any_kind_are_taken(value):
     assert checks.finite("guidance", value) == 3.0
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda: checks.within("seed", 2**70, 0, 2**32 - 1),
+            "at most 4,294,967,295, got 1,180,591,620,717,411,303,424",
+        ),
+        (lambda: checks.within("rate", 1e30, 0, 1e20), r"at most 1e\+20, got 1e\+30"),
+        (lambda: checks.within("n", 2_500_000.0, 0, 1000), "at most 1000, got 2,500,000"),
+        (lambda: checks.whole("num", -1, "sample", least=0), "at least 0 samples, got -1"),
+        (lambda: checks.whole("num", 0, "sample"), "at least 1 sample, got 0"),
+        (
+            lambda: checks.whole("num", 41, "example of the data set", most=40),
+            "at most 40 examples of the data set, got",
+        ),
+        (
+            lambda: checks.whole("num", 2, "example of the data set", most=1),
+            "at most 1 example of the data set, got",
+        ),
+        (
+            lambda: checks.whole("num", 2.5, "example of the data set"),
+            "a whole number of examples of the data set",
+        ),
+    ],
+)
+def test_numbers_are_said_in_full_and_in_the_plural(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
 def test_the_nearest_names_are_offered():
     assert checks.nearest("chanels", ["channels", "blocks"]) == " Did you mean channels?"
     assert checks.nearest("abd", ["abc", "abe", "abf"]) == " Did you mean abf, abe or abc?"

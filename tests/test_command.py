@@ -91,7 +91,7 @@ def test_a_picture_is_changed_in_a_part_or_as_a_whole(run, tmp_path):
         (["--taesd", "nowhere"], "nowhere"),
         (["--nfe", "0"], "nfe must be at least 1 evaluation, got 0"),
         (["--num", "0"], "num must be at least 1 image, got 0"),
-        (["--seed", "99999999999"], "seed must be at most 4,294,967,295"),
+        (["--seed", "99999999999"], "seed must be at least 0 and at most 4,294,967,295"),
         (["--guidance", "nan"], "guidance must be a finite number"),
         (["--out", "a.jpg"], "out must end in .png or .npy, got a.jpg"),
         (["--out", ""], "out must end in .png or .npy"),

@@ -16,24 +16,20 @@ from gen_jax.checks.values import (
     Probabilities,
     Range,
     as_bytes,
-    came,
     choice,
-    extent,
     finite,
     float_type,
     floating,
-    nearest,
-    not_finite,
     of_shape,
     one_key,
     one_or_each,
     ordered,
     some,
-    spread,
     tree,
     whole,
     within,
 )
+from gen_jax.checks.words import came, counted, extent, nearest, not_finite, spread
 
 __all__ = [
     "MEND",
@@ -49,6 +45,7 @@ __all__ = [
     "checked_in_loops",
     "checkified",
     "choice",
+    "counted",
     "extent",
     "finite",
     "float_type",

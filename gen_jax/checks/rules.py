@@ -16,7 +16,8 @@ from gen_jax.checks.call import Call, check_traced, is_known
 from gen_jax.checks.held import integers, unmasked
 from gen_jax.checks.seen import Seen
 from gen_jax.checks.shapes import axis, broadcasts, fit, shown
-from gen_jax.checks.values import Range, Value, as_bytes, came, one_key
+from gen_jax.checks.values import Range, Value, as_bytes, one_key
+from gen_jax.checks.words import came, no_numbers
 
 FLOATS, INTEGERS, UNSIGNED, TRUTHS, BYTES = "float32", "int32", "uint32", "bool", "uint8"
 NAMES = {FLOATS: "numbers", INTEGERS: "integers", UNSIGNED: "integers", TRUTHS: "truth values", BYTES: BYTES}
@@ -89,7 +90,7 @@ class Numbers(Rule):
         self.read = "fiu" if ranged else "f" if allowed else ""  # kinds whose values are looked at
         self.star = next((i for i, d in enumerate(self.dims) if d == "..." or d.startswith("*")), None)
         self.axes = [axis(d) for d in self.dims]
-        what = NAMES.get(kind, "an array")
+        what = NAMES.get(kind, "an array of numbers")
         of = "" if self.dims == ["..."] else f" of shape [{', '.join(map(shown, self.dims))}]" if dims else ""
         one = {FLOATS: "a number", INTEGERS: "an integer", UNSIGNED: "an integer", TRUTHS: "True or False"}
         self.says = (f"{what}{of}" if dims else one.get(kind, "one value")) + (
@@ -116,7 +117,8 @@ class Numbers(Rule):
         before = len(call.sizes)
         if not self._fits(shape, call.sizes):
             sizes = dict(list(call.sizes.items())[:before])
-            known = [f"{d} = {sizes[d]} of {call.by[d]}" for d in self.dims if d in sizes]
+            letters = [(shown(d), d.replace("#", "")) for d in self.dims]
+            known = [f"{said} = {sizes[d]} of {call.by[d]}" for said, d in letters if d in sizes]
             given_by = f", where {' and '.join(dict.fromkeys(known))}" if known else ""
             raise ValueError(f"{name} must be {self.says}{given_by}, got {came(value)}.")
         if len(call.sizes) > before:
@@ -133,7 +135,7 @@ class Numbers(Rule):
     def _array(self, name: str, value: Value) -> Value:
         """As an array of numpy or of JAX, of the right kind."""
         if not self.admits(value):
-            raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
+            raise ValueError(f"{name} must be {self.says}, got {no_numbers(value)}.")
         if isinstance(value, jax.ShapeDtypeStruct):  # in place of an array, to lower for or to restore
             return value
         if isinstance(value, np.ndarray):

@@ -21,7 +21,8 @@ from jax.experimental import checkify
 
 from gen_jax.checks.annotations import hints, rule
 from gen_jax.checks.call import Call, values_of_traced
-from gen_jax.checks.values import Value, nearest
+from gen_jax.checks.values import Value
+from gen_jax.checks.words import nearest
 
 F = TypeVar("F", bound=Callable[..., Value])
 P = ParamSpec("P")

@@ -1,10 +1,9 @@
 """Checks of single values, for what a signature cannot say: each raises a ValueError."""
 
 import dataclasses
-import difflib
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
 
@@ -12,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+
+from gen_jax.checks.words import came, counted, nearest, not_finite, shown, spread
 
 Value: TypeAlias = Any
 """Whatever a user hands over."""
@@ -44,8 +45,8 @@ class Range:
     @property
     def words(self) -> str:
         """The range, to follow "must be"."""
-        low = f"{'above' if self.above else 'at least'} {self.least:g}" if self.least > -math.inf else ""
-        high = f"{'below' if self.below else 'at most'} {self.most:g}" if self.most < math.inf else ""
+        low = f"{'above' if self.above else 'at least'} {shown(self.least)}" if self.least > -math.inf else ""
+        high = f"{'below' if self.below else 'at most'} {shown(self.most)}" if self.most < math.inf else ""
         ends = " and ".join(filter(None, (low, high)))
         return ends or ("finite" if self.finite else "no NaN")
 
@@ -142,15 +143,15 @@ class Factor(Range):
 def _outside(allowed: Range, value: Value) -> str:
     """What is wrong with values, and where."""
     if np.ndim(value) == 0:
-        return f"{float(value):g}"
+        return shown(value if isinstance(value, int) else float(value))
     array = np.asarray(value, np.float64)
     bad = ~allowed.holds(array, array)
     rows = np.flatnonzero(bad.reshape(len(array), -1).any(1))
-    first = f"{array[bad][0]:g}"
+    first = shown(float(array[bad][0]))
     if len(array) == 1:
         return first
-    shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-    return f"{first} in {len(rows)} of {len(array)} rows: {shown}"
+    some = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    return f"{first} in {len(rows)} of {len(array)} rows: {some}"
 
 
 def within(
@@ -191,11 +192,12 @@ def whole(name: str, value: object, of: str, least: int = 1, most: int | None = 
         except TypeError:  # of an array with axes, or of floats
             number = None
     if number is None:
-        raise ValueError(f"{name} must be a whole number of {of}s, got {came(value)}.")
+        several = counted(0, of).removeprefix("0 ")
+        raise ValueError(f"{name} must be a whole number of {several}, got {came(value)}.")
     if number < least:
-        raise ValueError(f"{name} must be at least {least} {of}, got {number}.")
+        raise ValueError(f"{name} must be at least {counted(least, of)}, got {number:,}.")
     if most is not None and number > most:
-        raise ValueError(f"{name} must be at most {most:,} {of}s, got {number:,}.")
+        raise ValueError(f"{name} must be at most {counted(most, of)}, got {number:,}.")
     return number
 
 
@@ -304,52 +306,9 @@ def as_bytes(name: str, value: Any, says: str = "uint8") -> Any:
     )
 
 
-def spread(value: Any) -> str:
-    """An array in a few words, with its least and its largest value where they are known."""
-    if isinstance(value, jax.core.Tracer) or not np.size(value):
-        return came(value)
-    return f"{came(value)} with {extent(value)}"
-
-
-def extent(value: Any) -> str:
-    """The values of an array in a few words: from which to which, or that there is a NaN, and in which rows."""
-    array = np.asarray(value)
-    return not_finite(array) or f"values from {float(array.min()):g} to {float(array.max()):g}"
-
-
-def not_finite(array: np.ndarray) -> str:
-    """Of what is not finite in an array, in how many rows, and the first of them; "" where all is."""
-    array = array.astype(np.float32) if array.dtype.kind == "V" else array
-    if array.dtype.kind != "f" or np.isfinite(array).all():
-        return ""
-    what = "NaN" if np.isnan(array).any() else "infinite values"
-    if not array.ndim:
-        return what
-    rows = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
-    return f"{what} in {len(rows):,} of {len(array):,} rows, the first of them row {rows[0]}"
-
-
 def one_or_each(name: str, value: object, num: int) -> np.ndarray:
     """`value` as an array: one for all samples, `[]`, or one for each, `[num]`."""
     array = np.asarray(value)
     if array.shape not in ((), (num,)):
         raise ValueError(f"{name} must be one of all samples, or one of each, {(num,)}; got {came(array)}.")
     return array
-
-
-def came(value: object) -> str:
-    """A value in a few words, for messages."""
-    shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
-    if shape and dtype is not None:
-        return f"an array {dtype} {tuple(shape)}"
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} of {', '.join(map(repr, list(value)[:5])) or 'nothing'}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"a {type(value).__name__}"
-
-
-def nearest(asked: object, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """` Did you mean a, b or c?` for a misspelt name, to end a message with; nothing where no name is near."""
-    *others, last = ["", *difflib.get_close_matches(str(asked), list(names), n=3, cutoff=cutoff)]
-    some = ", ".join(others[1:])
-    return f" Did you mean {some} or {last}?" if some else f" Did you mean {last}?" if last else ""

@@ -149,7 +149,7 @@ def num_rows(batch: PyTree, name: str) -> int:
     """The first axis of all leaves of a batch; ValueError where they differ, or there is nothing."""
     rows = {jax.tree_util.keystr(p): np.shape(x)[:1] for p, x in jax.tree_util.tree_leaves_with_path(batch)}
     if len(set(rows.values())) != 1 or () in rows.values() or (0,) in rows.values():
-        found = ", ".join(f"{where} has {n[0] if n else 'no axis'}" for where, n in rows.items())
+        found = ", ".join(f"{where or 'it'} has {n[0] if n else 'no axis'}" for where, n in rows.items())
         raise ValueError(
             f"{name} must have arrays with equally many rows, at least one: {found or 'it has none'}."
         )

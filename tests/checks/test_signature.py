@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from gen_jax import checks
+from gen_jax import checks, normal
 from gen_jax.types import Count, Positive
 
 
@@ -51,6 +51,13 @@ REFUSED = {
     r"x must be numbers of shape .* of different lengths": lambda: distance(PAIR, [[1.0, 2.0], [3.0]]),
     r"x must be numbers .*, got 'abc'": lambda: distance(PAIR, "abc"),
     r"x must be numbers .*, got None": lambda: distance(PAIR, None),
+    r"x must be numbers .*, got \[\], an empty list": lambda: distance(PAIR, []),
+    r"x must be numbers .*, got \['1'\]: make numbers of words": lambda: distance(PAIR, ["1"]),
+    r"x must be numbers .*, got range\(0, 3\): make a list": lambda: distance(PAIR, range(3)),
+    r"x must be an array of numbers, got \[\], an empty list": lambda: normal.fit([]),
+    r"params.std must be numbers of shape \[\.\.\.\], above 0, where \.\.\. = \(2,\) of params.mean": lambda: (
+        normal.sample(jax.random.key(0), normal.Normal(jnp.zeros(2), 1.0), 2)
+    ),
     r"x must be numbers .* complex64": lambda: distance(PAIR, X.astype(np.complex64)),
     r"x must be finite, got nan in 1 of 2 rows: 1": lambda: distance(PAIR, [[1.0, 2.0], [np.nan, 1.0]]),
     r"x must be finite, got inf in 1 of 2 rows: 0": lambda: distance(

@@ -74,7 +74,7 @@ def run(name, capsys, monkeypatch, *flags):
 @pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
-        ("step01_normal", "--seed 99999999999999999999", "seed must be at least 0 and at most 4.29497e+09"),
+        ("step01_normal", "--seed 99999999999999999999", "seed must be at least 0 and at most 4,294,967,295"),
         (
             "step01_normal",
             "--num-samples 99999999999999999999",

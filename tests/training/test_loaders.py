@@ -111,6 +111,7 @@ OTHER = [{"x": X[:4]}, {"y": X[:4]}]
         (lambda: Ends([{"x": X, "y": X[:5]}]), r"equally many rows.*\['x'\] has 12, \['y'\] has 5"),
         (lambda: Ends([{"x": np.array(["a", "b"])}]), r"the batch of step 0\['x'\] must be numbers"),
         (lambda: [], "source has no batches"),
+        (lambda: training.Repeated(range(3)), "equally many rows, at least one: it has no axis"),
         (lambda: OTHER, r"batch 1 has other arrays than the first"),
     ],
 )
