@@ -9,6 +9,7 @@ from gen_jax import checks
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import runs, stable_diffusion
+from gen_jax.pretrained.safetensors.reading import NO_HEADER
 from gen_jax.training import CheckpointError
 
 
@@ -42,7 +43,15 @@ def load(
     path = Path(path).expanduser()
     dtype = None if dtype is None else checks.float_type("dtype", dtype)
     if is_published(path):
-        return stable_diffusion.load(path, dtype=dtype, **options)  # type: ignore[arg-type]
+        try:
+            return stable_diffusion.load(path, dtype=dtype, **options)  # type: ignore[arg-type]
+        except ValueError as error:
+            if NO_HEADER not in str(error) or path.is_dir() or path.suffix == ".safetensors":
+                raise
+            raise ValueError(
+                f"{path} is neither the directory of a run, nor a folder of Stable Diffusion, nor a .safetensors file: "
+                "give one of these."
+            ) from error
     if options:
         raise ValueError(
             f"{', '.join(options)}: only Stable Diffusion has such options, and {path} is neither a folder with "

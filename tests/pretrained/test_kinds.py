@@ -26,6 +26,22 @@ def random(weights):
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype) / 8, weights)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "README.md",
+            "is neither the directory of a run, nor a folder of Stable Diffusion, nor a .safetensors",
+        ),
+        ("cut.safetensors", r"is no safetensors file, or cut off: .* got b'# A read' at its beginning"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_what_is_read(tmp_path, name, said):
+    (tmp_path / name).write_bytes(b"# A read" if name.startswith("cut") else b"# A readme, and more of it.\n")
+    with pytest.raises(ValueError, match=said):
+        pretrained.load(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_load_knows_what_model_it_is(name, tmp_path):
     m = mutations.model(**MODELS[name])

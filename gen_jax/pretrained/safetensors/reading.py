@@ -18,6 +18,8 @@ import numpy as np
 from gen_jax import checks, small_files
 from gen_jax.pretrained.safetensors import header
 
+NO_HEADER = "is no safetensors file, or cut off"
+"""What is said of a file without the header of one."""
 PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 _MODEL = re.compile(r"(?P<stem>.+)\.safetensors(?P<index>\.index(?P<variant>\.[^.]+)?\.json)?")
 _SHARD = re.compile(r".+-\d{5,}-of-\d{5,}(\.[^.]+)?\.safetensors")
@@ -195,9 +197,14 @@ def _header_length(path: Path, first: bytes, size: int) -> int:
         raise ValueError(
             f"{path} is a pointer of Git LFS in place of a file: fetch it, as by `git lfs pull`."
         )
+    if len(first) == 9 and first[8:] == b"{":
+        raise ValueError(
+            f"{path} {NO_HEADER}: it says that its header has {length:,} bytes (at most {small_files.MOST_BYTES:,}), and "
+            f"the file has {size:,}."
+        )
     raise ValueError(
-        f"{path} is no safetensors file, or cut off: of its {size:,} bytes the first 8 say that a header of {length:,} "
-        f"follows (at most {small_files.MOST_BYTES:,}), which begins with '{{'; got {first[8:]!r}."
+        f"{path} {NO_HEADER}: expected the length of its header in 8 bytes, and then '{{'; got {first!r} at its "
+        "beginning."
     )
 
 
