@@ -71,14 +71,37 @@ def _read(path: Path) -> np.ndarray:
         if len(cells) != width or not all(_is_number(cell, lines.separator) for cell in cells)
     ]
     if bad:
-        shown = ", ".join(str(number) for number, _ in bad[:10]) + (", ..." if len(bad) > 10 else "")
-        empty = any(len(cells) == width and "" in cells for _, cells in bad)
+        shown, advice = _faults(bad, width, lines.separator)
         raise ValueError(
-            f"{path}: expected {width} finite numbers in every line, not so in {len(bad)}: lines {shown}."
-            + (" A value is missing there: fill it in, or leave out the line." if empty else "")
+            f"{path}: expected {checks.counted(width, 'finite number')} in every line, not so in {len(bad):,}: {shown}"
+            f"{', ...' if len(bad) > MOST_LINES else '.'}{advice}"
         )
     values = np.array([[_number(cell, lines.separator) for cell in cells] for cells in rows], np.float64)
     return values if names is None else values[:, _data(path, names, values, lines.separator) :]
+
+
+MOST_LINES = 5
+"""Lines of a file whose fault is said."""
+_ADVICE = {
+    "A value is missing there: fill it in, or leave out the line.": r"|na|n/a|#n/a|nan|null|none|nil|missing|[-.?]",
+    "Write thousands without a comma: 1500.": r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?",
+    "Make a number of a date, such as the days since the first.": r"\d+([-/.:])\d+\1\d+.*",
+    "Write the unit into the name of the column, not behind the numbers.": r"[+-]?[\d.,]+\s*([^\W\d_]+\d?|%)",
+}
+"""What to do with cells that are no number, by what they look like."""
+
+
+def _faults(bad: list[tuple[int, list[str]]], width: int, separator: str) -> tuple[str, str]:
+    """What is wrong with the first of the bad lines, and what to do: the number of cells, or a cell that is no number."""
+    said, advice = [], {}
+    for number, cells in bad[:MOST_LINES]:
+        if len(cells) != width:
+            said.append(f"line {number} has {checks.counted(len(cells), 'cell')}")
+            continue
+        column, cell = next((i, cell) for i, cell in enumerate(cells, 1) if not _is_number(cell, separator))
+        said.append(f"line {number} has {repr(cell[:40]) if cell else 'nothing'} in column {column}")
+        advice |= {f" {do}": None for do, like in _ADVICE.items() if re.fullmatch(like, cell, re.IGNORECASE)}
+    return ", ".join(said), "".join(advice)
 
 
 def _data(path: Path, names: list[str], values: np.ndarray, separator: str) -> int:

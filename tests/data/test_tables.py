@@ -31,8 +31,15 @@ def test_tables_of_the_reader(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3\n4,x\n", "lines 3, 4"),
-        ("1 2\nnan 3\n", "lines 2"),
+        ("a,b\n1,2\n3\n4,x\n", "not so in 2: line 3 has 1 cell, line 4 has 'x' in column 2"),
+        ("1 2\nnan 3\n", "line 2 has 'nan' in column 1. A value is missing there"),
+        ("a,b\n1,2\n3,NA\n", "line 3 has 'NA' in column 2. A value is missing there"),
+        ("a,b\n1,2\n3,1cm\n", "line 3 has '1cm' in column 2. Write the unit into the name"),
+        ('a,b\n1,2\n3,"1,500"\n', "line 3 has '1,500' in column 2. Write thousands without a comma"),
+        ("day,b\n1,2\n2024-03-01,2\n", "line 3 has '2024-03-01' in column 1. Make a number of a date"),
+        ("1\n2\nx\n", "expected 1 finite number in every line, not so in 1: line 3 has 'x' in column 1"),
+        ("1\n" + "x\n" * 7, r"not so in 7: line 2 .*line 6 has 'x' in column 1, \.\.\."),
+        ("1\ninf\n", "line 2 has 'inf' in column 1"),
         ("a,b\n", "no rows"),
     ],
 )
@@ -84,14 +91,17 @@ def test_tables_are_read_as_they_are_meant(tmp_path, text, values):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,\n,2\n", "lines 2, 3. A value is missing there"),
-        ("1,,3\n,2,3\n1,2,\n", "lines 1, 2, 3. A value is missing"),
-        ("a;b\n1;2\n3;\n", "lines 3. A value is missing"),
-        ("a\tb\tc\n1\t\t2\n3\t4\t5\n", "lines 2. A value is missing"),
-        ("a,b\n1,NA\n", "lines 2"),
+        (
+            "a,b\n1,\n,2\n",
+            "line 2 has nothing in column 2, line 3 has nothing in column 1. A value is missing there",
+        ),
+        ("1,,3\n,2,3\n1,2,\n", "not so in 3: line 1 has nothing in column 2, .* A value is missing"),
+        ("a;b\n1;2\n3;\n", "line 3 has nothing in column 2. A value is missing"),
+        ("a\tb\tc\n1\t\t2\n3\t4\t5\n", "line 2 has nothing in column 2. A value is missing"),
+        ("a,b\n1,NA\n", "line 2 has 'NA' in column 2"),
         ("height\n1,5\n2,5\n", "a name for each of 2 columns, got 1: height.*part the columns by semicolons"),
         ("height,weight\n1,5,70\n2,5,80\n", "a name for each of 3 columns, got 2"),
-        ("1.234,5;2\n3;4\n", "lines 1"),
+        ("1.234,5;2\n3;4\n", "line 1 has '1.234,5' in column 1"),
     ],
 )
 def test_tables_with_gaps_are_not_shifted(tmp_path, text, message):
@@ -113,7 +123,10 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
         ("", "has no rows"),
         ("\n \n", "has no rows"),
         ('1,2\n3,"' + "9" * 140_000 + "\n", "is no table"),
-        ("1,2\n3,4_5\n", "expected 2 finite numbers in every line, not so in 1: lines 2"),
+        (
+            "1,2\n3,4_5\n",
+            "expected 2 finite numbers in every line, not so in 1: line 2 has '4_5' in column 2",
+        ),
     ],
 )
 def test_what_is_no_table_is_named(tmp_path, text, said):
