@@ -1,5 +1,6 @@
 """Parameters of a run that has been trained, from its checkpoints."""
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from jaxtyping import PyTree
 
 from gen_jax import checks
 from gen_jax.training import ema as averages
+from gen_jax.training import lock
 from gen_jax.training.checkpoint import AVERAGE, DIRECTORY, CheckpointError, Checkpoints
 from gen_jax.training.damage import reason
 from gen_jax.training.fingerprint import check_arrays, describe
@@ -53,9 +55,8 @@ def load(
     workdir = Path(workdir).expanduser()
     directory = workdir / DIRECTORY
     _check_there(workdir)
-    missing = CheckpointError(f"no checkpoint in {directory}: {_WHAT_TO_DO}")
     if not directory.is_dir():
-        raise missing
+        raise _missing(workdir)
 
     def fits(meta: Json) -> None:
         item = _chosen(meta, ema)
@@ -72,7 +73,7 @@ def load(
 
         found = checkpoints.find(target, fits, first_from=first_from)
     if found is None:
-        raise missing
+        raise _missing(workdir)
     items, meta, damaged = found
     for step, error in damaged.items():
         place = checkpoints.directory / str(step)
@@ -85,6 +86,18 @@ def load(
 
 
 _WHAT_TO_DO = "train first, or give the workdir of a run that has been trained"
+
+
+def _missing(workdir: Path) -> CheckpointError:
+    """Why there is no checkpoint: a run may be in the directory that has not come so far."""
+    by, training = lock.holder(workdir / lock.FILE), False
+    with contextlib.suppress(OSError):
+        training = bool(by and lock.is_held(workdir / lock.FILE))
+    if training:
+        return CheckpointError(
+            f"{workdir} is being trained, by {by}, and has no checkpoint yet: wait for the first one."
+        )
+    return CheckpointError(f"no checkpoint in {workdir / DIRECTORY}: {_WHAT_TO_DO}")
 
 
 def _check_there(workdir: Path) -> None:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from gen_jax import pretrained, training
 from gen_jax.training import lock
 
 
@@ -25,6 +26,23 @@ def test_a_second_holder_is_refused_with_the_name_of_the_first(tmp_path):
     assert lock.holder(path) == ""
     with lock.held(path):
         pass
+
+
+def test_a_run_without_a_checkpoint_is_being_trained_or_was_never(tmp_path):
+    """Sampling says which: while a run has the lock its first checkpoint is to come."""
+    (tmp_path / "checkpoints").mkdir()
+    with lock.held(path_in(tmp_path)):
+        said = rf"{tmp_path} is being trained, by a run \(pid {os.getpid()} .* no checkpoint yet: wait"
+        with pytest.raises(training.CheckpointError, match=said):
+            training.load(tmp_path)
+        (tmp_path / "checkpoints").rmdir()
+        with pytest.raises(training.CheckpointError, match=said):
+            pretrained.load(tmp_path)
+    with pytest.raises(training.CheckpointError, match=r"no checkpoint in .*: train first"):
+        training.load(tmp_path)
+    path_in(tmp_path).write_text('{"name": "a run", "pid": 1}')  # of one that was killed
+    with pytest.raises(training.CheckpointError, match=r"no checkpoint in .*: train first"):
+        training.load(tmp_path)
 
 
 @pytest.mark.parametrize(("error", "left"), [(KeyError, True), (KeyboardInterrupt, None), (SystemExit, None)])
