@@ -263,9 +263,9 @@ def whiten_columns(factor: Factor, x: Float[Array, "D N"]) -> Float[Array, "D N"
 @checks.checked
 def check_dims(dims: Sequence[int] | np.ndarray, size: Count) -> np.ndarray:
     """Checked indices of variables, from 0 to `size - 1`."""
-    if (index := np.asarray(dims)).dtype == bool:
+    if (given := np.asarray(dims)).dtype == bool:
         raise ValueError(f"dims must be indices, got a mask of {size} variables: take np.flatnonzero(mask).")
-    index = np.atleast_1d(index.astype(int))
+    index = np.atleast_1d(given.astype(int))
     if not len(index) or len(set(index % size)) < len(index) or not ((-size <= index) & (index < size)).all():
         raise ValueError(f"dims must be different indices of {size} variables, got {dims}.")
     return index % size
@@ -326,10 +326,8 @@ def _check_density(params: Params, x: Array, given: ArrayLike) -> None:
         correlation = np.float64(params.cov) / np.outer(scale, scale)
         least = np.linalg.eigvalsh(correlation)[0]
         if not least > len(variance) * jnp.finfo(x.dtype).eps:
-            raise ValueError(
-                f"the covariance of {x.shape[0]} rows and {x.shape[1]} columns is singular: its correlation matrix "
-                f"has an eigenvalue of {least:.1e}. {advice}"
-            )
+            what = f"the covariance of {x.shape[0]} rows and {x.shape[1]} columns is singular: its correlation matrix"
+            raise ValueError(f"{what} has an eigenvalue of {least:.1e}. {advice}")
 
 
 def _standard(params: Normal, x: ArrayLike, name: str = "x") -> Array:

@@ -2,8 +2,8 @@
 
     python experiments/step08_hvae.py
 
-1.3 minutes of training on two cores of a CPU. The book's loss ends at 39.2 (39.17 or 39.20, by the processor; in the book:
-38.9). The second level stays unused: its KL is 0.0004 of 6.35 nats.
+1.3 minutes of training on two cores of a CPU. The book's loss ends at 39.2 (39.17 or 39.20 by the processor; in the
+book: 38.9). The second level stays unused: its KL is 0.0004 of 6.35 nats.
 """
 
 from step08_hvae import Config

@@ -93,7 +93,8 @@ _ADVICE = {
 
 def _faults(bad: list[tuple[int, list[str]]], width: int, separator: str) -> tuple[str, str]:
     """What is wrong with the first of the bad lines, and what to do: the number of cells, or a cell that is no number."""
-    said, advice = [], {}
+    said: list[str] = []
+    advice: dict[str, None] = {}
     for number, cells in bad[:MOST_LINES]:
         if len(cells) != width:
             said.append(f"line {number} has {checks.counted(len(cells), 'cell')}")
