@@ -51,6 +51,7 @@ def test_labels_counted_from_1_are_found():
         ({"label": np.arange(4)[:, None]}, "take [:, 0]"),
         ({"label": np.array(["cat", "dog"])}, "np.unique(names, return_inverse=True)[1]"),
         ({"label": np.arange(4.0)}, "take .astype(np.int32)"),
+        ({"label": np.zeros(0)}, "take .astype(np.int32)"),
         (
             {"label": np.array([0, np.nan, 1, np.nan])},
             "it has NaN in 2 of 4 rows, the first of them row 1: give",

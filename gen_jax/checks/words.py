@@ -40,8 +40,8 @@ def shown(number: float | int) -> str:
 
 def counted(number: int, of: str) -> str:
     """`1 example of the set`, `2 examples of the set`."""
-    noun, space, rest = of.partition(" ")
-    return f"{number:,} {noun}{'s' * (number != 1)}{space}{rest}"
+    noun, preposition, rest = of.partition(" of ")
+    return f"{number:,} {noun}{'s' * (number != 1)}{preposition}{rest}"
 
 
 def spread(value: Any) -> str:

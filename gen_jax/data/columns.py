@@ -54,6 +54,8 @@ def _not_whole(label: Any) -> str:
     if isinstance(label, jax.core.Tracer):
         return ""
     values = np.asarray(label.read() if hasattr(label, "read") else label, np.float64)
+    if not values.size:
+        return ""
     if said := checks.not_finite(values):
         return f"; it has {said}: give these a class, or leave them out"
     rows = np.flatnonzero((values != np.round(values)).reshape(len(values), -1).any(1))

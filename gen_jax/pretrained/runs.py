@@ -66,7 +66,8 @@ def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
     if "format" in config or not migration.NEEDED & set(config):
         if config.get("format") != models.FORMAT or "model" not in config:
             raise ValueError(f"{path}: {_no_model(config, saved)}")
-        model = models.from_dict(config["model"], types)
+        with small_files.named(file if file.exists() else path):
+            model = models.from_dict(config["model"], types)
         options = cast("Mapping[str, object]", config.get("options", {}))
     else:
         model, options = migration.from_format_1(config, str(path)), config

@@ -29,13 +29,16 @@ def two(first, second):
 
 
 HOSTILE = {
-    "empty": (b"", "its 0 bytes"),
-    "seven bytes": (b"\x02" + bytes(6), "its 7 bytes"),
-    "no header": (bytes(8), "its 8 bytes"),
-    "header beyond the file": ((1000).to_bytes(8, "little") + TEXT + ZEROS, "header of 1,000 follows"),
+    "empty": (b"", r"got b'' at its beginning, of 0 bytes"),
+    "seven bytes": (b"\x02" + bytes(6), "at its beginning, of 7 bytes"),
+    "no header": (bytes(8), "at its beginning, of 8 bytes"),
+    "header beyond the file": (
+        (1000).to_bytes(8, "little") + TEXT + ZEROS,
+        "its header has 1,000 bytes .* and the file has ",
+    ),
     "header of 2^63 bytes": (
         (2**63).to_bytes(8, "little") + TEXT + ZEROS,
-        "header of 9,223,372,036,854,775,808",
+        "its header has 9,223,372,036,854,775,808 bytes",
     ),
     "header beyond 100 MB": ((10**8 + 1).to_bytes(8, "little") + TEXT + ZEROS, "at most 100,000,000"),
     "text": (b"GIF89a" + bytes(50), "no safetensors file"),
@@ -48,8 +51,8 @@ HOSTILE = {
     "half of it": (framed(TEXT[:-1], ZEROS), "not JSON"),
     "two objects": (framed(b"{}{}"), "not JSON: Extra data"),
     "zeros behind": (framed(TEXT + bytes(3), ZEROS), "not JSON"),
-    "blank before": (framed(b" " + TEXT, ZEROS), "begins with '{'"),
-    "a list": (framed(b"[]      "), "begins with '{'"),
+    "blank before": (framed(b" " + TEXT, ZEROS), "and then '{'"),
+    "a list": (framed(b"[]      "), "and then '{'"),
     "nested": (framed(b'{"x":' + b"[" * 10**5 + b"]" * 10**5 + b"}"), "nested too deeply"),
     "nested objects": (framed(b'{"x":' * 10**5 + b"1" + b"}" * 10**5), "nested too deeply"),
     "repeated name": (framed(TEXT[:-1] + b"," + TEXT[1:], ZEROS), "repeats the key 'x'"),

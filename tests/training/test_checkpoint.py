@@ -221,7 +221,6 @@ def test_restore_says_that_no_checkpoint_can_be_read(run):
         ("meta/metadata", "meta/metadata"),
         ("params/_METADATA", "params/_METADATA"),
         ("params/array_metadatas/process_0", "params/array_metadatas/process_0"),
-        ("params/_sharding", "params/_sharding"),
         ("params/manifest.ocdbt", "params/manifest.ocdbt"),
         ("params/d", "params/"),
     ],

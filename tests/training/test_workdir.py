@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,10 @@ def test_prepare_says_that_the_directory_cannot_be_written(tmp_path, monkeypatch
     with pytest.raises(OSError, match=r"workdir /proc/zz \(No such .*\); give another workdir$"):
         prepare("/proc/zz")
 
-    def full(self, data):
+    def full(**options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     with pytest.raises(OSError, match="No space left on device"):
         prepare(tmp_path)
 

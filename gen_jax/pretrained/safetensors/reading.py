@@ -204,7 +204,7 @@ def _header_length(path: Path, first: bytes, size: int) -> int:
         )
     raise ValueError(
         f"{path} {NO_HEADER}: expected the length of its header in 8 bytes, and then '{{'; got {first!r} at its "
-        "beginning."
+        f"beginning, of {size:,} bytes."
     )
 
 
