@@ -242,9 +242,9 @@ def _check(process: Process, times: np.ndarray, stochastic: bool) -> None:
     low, high = process.t_min * (1 - slack), process.t_max * (1 + slack)
     if encode and (times[0] < low or times[-1] > high):
         raise ValueError(
-            f"times that increase, which encode data, must all lie in [{process.t_min:g}, {process.t_max:g}]; got "
-            f"{times[0]:g}, ..., {times[-1]:g}. The denoiser is asked at each of them, so none may be 0: reverse a grid "
-            'of final="stop".'
+            f"times that increase, which encode data, must lie in [{process.t_min:g}, {process.t_max:g}], where the "
+            f"denoiser is asked at each of them; got {times[0]:g}, ..., {times[-1]:g}. Only times that strictly decrease "
+            'may end at 0: reverse a grid of final="stop".'
         )
     if not encode and (times[0] > high or times[-2] < low or times[-1] < 0):
         raise ValueError(

@@ -261,7 +261,7 @@ FAULTS = {
         "num_steps must be at least 1, got -5",
     ),
     "steps of a process": (lambda: DDPM(num_steps=2.5), "num_steps must be .*whole number.*got 2.5"),
-    "a size": (lambda: LINEAR.prior(KEY, (-3, 2)), "shape must be at least 0 number, got -3"),
+    "a size": (lambda: LINEAR.prior(KEY, (-3, 2)), "shape must be at least 0 numbers, got -3"),
     "half a size": (lambda: LINEAR.prior(KEY, (2.5, 2)), "shape must be a whole number of numbers, got 2.5"),
     "no shape": (lambda: LINEAR.prior(KEY, 5), r"shape must be that of an array \[n, ...\].*got 5"),
     "an old key": (lambda: LINEAR.prior(jax.random.PRNGKey(0), (2, 2)), r"key of jax.random.key\(seed\)"),

@@ -152,7 +152,7 @@ def test_read_of_the_fixtures(model, predicts):
         ({"num_train_timesteps": 10.5}, "num_train_timesteps must be a whole number"),
         ({"prediction_type": "flow_prediction"}, "prediction_type must be one of .* got 'flow_prediction'"),
         ({"timestep_spacing": "even"}, "timestep_spacing must be one of .* got 'even'"),
-        ({"steps_offset": -1}, "steps_offset must be at least 0 time, got -1"),
+        ({"steps_offset": -1}, "steps_offset must be at least 0 times, got -1"),
         ({"set_alpha_to_one": "yes"}, "set_alpha_to_one must be true or false, got 'yes'"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas is \\[0.1, 0.2\\], and .* only None is read"),
         ({"clip_sample": True}, "clip_sample is True, and .* only False or None is read"),

@@ -76,5 +76,5 @@ def test_one_file_of_version_2_says_what_is_taken_unless_it_is_told(predicts, ca
 
 
 def test_load_says_what_it_reads_where_there_is_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"folder with model_index.json, or a .safetensors file"):
+    with pytest.raises(ValueError, match=r"folder that has model_index.json, or a .safetensors file"):
         pretrained.load(tmp_path)

@@ -162,7 +162,7 @@ def test_stochastic_solver_cannot_run_backwards(name):
 @pytest.mark.parametrize(
     ("process", "grid", "words"),
     [
-        (VP(), [0.0, 0.5, 1.0], r'lie in \[0.001, 1\] from the first.*got 0, ..., 1. .*"stop"'),
+        (VP(), [0.0, 0.5, 1.0], r'lie in \[0.001, 1\].*got 0, ..., 1. .*"stop"'),
         (VP(), [0.01, 0.5, 1.5], r"got 0.01, ..., 1.5"),
         (VP(), [0.01, 0.7, 0.5, 1.0], "strictly increase; got 0.7 and then 0.5 at step 1"),
         (VP(), [0.01, np.nan, 0.5, 1.0], "times must .*nan"),
