@@ -9,8 +9,9 @@ import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
-INPUT, INTERRUPTED = 2, 130
-"""Exit codes: of a wrong input, as of a wrong flag; and of Ctrl-C, as the shell's."""
+INPUT, PREEMPTED, INTERRUPTED = 2, 75, 130
+"""Exit codes: of a wrong input, as of a wrong flag; of SIGTERM, as EX_TEMPFAIL of sysexits.h, "try again"; and of Ctrl-C,
+as the shell's."""
 OF_INPUT = (ValueError, OSError, ArithmeticError, MemoryError)
 NO_MEMORY = "RESOURCE_EXHAUSTED"
 """What JAX says where memory is."""

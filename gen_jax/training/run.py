@@ -10,14 +10,12 @@ import jax
 import numpy as np
 import optax
 
-from gen_jax import checks
+from gen_jax import checks, ending
 from gen_jax.training.callbacks import Callback
 from gen_jax.training.checkpoint import Checkpoints, NotFiniteError
 from gen_jax.training.logs import Meter, Reporter
 from gen_jax.training.state import Metrics, TrainState
 
-PREEMPTED = 75
-"""Exit code of a run that was told to end before it was done: EX_TEMPFAIL of sysexits.h, "try again"."""
 PATIENCE = 100
 """How many steps in a row `skip_exploding` may leave out as not finite before the run ends with an error."""
 
@@ -159,10 +157,11 @@ class Run:
         good = "no checkpoint yet"
         if self.checkpoints is not None and (steps := self.checkpoints.steps()):
             good = f"last good checkpoint: {self.checkpoints.directory / str(steps[-1])}"
-        rates = "ower the learning rate, lengthen the warm-up or clip the gradients harder."
-        first = "Is there a NaN in the data, or in the parameters at the start? Look there first. Else l"
+        do = "lower the learning rate, lengthen the warm-up or clip the gradients harder."
+        if not self.logged:
+            do = f"Is there a NaN in the data, or in the parameters at the start? Look there first. Else {do}"
         raise TrainingDiverged(
-            f"training diverged at step {step}{rate}: {what}; {good}. {'L' if self.logged else first}{rates}"
+            f"training diverged at step {step}{rate}: {what}; {good}. {do[0].upper()}{do[1:]}"
         )
 
     def stop(self, number: int, end: int) -> NoReturn:
@@ -174,7 +173,7 @@ class Run:
         self.reporter.say(text)
         if number == signal.SIGINT:
             raise KeyboardInterrupt(text)
-        raise Preempted(PREEMPTED)
+        raise Preempted(ending.PREEMPTED)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
