@@ -47,11 +47,11 @@ CHIPS = {"v5e": Chip(197e12, 819e9, 16e9), "v5p": Chip(459e12, 2765e9, 95e9)}
 
 def read(case: Case) -> list[str]:
     """What the compiled program of a case says of itself, a chip: the cells of `HEAD` after the case's name."""
-    mesh, began = mesh_of(case.topology), time.monotonic()
+    mesh, began = mesh_of(case), time.monotonic()
     programs = tpu_programs.PROGRAMS | tpu_stable_diffusion.PROGRAMS
     compiled = programs.get(case.family, train_step)(case, mesh).compile()
     seconds, text, cost = time.monotonic() - began, compiled.as_text(), compiled.cost_analysis()
-    chip, moved, flops = CHIPS[case.topology.split(":")[0]], traffic(text), cost["flops"]
+    chip, moved, flops = CHIPS[case.topology.split(" ")[-1].split(":")[0]], traffic(text), cost["flops"]
     bound = min(1, flops / moved / (chip.flops / chip.bandwidth))
     inputs = compiled.memory_analysis().argument_size_in_bytes
     said = [f"{kind} {n}, {size / 1e6:.3g}" for kind, (n, size) in sorted(collectives(text).items())]
@@ -74,17 +74,20 @@ SMALL = [
     Case("mnist_small", 256),
     Case("mnist_small, labels", 256),
     Case("mnist", 128),
-    Case("mnist", 128, fsdp=True),
+    Case("mnist", 128, shard="fsdp"),
+    Case("mnist", 128, shard="zero1"),
+    Case("mnist", 128, tensor=2),
 ]
 V5P, ONE = "v5p:2x2x1", "v5e:1x1"
 CASES = [
     Case("cifar10", 128),
-    Case("cifar10", 128, fsdp=True),
+    Case("cifar10", 128, shard="fsdp"),
     *SMALL,
     Case("sampler", 128),
     *(Case("mnist", 128, topology=topology) for topology in ("v5e:2x2", "v5e:8x8")),
     Case("text to image", 256, topology="v5e:2x2"),
-    Case("text to image", 256, topology="v5e:2x2", fsdp=True),
+    Case("text to image", 256, topology="v5e:2x2", shard="fsdp"),
+    *(Case("mnist", 128, topology="2 x v5e:4x4", shard=shard) for shard in (None, "zero1", "fsdp")),
     Case("text sampler", 128, topology="v5e:2x2"),
     Case("cifar10", 512),
     *(case._replace(topology=V5P) for case in SMALL),
@@ -95,7 +98,7 @@ CASES = [
         for name in ("sd15", "sdxl")
         for slice_ in (ONE, "v5e:2x2")
     ),
-    Case("sdxl fine-tuning", 1, fsdp=True, remat=True),
+    Case("sdxl fine-tuning", 1, shard="fsdp", remat=True),
     Case("cifar10", 128, topology=V5P),
     Case("sampler", 128, topology=V5P),
 ]
@@ -120,8 +123,12 @@ HEAD = [
 
 def title(case: Case) -> tuple[str, str, str]:
     """The cells that name a case: the first of its row."""
-    marks = [name for name in ("fsdp", "remat") if getattr(case, name)]
-    return ", ".join([case.family, case.dtype, *marks]), case.topology, f"{case.per_chip}"
+    marks = [
+        case.shard,
+        "remat" if case.remat else None,
+        f"tensor {case.tensor}" if case.tensor > 1 else None,
+    ]
+    return ", ".join([case.family, case.dtype, *filter(None, marks)]), case.topology, f"{case.per_chip}"
 
 
 def write_page(rows: dict[tuple[str, ...], list[str]]) -> None:

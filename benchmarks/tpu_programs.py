@@ -1,7 +1,7 @@
 """Train steps and samplers of every family of models, lowered for a slice of TPUs that is not here.
 
-    mesh = tpu_programs.mesh_of("v5e:2x2")
-    compiled = tpu_programs.lower(Case("mnist", 128), mesh).compile()
+    case = Case("mnist", 128, "v5e:2x2")
+    compiled = tpu_programs.train_step(case, tpu_programs.mesh_of(case)).compile()
 
 `tpu_compile.py` reads what the compiler makes of them; those of Stable Diffusion are in `tpu_stable_diffusion.py`.
 """
@@ -31,6 +31,7 @@ from gen_jax.networks import autoencoder, autoencoder_kl, ladder, unet
 from gen_jax.networks.classifier import Classifier
 from gen_jax.networks.mlp import MLP
 from gen_jax.networks.text import CLIPTextConfig
+from gen_jax.types import Shard
 
 
 class Case(NamedTuple):
@@ -40,9 +41,10 @@ class Case(NamedTuple):
     per_chip: int
     """Examples a chip."""
     topology: str = "v5e:4x4"
-    fsdp: bool = False
+    shard: Shard | None = None
     remat: bool = False
     dtype: str = "bfloat16"
+    tensor: int = 1
 
 
 # --- what each family trains ---
@@ -176,12 +178,13 @@ FAMILIES: dict[str, Family] = {
 # --- programs ---
 
 
-def mesh_of(topology: str) -> Mesh:
-    """All chips of a slice on one axis; of "v5e:1x1", which is none, one chip of the smallest slice."""
-    alone = topology.endswith(":1x1")
-    whole = topology.replace(":1x1", ":2x2")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=whole).devices
-    return Mesh(np.array(devices[:1] if alone else devices), (keys.AXIS,))
+def mesh_of(case: Case) -> Mesh:
+    """All chips of a slice, of two in "2 x v5e:4x4"; of "v5e:1x1", which is none, one chip of the smallest slice."""
+    slices, _, name = case.topology.rpartition(" x ")
+    alone, whole = name.endswith(":1x1"), name.replace(":1x1", ":2x2")
+    found = topologies.get_topology_desc(platform="tpu", topology_name=whole, num_slices=int(slices or 1))
+    devices = found.devices[:1] if alone else found.devices
+    return training.make_mesh(case.shard, tensor=case.tensor, devices=devices)
 
 
 def train_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
@@ -192,7 +195,7 @@ def train_step(case: Case, mesh: Mesh) -> jax.stages.Lowered:
     batch = case.per_chip * mesh.size
     shaped = {name: jax.ShapeDtypeStruct((batch, *shape), dtype) for name, (shape, dtype) in example.items()}
     step = training.make_step(found, optimizer)
-    compiled = training.compile_step(step, mesh=mesh, fsdp=case.fsdp)
+    compiled = training.compile_step(step, mesh=mesh, shard=case.shard)
     return compiled.lower(jax.eval_shape(make, params), shaped)
 
 

@@ -115,7 +115,7 @@ def fine_tuning(name: str) -> Callable[[Case, Mesh], jax.stages.Lowered]:
             batch |= {"pooled": said(n).pooled, "sizes": row(len(model.condition.sizes))}
         empty = said(1) if model.condition.sizes else Encoded(said(1).context, None)
         step = training.compile_step(
-            training.make_step(found, optimizer, aux=True), mesh=mesh, fsdp=case.fsdp
+            training.make_step(found, optimizer, aux=True), mesh=mesh, shard=case.shard
         )
         return step.lower(jax.eval_shape(make, weights["network"]), batch, {"empty": empty})
 

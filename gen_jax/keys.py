@@ -4,6 +4,7 @@ They are Threefry's whatever the key: the generators "rbg" and "unsafe_rbg", usu
 one piece, so that an example's would depend on the batch (`jax.random`, "Advanced RNG configuration").
 """
 
+import contextlib
 import math
 
 import jax
@@ -15,20 +16,30 @@ from gen_jax import checks, rows
 
 AXIS = "data"
 """Name of the mesh (and pmap) axis over which a batch is split."""
+AXES = ("replica", AXIS, "fsdp")
+"""Names of all axes over which a batch is split, outermost first (`training.make_mesh`)."""
 
 
 @checks.checked
 def example_index(n: int) -> tuple[Int[Array, "{n}"], int]:
     """Indices of the local `n` examples in the global batch, and the size of the global batch.
 
-    Under `jit` the program sees the whole batch: `(arange(n), n)`. Inside `pmap` or `shard_map` over `AXIS`, device
-    `d` sees a slice: `(d n + arange(n), n * devices)`.
+    Under `jit` the program sees the whole batch: `(arange(n), n)`. Inside `pmap` or `shard_map` over some of `AXES`,
+    device `d` sees a slice: `(d n + arange(n), n * devices)`.
     """
-    try:
-        device, devices = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
-    except NameError:  # the axis is not bound: this is the whole batch
+    if not (axes := _bound()):
         return jnp.arange(n), n
-    return device * n + jnp.arange(n), devices * n
+    return jax.lax.axis_index(axes) * n + jnp.arange(n), jax.lax.axis_size(axes) * n
+
+
+def _bound() -> tuple[str, ...]:
+    """Those of `AXES` of which this is a part; none where it is the whole batch."""
+    found = []
+    for name in AXES:
+        with contextlib.suppress(NameError):
+            jax.lax.axis_size(name)
+            found.append(name)
+    return tuple(found)
 
 
 @checks.checked
@@ -73,8 +84,6 @@ def normal(
 @checks.checked
 def mean_over_devices(mean: Float[Array, "*x"]) -> Float[Array, "*x"]:
     """The mean over all devices, if each sees a slice of the batch (`example_index`); otherwise `mean` itself."""
-    try:
-        averaged: Array = jax.lax.pmean(mean, AXIS)
-    except NameError:
-        return mean
+    axes = _bound()
+    averaged: Array = jax.lax.pmean(mean, axes) if axes else mean
     return averaged

@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     """How the files of a Stable Diffusion are arranged: a folder, or one file."""
     Activation: TypeAlias = Literal["quick_gelu", "gelu"]
     """Of a text encoder."""
+    Shard: TypeAlias = Literal["zero1", "fsdp"]
+    """What of a run is split over the devices, `training.Layout`."""
     Weights: TypeAlias = Mapping[str, PyTree]
     """Trees of parameters by name, as `gen_jax.generate` takes them."""
     SolverName: TypeAlias = str
@@ -79,7 +81,7 @@ if TYPE_CHECKING:
 else:
     Weights = Mapping[str, PyTree]
     Colour = DigitSize = Relation = SceneSplit = str
-    Activation = FileLayout = str
+    Activation = FileLayout = Shard = str
     Text = Prompt = SolverName = object
     Betas = Rate = Predicts = Reconstruction = Terms = Final = Variance = Variant = Slope = Warmup = str
     Combined = Spacing = RescaleOf = str

@@ -232,7 +232,7 @@ def test_programs_of_stable_diffusion_are_lowered_from_shapes(name, monkeypatch)
     tpu = module("tpu_stable_diffusion")
     monkeypatch.setattr(tpu, "model_of", lambda name, dtype: mutations.model(xl=True))
     mesh = Mesh(np.array(jax.devices()), (keys.AXIS,))
-    case = tpu.Case(name, 1, fsdp=True, remat=True, dtype="float32")
+    case = tpu.Case(name, 1, shard="fsdp", remat=True, dtype="float32")
     text = tpu.PROGRAMS[name](case, mesh).as_text()
     inputs = text[: text.index("->")]
     assert f"tensor<{mesh.size}x8x8x4xf32>" in inputs or "sampling" in name

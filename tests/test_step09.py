@@ -243,7 +243,7 @@ def test_every_way_of_spreading_a_step_gives_the_same_parameters():
         "one device": {"mesh": one},
         "jit": {},
         "pmap": {"parallel": "pmap"},
-        "fsdp": {"fsdp": True},
+        "fsdp": {"shard": "fsdp"},
     }.items():
         compiled = training.compile_step(step, steps_per_call=10, select=feed.select, **options)
         state = training.TrainState.create(params, optimizer, jax.random.key(2))

@@ -1,6 +1,6 @@
 """CIFAR-10 by the network and the training of Ho et al. 2020, 35.5 M parameters, 800,000 steps of 128.
 
-    python experiments/step09_diffusion.py --preset cifar10 --dtype bfloat16 --fsdp --workdir checkpoints/cifar10
+    python experiments/step09_diffusion.py --preset cifar10 --dtype bfloat16 --shard fsdp --workdir checkpoints/cifar10
 
 For TPUs; benchmarks/TPU.md says what a step takes. It was compiled for them, not trained to its end.
 """

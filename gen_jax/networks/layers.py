@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Key, Num
 
-from gen_jax import checks
+from gen_jax import checks, keys
 from gen_jax.networks.attention import Dtypes, attend
 from gen_jax.networks.conv import conv
 from gen_jax.types import Count, Positive, Size
@@ -156,6 +156,20 @@ def sinusoidal(
     return jnp.concatenate([wave(angles) for wave in parts], axis=-1)
 
 
+@checks.checked
+def dropped(
+    key: Key[Array, ""], x: Float[Array, "B *x"], rate: Annotated[float, checks.Range(0, 1, below=True)]
+) -> Float[Array, "B *x"]:
+    """Dropout (Srivastava et al. 2014): each number is zero with probability `rate`, else divided by `1 - rate`.
+
+    What an example loses depends on the key and its index in the batch alone (`keys.per_example`), so a run is the same
+    on 1 and on 8 devices.
+    """
+    each = keys.per_example(key, len(x))
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(each)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
 class ResBlock(nn.Module):
     """`x + conv(act(norm(conv(act(norm(x))))))` with silu as `act`, conditioned on an embedding between the convolutions.
 
@@ -195,8 +209,8 @@ class ResBlock(nn.Module):
         elif emb is not None:
             h = h + nn.Dense(self.features, **kind)(nn.silu(emb))[:, None, None]
         h = nn.silu(norm()(h, film))
-        if self.dropout:
-            h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
+        if self.dropout and self.has_rng("dropout"):
+            h = dropped(self.make_rng("dropout"), h, self.dropout)
         h = Conv(self.features, zero_init=True, **kind)(h)
         if x.shape[-1] != self.features:
             # as a 1 x 1 convolution, whose gradients are faster on a CPU

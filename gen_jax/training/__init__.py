@@ -22,6 +22,7 @@ from gen_jax.training.layout import Layout
 from gen_jax.training.loading import Loaded, load
 from gen_jax.training.lock import WorkdirInUse
 from gen_jax.training.loop import fit
+from gen_jax.training.mesh import make_mesh
 from gen_jax.training.optimizer import adam, muon, scheduled
 from gen_jax.training.options import Options
 from gen_jax.training.run import Preempted, TrainingDiverged
@@ -58,6 +59,7 @@ __all__ = [
     "fit",
     "initialize_distributed",
     "load",
+    "make_mesh",
     "make_step",
     "muon",
     "on_host",

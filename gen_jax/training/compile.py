@@ -1,5 +1,6 @@
 """From a pure step to a program for many devices. No other file in the library knows about devices."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -11,9 +12,11 @@ from jaxtyping import Array, Int, PyTree
 
 from gen_jax import checks
 from gen_jax.keys import AXIS
-from gen_jax.training.layout import Layout
-from gen_jax.training.state import Metrics, Step, TrainState, check_step
-from gen_jax.types import Count
+from gen_jax.training import spread
+from gen_jax.training.layout import TENSOR, Layout, Rules
+from gen_jax.training.mesh import make_mesh
+from gen_jax.training.state import Metrics, Step, TrainState, check_step, takes
+from gen_jax.types import Count, Shard
 
 Select = Callable[[Int[Array, ""], int], Int[Array, "K B"]]
 """`select(step, K)`: the rows of the batches of the `K` steps from `step`, a pure function of the step."""
@@ -34,36 +37,37 @@ def compile_step(
     *,
     parallel: str = "jit",
     mesh: Mesh | None = None,
-    fsdp: bool = False,
+    shard: Shard | None = None,
+    rules: Rules = TENSOR,
     steps_per_call: Count = 1,
     select: Select | None = None,
     donate: bool = True,
 ) -> "Compiled":
     """Compile `K = steps_per_call` steps into one program over the devices of `mesh`.
 
-    The default mesh is all devices on one axis `"data"`.
+    The default mesh is `make_mesh(shard)`: all devices.
 
         compiled(state, batch, frozen=None) -> (state, metrics)          metrics: float32 [K]
 
     - `batch` has leaves `[B, ...]`, or `[K, B, ...]` for `K > 1`; the `K` steps run in one `lax.scan`. With
       `select` the second argument is the whole data set (leaves `[N, ...]`, on every device) in place of a batch, and
       the program takes the rows `select(step, K)` from it.
-    - `parallel="jit"`: one program sees the whole batch, split over `"data"`. Parameters, averages and the state of the
-      optimizer are on every device. With `fsdp=True` each large array of them is split along its largest dimension that
-      the mesh divides. A step gathers the parameters for the loss, large ones once more for the gradient (`state.LARGE`),
-      and reduces the gradient to the parts; with microbatches it gathers all parameters once.
-    - `parallel="pmap"`: a program on each device sees its slice of the batch; gradients and metrics are then averaged
-      over the devices.
+    - `parallel="jit"`: one program for all devices. The batch is split over the mesh axes "replica", "data" and "fsdp";
+      each device computes the loss and its gradient for its rows, and the means over the devices make the step. What
+      else is split `shard` and `rules` say (`Layout`): with "zero1" gradients are reduced to the parts of the
+      optimizer's state, and new parameters gathered; with "fsdp" parameters are gathered for the loss, those of large
+      models again for its gradient (`spread.LARGE`), and gradients reduced to the parts.
+    - `parallel="pmap"`: a program on each device, with all parameters.
     - `frozen` is a tree of weights that the loss uses and no gradient changes (`make_step(aux=True)`). It is an argument
-      of the program, not a constant in it; it lies on the devices as parameters do, and under `fsdp` is gathered once a
-      call. It is not donated: give the same arrays again.
+      of the program, not a constant in it. It lies on the devices as parameters do; what is split and not large is
+      gathered once a call. It is not donated: give the same arrays again.
 
-    All modes give the same parameters (to rounding) if the loss draws the noise of each example with `gen_jax.keys`. The
-    state has the same form in all modes. It is donated: use the one that is returned. Raises ValueError for a batch that
-    does not divide over the devices.
+    All modes give the same parameters (to rounding) if the loss is a mean over the examples that draws the noise of each
+    with `gen_jax.keys`. The state has the same form in all modes. It is donated: use the one that is returned. Raises
+    ValueError for a batch that does not divide over the devices.
     """
     check_step(step)
-    layout = Layout(parallel, fsdp=fsdp) if mesh is None else Layout(parallel, mesh, fsdp)
+    layout = Layout(parallel, make_mesh(shard) if mesh is None else mesh, shard, rules)
     return Compiled(step, layout, steps_per_call, select, donate)
 
 
@@ -129,13 +133,11 @@ class Compiled:
         axis_name: str | None = None,
     ) -> tuple[TrainState, Metrics]:
         step = partial(self._step, axis_name=axis_name)
-        if self.layout.fsdp:
-            # parameters whole, and gradients until they are split, or the compiler would sooner move activations
-            gather = lambda tree: jax.lax.with_sharding_constraint(tree, self.layout.sharding())
-            split = lambda tree: jax.lax.with_sharding_constraint(
-                gather(tree), self.layout.state_sharding(tree)
-            )
-            step, frozen = partial(step, gather=gather, split=split), gather(frozen)
+        if axis_name is None and self.layout.shards > 1 and takes(self._step, "spread"):
+            step = partial(step, spread=spread.over(self.layout))
+            if not spread.is_large(frozen):  # gathered once, and not in each step
+                whole = dataclasses.replace(self.layout, shard=None).state_sharding(frozen)
+                frozen = jax.lax.with_sharding_constraint(frozen, whole)
         if frozen is not None:
             step = partial(step, frozen=frozen)
 

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from gen_jax import checks
 from gen_jax.training.partners import HEARTBEAT
-from gen_jax.types import Count
+from gen_jax.types import Count, Shard
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -74,11 +74,13 @@ def split_cpu_devices(batch_size: Count = 2) -> None:
 
 
 @checks.checked
-def default_parallel(fsdp: bool = False, mesh: jax.sharding.Mesh | None = None) -> Literal["jit", "pmap"]:
-    """What is faster: `"pmap"` over several devices of one CPU, where `"jit"` moves activations; else `"jit"`."""
+def default_parallel(
+    shard: Shard | None = None, mesh: jax.sharding.Mesh | None = None
+) -> Literal["jit", "pmap"]:
+    """What is faster: `"pmap"` over several devices of one CPU, else `"jit"`."""
     devices = jax.devices() if mesh is None else [*mesh.devices.flat]
     of_one = devices[0].platform == "cpu" and jax.process_count() == 1 and len(devices) > 1
-    return "pmap" if of_one and not fsdp and (mesh is None or len(mesh.axis_names) == 1) else "jit"
+    return "pmap" if of_one and shard is None and (mesh is None or len(mesh.axis_names) == 1) else "jit"
 
 
 def cluster() -> str | None:

@@ -24,6 +24,7 @@ from gen_jax.training.distributed import StopRequest, agreement, default_paralle
 from gen_jax.training.feeding import InMemory
 from gen_jax.training.layout import Layout
 from gen_jax.training.logs import Reporter
+from gen_jax.training.mesh import make_mesh
 from gen_jax.training.options import Options
 from gen_jax.training.run import SUMS, Run, crossed
 from gen_jax.training.state import Step, TrainState, check_state, check_step
@@ -60,7 +61,7 @@ def fit(
         step: from `make_step`.
         state: the state before the first step, or a function that makes it. A function is called only where there is no
             checkpoint, in a program in which every device makes its own part and which compiles beside the step's: that
-            saves seconds, and with `fsdp` memory.
+            saves seconds, and where it is split memory.
         batches: the data; the batch of a step is a function of the step. `data.batches(arrays, batch_size, key=key)`, a
             list of batches, `Repeated(loader)` of a loader, or an object of one's own (`InMemory`, `Stream`).
         num_steps: steps of the whole run.
@@ -80,7 +81,7 @@ def fit(
         start_from: what `state` is called with, such as the weights of a model that is trained further; arrays of the
             host, or of any device. They are an argument of the program that makes the state, split as parameters are, and
             are on the devices while it runs.
-        mesh: devices with an axis "data"; None: all.
+        mesh: devices with an axis "data"; None: all, as `make_mesh` has them for `options`.
         resume: False refuses a `workdir` that has checkpoints.
 
     In the log a metric of the loss with a name that `fit` needs itself (`step`, `seconds`, a rate) is "loss.step" and so
@@ -111,10 +112,13 @@ def fit(
             f"does; it made {checks.came(shapes)}."
         )
     check_state(shapes)
-    parallel = options.parallel or default_parallel(options.fsdp, mesh)
+    mesh = (
+        make_mesh(options.shard, tensor=options.tensor, replicas=options.replicas) if mesh is None else mesh
+    )
+    parallel = options.parallel or default_parallel(options.shard, mesh)
     if options.profile is not None and workdir is None:
         raise ValueError("profile needs a workdir, in which the trace is written.")
-    layout = Layout(parallel, fsdp=options.fsdp) if mesh is None else Layout(parallel, mesh, options.fsdp)
+    layout = Layout(parallel, mesh, options.shard)
     like = _like(layout, shapes) if given is None else layout.put_state(given)
     meta = {"config": run_directory.plain(config), "data": feeding.identity(batches)}
     if config is None and workdir is not None:
@@ -164,7 +168,7 @@ def fit(
             step,
             parallel=parallel,
             mesh=layout.mesh,
-            fsdp=options.fsdp,
+            shard=options.shard,
             steps_per_call=size,
             select=getattr(batches, "select", None),
         )

@@ -19,6 +19,11 @@ Loss = Callable[..., tuple[Float[Array, ""], Metrics]]
 With `make_step(aux=True)` it is `loss(params, key, batch, aux)`. A loss without metrics may return the scalar alone.
 """
 
+Differentiate = Callable[..., tuple[tuple[Float[Array, ""], Metrics], PyTree]]
+"""`(params, key, batch) -> ((scalar, metrics), gradient)`, of a loss; after the batch what else the loss takes."""
+Build = Callable[[Loss], Differentiate]
+"""How a loss is differentiated: at once, or in parts of the batch."""
+
 
 def with_metrics(loss: Callable[..., Any]) -> Loss:
     """`loss` as a function that returns a scalar and a dict, also where it returns a scalar alone.
@@ -68,21 +73,21 @@ def _shown(value: Any) -> str:
     return f"a tuple of {len(value)}" if isinstance(value, tuple) else checks.came(value)
 
 
-def averaged(value_of: Callable[[PyTree], Array], axis_name: str | None) -> Callable[[PyTree], Array]:
-    """`params -> loss`, averaged over the devices of an axis, and its gradient too.
+def averaged(build: Build, loss: Loss, axis_name: str) -> Differentiate:
+    """The loss and its gradient, averaged over the devices of an axis."""
+    return lambda *args: jax.lax.pmean(build(loss)(*args), axis_name)
 
-    A plain `grad` of a `pmean` would be the gradient of each device's own part.
-    """
-    if axis_name is None:
-        return value_of
-    mean = lambda tree: jax.lax.pmean(tree, axis_name)
+
+def value_of(differentiate: Differentiate, *rest: PyTree) -> Callable[[PyTree], Array]:
+    """`params -> loss` for optimizers that search along a line; its gradient is the one of `differentiate`."""
 
     @jax.custom_vjp
     def of(params: PyTree) -> Array:
-        return mean(value_of(params))
+        return differentiate(params, *rest)[0][0]
 
     def forward(params: PyTree) -> tuple[Array, PyTree]:
-        return mean(jax.value_and_grad(value_of)(params))
+        (value, _), grads = differentiate(params, *rest)
+        return value, grads
 
     of.defvjp(forward, lambda grads, ct: (jax.tree.map(lambda g: (ct * g).astype(g.dtype), grads),))
     return of

@@ -15,8 +15,12 @@ class Options:
 
     parallel: Literal["jit", "pmap"] | None = None
     """One program over all devices, or one on each (`compile_step`); None: what is faster here (`default_parallel`)."""
-    fsdp: bool = False
-    """Split parameters, averages and optimizer state over the devices."""
+    shard: Literal["zero1", "fsdp"] | None = None
+    """Split averages and the optimizer's state over the devices, or parameters too (`Layout`)."""
+    tensor: Count = 1
+    """How many neighbouring devices share the heads and channels of an example."""
+    replicas: Count | None = None
+    """In how many parts the devices are, each with all parameters (default: one for each slice of TPUs)."""
     steps_per_call: Count = 10
     """Steps in one call of the compiled program; lowered to a divisor of the number of steps."""
     log_every: Size = 100

@@ -8,13 +8,12 @@ from typing import Annotated, NamedTuple, Protocol, TypeAlias, cast, runtime_che
 import jax
 import jax.numpy as jnp
 import optax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int, Key, PyTree
 
 from gen_jax import checks
 from gen_jax.training import ema as averages
 from gen_jax.training.ema import Decay
-from gen_jax.training.objective import Loss, Metrics, averaged, with_metrics
+from gen_jax.training.objective import Build, Differentiate, Loss, Metrics, averaged, value_of, with_metrics
 from gen_jax.training.skip import SkipState
 from gen_jax.types import Count
 
@@ -22,13 +21,6 @@ Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 """Of optax."""
 MUTABLE = ("batch_stats", "cache", "intermediates", "perturbations")
 """Collections of Flax that a network changes while it runs, which no gradient moves."""
-
-Move = Callable[[PyTree], PyTree]
-"""To other places on the devices, the values as they are."""
-WHOLE = "whole"
-"""The name of parameters that were gathered."""
-LARGE = 2**31
-"""Bytes of all parameters from which on they are not kept whole from the loss to its gradient."""
 
 
 class Aux(NamedTuple):
@@ -143,28 +135,32 @@ class Step(Protocol):
         *,
         frozen: PyTree = None,
         axis_name: str | None = None,
-        gather: Move | None = None,
-        split: Move = lambda grads: grads,
+        spread: Callable[[Build, Loss], Differentiate] | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """Gradients and metrics are averaged over `axis_name`, where one is bound; the loss is of `gather(params)`.
+        """Gradients and metrics are averaged over `axis_name`, where one is bound. `frozen` is for the loss (`Aux`).
 
-        `frozen` is for the loss (`Aux`), whole on every device. `gather` and `split` change where arrays are, not their
-        values: under FSDP parameters and gradients are split over the devices, one makes parameters whole and the other
-        gradients split. They are given only where they are needed.
+        `spread(build, loss)` is `build(loss)` on many devices at once, for arrays that are split over them; without it
+        the loss and its gradient are those of the batch as it is. A step of one's own may leave it out: then the
+        compiler splits it over the devices as it sees fit.
         """
 
 
 def check_step(step: Step) -> None:
     """Raise ValueError for what is no step, such as a loss."""
+    if not takes(step, "axis_name"):
+        raise ValueError(
+            "step must be made by training.make_step(loss, optimizer), called as step(state, batch, axis_name=None). "
+            f"Got {checks.came(step)} of {', '.join(inspect.signature(step).parameters)}."
+        )
+
+
+def takes(step: Step, name: str) -> bool:
+    """Whether a step has an argument of that name, as far as can be seen."""
     try:
         parameters = inspect.signature(step).parameters
     except (TypeError, ValueError):  # of C, or not to be looked at
-        return
-    if "axis_name" not in parameters and all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
-        raise ValueError(
-            "step must be made by training.make_step(loss, optimizer), called as step(state, batch, axis_name=None). "
-            f"Got {checks.came(step)} of {', '.join(parameters)}."
-        )
+        return True
+    return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 @checks.checked
@@ -208,6 +204,7 @@ def make_step(
     if isinstance(optimizer, optax.MultiSteps):
         optimizer = optimizer.gradient_transformation()
     optimizer = optax.with_extra_args_support(optimizer)
+    build = partial(_in_parts, n=microbatches)
 
     def step(
         state: TrainState,
@@ -215,8 +212,7 @@ def make_step(
         *,
         frozen: PyTree = None,
         axis_name: str | None = None,
-        gather: Move | None = None,
-        split: Move = lambda grads: grads,
+        spread: Callable[[Build, Loss], Differentiate] | None = None,
     ) -> tuple[TrainState, Metrics]:
         tracks = averages.by_name(state.ema_params, state.params)
         if set(tracks) != set(decays):
@@ -233,30 +229,13 @@ def make_step(
                 "there are frozen weights but the loss does not take them: make_step(..., aux=True)"
             )
         key = jax.random.fold_in(state.key, state.step)
-        whole = gather or (lambda params: params)
-        extra = (Aux(state.step, whole(state.ema_params), frozen),) if aux else ()
-        if microbatches == 1:
-            of_split = loss if gather is None else _gathered(loss, gather, state.params)
-            (value, metrics), grads = jax.value_and_grad(of_split, has_aux=True)(
-                state.params, key, batch, *extra
-            )
-        else:  # gathered once, not for each part
-            params, differentiate = whole(state.params), jax.value_and_grad(loss, has_aux=True)
-            part = lambda key_p, rows: differentiate(params, key_p, rows, *extra)
-            (value, metrics), grads = mean_over_parts(part, key, batch, microbatches)
-        grads = split(grads)
-
-        def value_of(params: PyTree) -> Array:
-            part = lambda key_p, rows: loss(whole(params), key_p, rows, *extra)[0]
-            found: Array = (
-                part(key, batch) if microbatches == 1 else mean_over_parts(part, key, batch, microbatches)
-            )
-            return found
-
+        extra = (Aux(state.step, state.ema_params, frozen),) if aux else ()
+        if axis_name is not None:
+            spread = partial(averaged, axis_name=axis_name)
+        differentiate = build(loss) if spread is None else spread(build, loss)
+        (value, metrics), grads = differentiate(state.params, key, batch, *extra)
         if taken := {"loss", "grad_norm", "skipped"} & set(metrics):
             raise ValueError(f"the loss reports {sorted(taken)}, which make_step adds itself; rename them")
-        if axis_name is not None:
-            value, metrics, grads = jax.lax.pmean((value, metrics, grads), axis_name)
         grads = averages.wide(grads)
         updates, opt_state = optimizer.update(
             grads,
@@ -264,7 +243,7 @@ def make_step(
             averages.wide(state.params),
             value=value,
             grad=grads,
-            value_fn=averaged(value_of, axis_name),
+            value_fn=value_of(differentiate, key, batch, *extra),
         )
         opt_state = averages.like(opt_state, state.opt_state)
         params = optax.apply_updates(state.params, updates)
@@ -283,17 +262,16 @@ def make_step(
     return step
 
 
-def _gathered(loss: Loss, gather: Move, params: PyTree) -> Loss:
-    """The loss of parameters that are split.
+def _in_parts(loss: Loss, n: int) -> Differentiate:
+    """The loss and its gradient, of a batch that is taken in `n` parts."""
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+    if n == 1:
+        return differentiate
 
-    Large ones are gathered for it, and again for its gradient: none is kept whole. What is kept in their place is then
-    written out, which for small ones costs more memory than it saves (`benchmarks/TPU.md`, text to image).
-    """
-    if sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) < LARGE:
-        return lambda params, *rest: loss(gather(params), *rest)
-    name = partial(checkpoint_name, name=WHOLE)
-    again = jax.checkpoint_policies.save_anything_except_these_names(WHOLE)
-    return jax.checkpoint(lambda params, *rest: loss(jax.tree.map(name, gather(params)), *rest), policy=again)
+    def of(params: PyTree, key: Key[Array, ""], batch: PyTree, *extra: Aux) -> PyTree:
+        return mean_over_parts(lambda key_p, rows: differentiate(params, key_p, rows, *extra), key, batch, n)
+
+    return of
 
 
 def mean_over_parts(

@@ -26,6 +26,7 @@ SEEN = READS.init_with_output(KEY, MAP, CONTEXT, mutable=["params", "intermediat
 LAYERS = {
     "conv_enlarged": call(MAP, KERNEL),
     "depth_to_space": call(MAP, 2, (2, 8, 11, 1)),
+    "dropped": call(KEY, MAP, 0.25),
     "pool": call(MAP),
     "sinusoidal": call(np.array([1.0, 2.0], np.float32), 4, 1e4, cosines_first=True, endpoint=False),
     "space_to_depth": call(MAP, 2),

@@ -42,9 +42,17 @@ TRAINING = {
     "skip_exploding": call(OPTIMIZER, factor=10.0, decay=0.9, warmup=5),
     "make_step": call(loss, OPTIMIZER, ema_decay=0.9, aux=False, microbatches=2),
     "compile_step": call(
-        STEP, parallel="jit", mesh=ONE, fsdp=False, steps_per_call=2, select=BATCHES.select, donate=True
+        STEP,
+        parallel="jit",
+        mesh=ONE,
+        shard="fsdp",
+        rules=(("kernel$", ("tensor", None)),),
+        steps_per_call=2,
+        select=BATCHES.select,
+        donate=True,
     ),
-    "default_parallel": call(False, ONE),
+    "default_parallel": call("zero1", ONE),
+    "make_mesh": call("fsdp", tensor=1, replicas=1, devices=jax.devices()[:2]),
     "on_host": call(PARAMS, free=("tree: None",)),  # a tree without arrays
     "split_cpu_devices": call(2),
     "load": call(str(WORK / "run"), ema=True, dtype="float32", first_from=0),

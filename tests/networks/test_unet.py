@@ -15,6 +15,7 @@ from jax.test_util import check_grads
 from gen_jax import training
 from gen_jax.diffusion import loss, process
 from gen_jax.networks import transformer, unet
+from gen_jax.networks.layers import dropped
 from tests.marks import slow
 from tests.networks.drawn import parameters
 from tests.networks.stable_diffusion import flat
@@ -281,6 +282,21 @@ def test_unet_dropout_is_on_only_with_a_key():
     np.testing.assert_array_equal(run(jax.random.key(5)), run(jax.random.key(5)))
     assert not np.allclose(run(None), run(jax.random.key(5)))
     assert not np.allclose(run(jax.random.key(6)), run(jax.random.key(5)))
+
+
+def test_dropped_is_unbiased_and_belongs_to_the_example():
+    """Each number is lost with the probability that is asked for, whatever the batch and the devices are."""
+    x, key, rate = jnp.ones((8, 50, 100)), jax.random.key(0), 0.3
+    y = np.asarray(dropped(key, x, rate))
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
+    lost = (y == 0).mean((1, 2))
+    assert np.all(abs(lost - rate) < 4 * np.sqrt(rate * (1 - rate) / 5000))
+    assert len(np.unique(lost)) > 4  # not the same for all
+    np.testing.assert_array_equal(dropped(key, x[:3], rate), y[:3])
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows = jax.sharding.PartitionSpec(("data", "fsdp"))
+    each = jax.shard_map(lambda x: dropped(key, x, rate), mesh=mesh, in_specs=rows, out_specs=rows)
+    np.testing.assert_array_equal(jax.jit(each)(x), y)
 
 
 @pytest.mark.parametrize("name", slow(["attention", "text"], but=("text",)))

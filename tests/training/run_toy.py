@@ -13,7 +13,7 @@ parser.add_argument("out")
 parser.add_argument("--num-steps", type=int, default=60)
 parser.add_argument("--seconds-per-call", type=float, default=0.0)
 parser.add_argument("--parallel", default="jit")
-parser.add_argument("--fsdp", action="store_true")
+parser.add_argument("--shard")
 parser.add_argument("--stream", action="store_true")
 parser.add_argument("--checkpoint-every", type=int, default=10)
 parser.add_argument("--keep", type=int, default=3)
@@ -49,7 +49,7 @@ fit = lambda: training.fit(
     schedule=schedule,
     options=training.Options(
         parallel=options.parallel,
-        fsdp=options.fsdp,
+        shard=options.shard,
         steps_per_call=5,
         log_every=15,  # most checkpoints lie inside of an interval of the log
         checkpoint_every=options.checkpoint_every,

@@ -63,7 +63,7 @@ def fit(workdir, network, num_steps, options):
 @pytest.mark.parametrize(
     ("make", "options"),
     slow(
-        [(of_nnx, {}), (of_nnx, {"fsdp": True}), (of_nnx, {"parallel": "pmap"}), (of_equinox, {})],
+        [(of_nnx, {}), (of_nnx, {"shard": "fsdp"}), (of_nnx, {"parallel": "pmap"}), (of_equinox, {})],
         but=[(of_nnx, {}), (of_equinox, {})],
     ),
     ids=["nnx", "nnx, fsdp", "nnx, pmap", "equinox"],

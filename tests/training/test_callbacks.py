@@ -175,7 +175,7 @@ def test_json_lines_forget_what_is_beyond_the_step(tmp_path):
 
 @pytest.mark.parametrize(
     ("devices", "options", "expected"),
-    [(1, {}, "jit"), (8, {}, "pmap"), (8, {"fsdp": True}, "jit"), (8, {"parallel": "jit"}, "jit")],
+    [(1, {}, "jit"), (8, {}, "pmap"), (8, {"shard": "fsdp"}, "jit"), (8, {"parallel": "jit"}, "jit")],
 )
 def test_fit_runs_as_is_faster_here_unless_told(monkeypatch, devices, options, expected):
     """Several devices of one CPU: pmap."""

@@ -259,7 +259,7 @@ def test_check_arrays_names_eight_and_counts_the_rest():
         check_arrays({}, {str(i): "float32[]" for i in range(12)})
 
 
-@pytest.mark.parametrize("layout", [{}, {"fsdp": True}, {"parallel": "pmap"}], ids=["jit", "fsdp", "pmap"])
+@pytest.mark.parametrize("layout", [{}, {"shard": "fsdp"}, {"parallel": "pmap"}], ids=["jit", "fsdp", "pmap"])
 @pytest.mark.parametrize("devices", [1, 4])
 def test_restore_moves_between_layouts(run, layout, devices):
     tmp_path, states = run
@@ -281,7 +281,7 @@ def test_fingerprint_does_not_depend_on_the_layout_and_sees_every_bit():
         "b": {"key": jnp.arange(6, dtype=jnp.uint32), "half": jnp.ones(5, jnp.bfloat16)},
     }
     reference = fingerprint(tree)
-    for layout in (training.Layout(), training.Layout(fsdp=True)):
+    for layout in (training.Layout(), training.Layout(shard="fsdp")):
         assert fingerprint({name: layout.put_state(x) for name, x in tree.items()}) == reference
     kernel = np.array(tree["a"]["hidden"]["kernel"])
     bits = kernel.view(np.uint32)

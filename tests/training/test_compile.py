@@ -20,13 +20,23 @@ def mesh(n, *axes):
     return Mesh(np.array(jax.devices()[:n]).reshape(*(axes or (n,))), ("data", "model")[: max(1, len(axes))])
 
 
+RULES = (("hidden/", ("tensor",)), ("out/kernel$", ("tensor", None)))
 MODES = {
     "jit-1": lambda: {"mesh": mesh(1)},
     "jit-8": lambda: {},
     "jit-4x2": lambda: {"mesh": mesh(8, 4, 2)},
     "jit-explicit": lambda: {"mesh": jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))},
-    "fsdp-8": lambda: {"fsdp": True},
-    "fsdp-4x2": lambda: {"fsdp": True, "mesh": mesh(8, 4, 2)},
+    "fsdp-8": lambda: {"shard": "fsdp"},
+    "fsdp-4x2": lambda: {"shard": "fsdp", "mesh": mesh(8, 4, 2)},
+    "zero1-8": lambda: {"shard": "zero1"},
+    "hybrid-2x4": lambda: {"shard": "fsdp", "mesh": training.make_mesh("fsdp", replicas=2)},
+    "zero1-hybrid": lambda: {"shard": "zero1", "mesh": training.make_mesh("zero1", replicas=2)},
+    "tensor-4x2": lambda: {"mesh": training.make_mesh(tensor=2), "rules": RULES},
+    "all-2x2x2": lambda: {
+        "shard": "fsdp",
+        "mesh": training.make_mesh("fsdp", tensor=2, replicas=2),
+        "rules": RULES,
+    },
     "pmap-8": lambda: {"parallel": "pmap"},
     "pmap-2": lambda: {"parallel": "pmap", "mesh": mesh(2)},
 }
@@ -68,6 +78,10 @@ def reference():
         *slow([("pmap-2", 5, True), ("jit-4x2", 5, True)], but=()),
         ("fsdp-4x2", 5, False),
         ("jit-explicit", 5, True),
+        ("zero1-8", 5, True),
+        ("hybrid-2x4", 5, True),
+        *slow([("zero1-hybrid", 5, True), ("tensor-4x2", 5, True), ("all-2x2x2", 1, False)], but=()),
+        ("all-2x2x2", 5, True),
     ],
 )
 def test_compile_step_is_the_same_in_every_mode(reference, mode, steps_per_call, select):
@@ -104,12 +118,34 @@ def test_compile_step_microbatches_need_less_memory():
 
 
 def test_compile_step_fsdp_shards_large_arrays_and_only_those():
-    state, *_ = run(10, 5, fsdp=True)
+    state, *_ = run(10, 5, shard="fsdp")
     for tree in (state.params, state.ema_params, state.opt_state[1][0].mu):
         kernel = tree["hidden"]["kernel"]
         assert kernel.addressable_shards[0].data.shape == (toy.DIM, toy.WIDTH // 8)
         assert tree["out"]["kernel"].addressable_shards[0].data.shape == (toy.WIDTH // 8, toy.DIM)
         assert tree["hidden"]["bias"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("shard", [None, "zero1", "fsdp"])
+def test_compile_step_keeps_parts_of_what_shard_says(shard):
+    """The bytes of a device: of parameters, and of averages and the optimizer's state."""
+    state, *_ = run(10, 5, shard=shard)
+    here = lambda tree: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+    kernels, biases = 2 * 4 * toy.DIM * toy.WIDTH, 4 * toy.WIDTH
+    params = kernels // (8 if shard == "fsdp" else 1) + biases
+    kept = kernels // (1 if shard is None else 8) + biases
+    assert here(state.params) == params
+    assert here(state.ema_params) == kept
+    assert abs(here(state.opt_state) - 2 * kept) < 100  # and its counts
+
+
+def test_compile_step_tensor_splits_what_the_rules_name():
+    state, *_ = run(10, 5, shard="fsdp", mesh=training.make_mesh("fsdp", tensor=2, replicas=2), rules=RULES)
+    for tree in (state.params, state.ema_params, state.opt_state[1][0].mu):
+        shape = lambda layer, tree=tree: tree[layer]["kernel"].addressable_shards[0].data.shape
+        assert shape("hidden") == (toy.DIM // 2, toy.WIDTH // 2)  # the rule takes the larger one
+        assert shape("out") == (toy.WIDTH // 2, toy.DIM // 2)
+        assert tree["hidden"]["bias"].addressable_shards[0].data.shape == (toy.WIDTH // 2,)
 
 
 def test_compile_step_averages_over_devices():
@@ -168,8 +204,10 @@ def test_compile_step_refuses_a_batch_that_does_not_divide(parallel, select):
     ("options", "message"),
     [
         ({"parallel": "pjit"}, '"jit" or "pmap"'),
-        ({"parallel": "pmap", "fsdp": True}, "fsdp=True needs"),
+        ({"parallel": "pmap", "shard": "fsdp"}, '"?fsdp.* needs'),
         ({"steps_per_call": 0}, "at least 1"),
+        ({"shard": "fdsp"}, 'must be None, "zero1" or "fsdp".*Did you mean'),
+        ({"rules": (("kernel", ("data", None)),)}, r"other axes .* got \['data'\]"),
     ],
 )
 def test_compile_step_refuses(options, message):
@@ -184,13 +222,13 @@ def test_compile_step_refuses_a_mesh_without_the_data_axis():
         compile_step(toy.setup()[0], parallel="pmap", mesh=mesh(8, 4, 2))
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_lower_makes_the_program_of_shapes_alone(fsdp):
+@pytest.mark.parametrize("shard", [None, "zero1", "fsdp"])
+def test_lower_makes_the_program_of_shapes_alone(shard):
     """The same program, which then runs on what it was not shown; gradients are reduced over the devices in it."""
     step, state, _ = toy.setup(20)
     batch = {name: x[:16] for name, x in toy.InMemory().arrays.items()}
     shapes = jax.eval_shape(lambda: (state, batch))
-    compiled = compile_step(step, fsdp=fsdp, donate=False)
+    compiled = compile_step(step, shard=shard, donate=False)
     program = compiled.lower(*shapes).compile()
     assert "all-reduce" in program.as_text() or "reduce-scatter" in program.as_text()
     placed = compiled.layout.put_state(state), compiled.put(batch)
@@ -198,7 +236,7 @@ def test_lower_makes_the_program_of_shapes_alone(fsdp):
     jax.tree.map(np.testing.assert_array_equal, found[0].params, expected[0].params)
 
 
-@pytest.mark.parametrize("options", [{}, {"fsdp": True}, {"parallel": "pmap"}])
+@pytest.mark.parametrize("options", [{}, {"shard": "fsdp"}, {"parallel": "pmap"}])
 def test_only_parameters_and_gradients_move_between_devices(options):
     """What the collectives of a step have for results, whatever the number of examples is."""
     step, state, _ = toy.setup(20)
@@ -217,35 +255,19 @@ def test_only_parameters_and_gradients_move_between_devices(options):
     assert not [x for x in found[0] if "all-to-all" in x or "permute" in x]
 
 
-@pytest.mark.parametrize("microbatches", [1, 4])
-def test_a_step_gathers_parameters_in_what_is_differentiated_or_once_for_all_parts(microbatches):
-    """Numbers are traced in what is differentiated, and in the loop over the parts of a batch."""
-    step, state, _ = toy.setup(20, microbatches=microbatches)
-    seen = {"gather": [], "split": []}
-
-    def note(kind):
-        def move(tree):
-            seen[kind].append({isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)})
-            return tree
-
-        return move
-
-    batch = {name: x[:64] for name, x in toy.InMemory().arrays.items()}
-    step(state, batch, gather=note("gather"), split=note("split"))
-    assert seen == {"gather": [{microbatches == 1}], "split": [{False}]}
-
-
-def test_a_step_keeps_no_large_parameter_for_the_gradient(monkeypatch):
-    """Of what is kept from the loss to its gradient, none has the shape of a matrix of the parameters."""
-    monkeypatch.setattr(training.state, "LARGE", 0)
+@pytest.mark.parametrize("large", [False, True])
+def test_fsdp_gathers_large_parameters_again_for_the_gradient(large, monkeypatch):
+    """In any program gradients are reduced to the parts; only large parameters are gathered twice."""
+    monkeypatch.setattr(training.spread, "LARGE", 0 if large else 2**31)
     step, state, _ = toy.setup(20)
-    batch = {name: x[:64] for name, x in toy.InMemory().arrays.items()}
-    text = str(
-        jax.make_jaxpr(lambda s: step(s, batch, gather=lambda p: jax.tree.map(lambda x: 2 * x, p)))(state)
-    )
-    kept = str(jax.make_jaxpr(lambda s: step(s, batch))(state))
-    assert text.count("name=whole") > kept.count("name=whole") == 0
-    assert "checkpoint" in text or "remat" in text
+    shapes = {
+        "x": jax.ShapeDtypeStruct((64, toy.DIM), jnp.uint8),
+        "index": jax.ShapeDtypeStruct((64,), jnp.int32),
+    }
+    compiled = compile_step(step, shard="fsdp")
+    text = compiled.lower(jax.eval_shape(lambda: state), shapes).as_text()
+    assert text.count("stablehlo.reduce_scatter") == 2
+    assert text.count("stablehlo.all_gather") == (3 if large else 2)  # no gradient needs the first one
 
 
 @pytest.mark.parametrize("mode", ["jit-8", "fsdp-8", "pmap-8"])

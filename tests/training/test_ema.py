@@ -133,8 +133,8 @@ def problem(num_steps):
 @pytest.mark.parametrize(
     "options",
     slow(
-        [{"parallel": "jit"}, {"parallel": "jit", "fsdp": True}, {"parallel": "pmap"}],
-        but=[{"parallel": "jit", "fsdp": True}],
+        [{"parallel": "jit"}, {"parallel": "jit", "shard": "fsdp"}, {"parallel": "pmap"}],
+        but=[{"parallel": "jit", "shard": "fsdp"}],
     ),
 )
 def test_several_averages_are_saved_and_resumed_to_the_bit(tmp_path, options):
@@ -148,7 +148,7 @@ def test_several_averages_are_saved_and_resumed_to_the_bit(tmp_path, options):
     whole = fit("whole", 20)
     fit("parts", 10)
     parts = fit("parts", 20)
-    if "fsdp" in options:
+    if "shard" in options:
         kernel = whole.ema_params["wide"]["hidden"]["kernel"]
         assert kernel.addressable_shards[0].data.shape == (toy.DIM, toy.WIDTH // 8)
     for name in ("short", "wide"):

@@ -123,7 +123,7 @@ def test_fit_goes_on_with_more_steps(tmp_path):
 
 def test_fit_resumes_in_another_mode(whole, tmp_path):
     with pytest.raises(training.Preempted):
-        fit(tmp_path, sample_every=5, on_sample=stop_at(15), fsdp=True, mesh=None)
+        fit(tmp_path, sample_every=5, on_sample=stop_at(15), shard="fsdp", mesh=None)
     toy.assert_close(fit(tmp_path, parallel="pmap", mesh=None), whole[1], 1e-5)
 
 
@@ -217,7 +217,7 @@ EIGHT = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
 
 
 @pytest.mark.parametrize(
-    "layout", [{}, {"mesh": EIGHT}, {"mesh": EIGHT, "fsdp": True}, {"mesh": EIGHT, "parallel": "pmap"}]
+    "layout", [{}, {"mesh": EIGHT}, {"mesh": EIGHT, "shard": "fsdp"}, {"mesh": EIGHT, "parallel": "pmap"}]
 )
 def test_a_function_that_makes_the_state_is_as_good_as_the_state(tmp_path, layout):
     step, state, schedule = toy.setup(20)
@@ -253,7 +253,7 @@ def test_the_step_is_compiled_once_where_the_state_is_made(tmp_path):
     assert len(traced) == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"fsdp": True, "mesh": EIGHT}], ids=["one device", "fsdp"])
+@pytest.mark.parametrize("options", [{}, {"shard": "fsdp", "mesh": EIGHT}], ids=["one device", "fsdp"])
 def test_fit_makes_a_state_of_what_it_starts_from(whole, options):
     """Given weights are arguments of the program that makes the state, and lie there as parameters do."""
     step, _, schedule = toy.setup(40)

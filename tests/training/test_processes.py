@@ -86,7 +86,7 @@ def test_fit_preempted_saves_asks_to_be_begun_again_and_goes_on(whole, tmp_path)
     [
         # in CI: preempted, below, and finished by one process
         pytest.param([], id="jit", marks=pytest.mark.slow),
-        pytest.param(["--fsdp", "--stream"], id="fsdp"),
+        pytest.param(["--shard", "fsdp", "--stream"], id="fsdp"),
         pytest.param(["--parallel", "pmap"], id="pmap", marks=pytest.mark.slow),
     ],
 )
@@ -205,7 +205,7 @@ def test_split_cpu_devices_makes_two_devices_unless_told(before, batch_size, env
     code = (
         f"import os, jax; from gen_jax import training; {before or 'os.cpu_count = lambda: 2'}\n"
         f"training.split_cpu_devices({batch_size}); print(jax.device_count(), training.default_parallel())\n"
-        "assert training.default_parallel(fsdp=True) == 'jit'"
+        "assert training.default_parallel('fsdp') == 'jit'"
     )
     unset = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
     clean = {name: x for name, x in os.environ.items() if name not in unset} | {"JAX_PLATFORMS": "cpu"}
