@@ -75,19 +75,21 @@ SMALL = [
     Case("mnist_small, labels", 256),
     Case("mnist", 128),
     Case("mnist", 128, shard="fsdp"),
-    Case("mnist", 128, shard="zero1"),
-    Case("mnist", 128, tensor=2),
 ]
-V5P, ONE = "v5p:2x2x1", "v5e:1x1"
+V5P, ONE, SHARDS = "v5p:2x2x1", "v5e:1x1", (None, "zero1", "fsdp")
 CASES = [
     Case("cifar10", 128),
     Case("cifar10", 128, shard="fsdp"),
     *SMALL,
+    *(Case("mlp", 4096, dtype="float32", shard=shard) for shard in SHARDS[1:]),
+    *(Case("mlp", 4096, "2 x v5e:2x2", dtype="float32", shard=shard) for shard in SHARDS),
+    Case("mnist", 128, shard="zero1"),
+    *(Case("mnist", 128, "2 x v5e:2x2", shard=shard) for shard in SHARDS),
+    Case("mnist", 128, "v5e:2x2", tensor=2),
     Case("sampler", 128),
     *(Case("mnist", 128, topology=topology) for topology in ("v5e:2x2", "v5e:8x8")),
     Case("text to image", 256, topology="v5e:2x2"),
     Case("text to image", 256, topology="v5e:2x2", shard="fsdp"),
-    *(Case("mnist", 128, topology="2 x v5e:4x4", shard=shard) for shard in (None, "zero1", "fsdp")),
     Case("text sampler", 128, topology="v5e:2x2"),
     Case("cifar10", 512),
     *(case._replace(topology=V5P) for case in SMALL),
@@ -102,7 +104,8 @@ CASES = [
     Case("cifar10", 128, topology=V5P),
     Case("sampler", 128, topology=V5P),
 ]
-"""`mnist` is on slices of 4, 16 and 64 chips: what a step costs a chip, however many there are."""
+"""`mnist` is on slices of 4, 16 and 64 chips: what a step costs a chip, however many there are. Between two
+slices only gradients go."""
 
 PATH = ROOT / "benchmarks" / "TPU.md"
 PAGE = """# Programs for TPUs, compiled without one
