@@ -1,7 +1,8 @@
 """Eight CPU devices, strict promotion, no silent NaN, and jaxtyping annotations checked by beartype.
 
 Without the slow tests nearly all time is the compiler's, so programs are then compiled quickly and not to run quickly,
-as in JAX's own tests. With them (`pytest -m slow`, or `pytest -m ""` for all) they are compiled as users do it.
+as in JAX's own tests; so with `pytest -m site`. With them (`pytest -m slow`, or `pytest -m ""` for all) they are compiled
+as users do it.
 """
 
 import atexit
@@ -9,6 +10,7 @@ import gc
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -33,21 +35,38 @@ install_import_hook(
 import jax
 import jaxlib.version
 import pytest
+from jax._src.interpreters import mlir
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
 
 MOST_MAPS = 30_000
+MOST_PROGRAMS = 200
 LONGEST = ("test_experiments.py", "test_processes.py", "test_solvers.py", "test_em.py", "test_oracle.py")
 """Files that begin first, so that no worker is left with one of them in the end."""
 
 
 def pytest_configure(config):
-    if config.getoption("markexpr") == "not slow":
+    if config.getoption("markexpr") in ("not slow", "site"):
         jax.config.update("jax_disable_most_optimizations", True)
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
         if jaxlib.version.__version_info__ < (0, 11):  # XLA ends the process at a flag that is no more
             os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+
+class Contexts(threading.local):
+    """Of MLIR, one for many programs. JAX makes one for each, a third of the time of what compiles many small ones."""
+
+    left, context, make = 0, None, staticmethod(mlir.make_ir_context)
+
+    def __call__(self):
+        if not self.left:
+            self.left, self.context = MOST_PROGRAMS, self.make()
+        self.left -= 1
+        return self.context
+
+
+mlir.make_ir_context = Contexts()
 
 
 def pytest_collection_finish():

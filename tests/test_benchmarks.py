@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from gen_jax import keys
 from gen_jax.networks import unet
+from tests.marks import slow
 from tests.pretrained import mutations
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -224,7 +225,7 @@ def test_the_samplers_program_for_a_slice_moves_nothing_between_its_devices(monk
 
 
 @pytest.mark.parametrize(
-    "name", ["sdxl call", "sdxl sampling", pytest.param("sdxl fine-tuning", marks=[pytest.mark.slow])]
+    "name", slow(["sdxl call", "sdxl sampling", "sdxl fine-tuning"], but=("sdxl sampling",))
 )
 def test_programs_of_stable_diffusion_are_lowered_from_shapes(name, monkeypatch):
     """Of a network as small as can be, on this machine's devices."""

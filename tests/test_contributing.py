@@ -68,6 +68,8 @@ def test_each_recipe_touches_as_few_files_as_promised():
         assert 1 <= len(files) <= most, heading
 
 
+@pytest.mark.slow
+@pytest.mark.site
 def test_recipe_of_a_solver_passes_the_tests_of_solvers(tmp_path):
     blocks, root = recipe("A solver"), copy_of_the_tree(tmp_path)
     for block in blocks:
@@ -79,6 +81,8 @@ def test_recipe_of_a_solver_passes_the_tests_of_solvers(tmp_path):
     assert int(passed[1]) > 3
 
 
+@pytest.mark.slow
+@pytest.mark.site
 @pytest.mark.parametrize("heading", ["A source of data", "A network", "A condition"])
 def test_recipe_of_one_program_prints_what_it_says(heading, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -86,6 +90,8 @@ def test_recipe_of_one_program_prints_what_it_says(heading, tmp_path, monkeypatc
     assert documents.execute(PAGE, [block])
 
 
+@pytest.mark.slow
+@pytest.mark.site
 def test_recipe_of_an_experiment_leaves_what_all_leave(tmp_path):
     root = copy_of_the_tree(tmp_path)
     file, command = recipe("An experiment")

@@ -13,8 +13,9 @@ from tests import described, documents
 
 name = lambda page: str(page.relative_to(documents.ROOT))
 LONG = {f"docs/{page}.md" for page in ("steps", "networks", "text_to_image", "stable_diffusion")}
-"""Pages that take long. CI has what they show elsewhere: tests/test_experiments.py, tests/training/test_any_network.py,
-tests/test_text_model.py, tests/pretrained."""
+"""Pages that take long, which `.ci/run` leaves out. CI has what they show elsewhere: tests/test_experiments.py,
+tests/training/test_any_network.py, tests/test_text_model.py, tests/pretrained."""
+SITE = (pytest.mark.slow, pytest.mark.site)
 GUIDES = [page for page in documents.PAGES if page.parent == documents.ROOT / "docs"]
 WITH_PYTHON = [page for page in GUIDES if documents.blocks(page, "python")]
 MADE = {block.title for page in documents.PAGES for block in documents.blocks(page)}
@@ -30,10 +31,7 @@ RUN = "checkpoints/step10_conditional"
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=[pytest.mark.slow] if name(page) in LONG else [], id=name(page))
-        for page in WITH_PYTHON
-    ],
+    [pytest.param(page, marks=SITE[: 1 if name(page) in LONG else 2], id=name(page)) for page in WITH_PYTHON],
 )
 def test_python_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -141,7 +139,8 @@ def exports(path):
     return []
 
 
-@pytest.mark.slow  # .ci/run has a line for it
+@pytest.mark.slow
+@pytest.mark.site
 def test_site_is_built_without_warnings_and_has_all_that_is_public(tmp_path):
     """One command; a page asks no other host for anything, and formulas are MathML."""
     pytest.importorskip("mkdocs", reason="needs the extra docs")

@@ -19,6 +19,7 @@ from gen_jax.diffusion import prediction, process
 from gen_jax.model import Model, Sampling
 from gen_jax.networks import unet
 from tests import described
+from tests.marks import slow
 
 KEY = jax.random.key(0)
 
@@ -245,7 +246,7 @@ def test_one_program_draws_all_labels_and_weights(conditional, monkeypatch):
     assert len(traced) == 1
 
 
-@pytest.mark.parametrize("kind", ["conditional", "autoguided", "unconditional"])
+@pytest.mark.parametrize("kind", slow(["conditional", "autoguided", "unconditional"], but=("autoguided",)))
 def test_weights_are_arguments_of_the_program(kind):
     """Of the network for CIFAR-10: as constants its 36 M parameters would be 285 MB of text."""
     m = described.model(
@@ -292,7 +293,7 @@ def test_latents_are_not_clipped():
     assert abs(z.mean() - 7) < 0.1
 
 
-@pytest.mark.parametrize("num", [3, 8])
+@pytest.mark.parametrize("num", slow([3, 8], but=(3,)))
 def test_images_are_the_same_on_one_device_and_on_many(conditional, num):
     """Where they do not divide over the devices as well."""
     m, weights = conditional

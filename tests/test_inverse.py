@@ -175,6 +175,7 @@ def test_pigdm_of_isotropic_data_has_the_exact_posterior_as_its_law(noise_std):
     np.testing.assert_allclose(found[1], expected[1], atol=2e-4)
 
 
+@pytest.mark.slow  # in CI: the exact law, above
 def test_pigdm_samples_of_a_stochastic_solver_have_the_exact_posterior_moments():
     process, n = VP(), 10_000
     guided = inverse.pigdm(
@@ -441,6 +442,7 @@ def test_replacement_is_repaint_without_resampling_and_ends_at_the_known_pixels(
     np.testing.assert_array_equal(whole["a"], x_0)
 
 
+@pytest.mark.slow  # in CI: its schedule and its law with DDPM, below
 @pytest.mark.parametrize(
     "solver",
     [

@@ -18,6 +18,7 @@ from gen_jax.diffusion import prediction, variance
 from gen_jax.diffusion.process import DDPM, VP
 from gen_jax.samplers import learned, named, times
 from tests.compiling import compilations
+from tests.marks import slow
 
 KEY = jax.random.key(5)
 PROCESS = DDPM()
@@ -226,7 +227,7 @@ class Mutable:
         return self.scale * x_t
 
 
-@each_plan
+@pytest.mark.parametrize("name", slow(PLANS, but=("dpmpp3",)))
 def test_transformations_outside_jit(name):
     plan, model = PLANS[name], Mutable()
     expected = jax.jit(lambda scale, x: samplers.sample(KEY, lambda x, t: scale * x, plan, x))
@@ -298,7 +299,7 @@ DENOISERS = {
 
 
 @pytest.mark.parametrize("calls", [60, pytest.param(3000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", DENOISERS)
+@pytest.mark.parametrize("name", slow(DENOISERS, ("kept",)))
 def test_many_calls_take_no_more_memory(name, calls):
     calls = calls // 4 if name == "of other arrays" else calls  # each is compiled
     run = lambda i: samplers.sample(

@@ -7,6 +7,7 @@ import pytest
 
 from gen_jax import keys, rows
 from gen_jax.diffusion.process import VP
+from tests.marks import slow
 
 KEY = jax.random.key(2)
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -28,9 +29,7 @@ def test_whole_vectors_are_left_alone():
     assert rows.narrow(x, 28 * 28) is x
 
 
-@pytest.mark.parametrize(
-    "d", [1, 5, pytest.param(3, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("d", slow([1, 3, 5, 17], but=(1,)))
 def test_draws_do_not_depend_on_the_batch(d):
     draw = jax.jit(lambda index: keys.normal(KEY, (len(index), d), index))
     whole = draw(jnp.arange(33))
@@ -39,9 +38,7 @@ def test_draws_do_not_depend_on_the_batch(d):
             np.testing.assert_array_equal(draw(jnp.arange(start, start + n)), whole[start : start + n])
 
 
-@pytest.mark.parametrize(
-    "d", [1, 5, pytest.param(3, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("d", slow([1, 3, 5, 17], but=(5,)))
 def test_combinations_do_not_depend_on_the_batch(d):
     """Of what `samplers.step` does: a sum of products, and noise drawn by XLA into the same loop."""
 

@@ -92,6 +92,7 @@ def test_the_same_command_again_trains_no_further(run):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow  # in CI: tests/test_generate.py
 @pytest.mark.usefixtures("plain")
 def test_samples_do_not_depend_on_how_many_are_drawn(run):
     workdir, _ = run
@@ -100,6 +101,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn(run):
     assert not np.array_equal(draw(workdir, "--num", "2", "--nfe", "4", "--seed", "3"), two)
 
 
+@pytest.mark.slow  # in CI: tests/test_command.py, --solver
 @pytest.mark.usefixtures("plain")
 def test_samples_by_another_solver(run):
     workdir, _ = run

@@ -102,6 +102,7 @@ def test_guidance_leads_away_from_the_negative_prompt(weights):
     assert np.abs(same.astype(int) - draw(weights, prompt=WORDS[0], guidance=1.0)).max() <= 1
 
 
+@pytest.mark.slow  # in CI: tests/text/test_prompts.py
 def test_long_and_weighted_prompts_are_read(weights):
     long = " ".join(WORDS * 2)
     assert CONDITION.choose(KEY, np.arange(1), prompt=long).prompts[0].tokens.shape[1] > 1

@@ -173,6 +173,7 @@ def test_oracles_go_through_jit_vmap_and_grad():
     check_grads(jax.jit(lambda x: points(x, 0.9)), (x_t,), order=1, modes=["rev"], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow  # in CI: its score, and what solvers make of one
 def test_samples_of_the_oracle_have_the_mixtures_moments():
     process, params = VP(), mixture("full")
     plan = samplers.DPMSolverPP(order=2).plan(process, samplers.times.log_snr(process, 120, final="denoise"))

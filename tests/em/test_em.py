@@ -90,6 +90,7 @@ def test_the_books_old_faithful_is_the_embedded_table():
     np.testing.assert_array_equal(np.loadtxt(BOOK / "old_faithful.txt"), data.table("old_faithful"))
 
 
+@pytest.mark.slow  # in CI: step 5, and its value of the book's fit
 def test_bic_picks_two_components_for_old_faithful():
     x = data.table("old_faithful")
     with jax.enable_x64(True):
@@ -208,6 +209,7 @@ def test_more_restarts_are_never_worse():
     assert best == sorted(best)
 
 
+@pytest.mark.slow  # a second proof; in CI: scikit-learn's, and the bound
 @pytest.mark.parametrize("covariance", slow(gmm.COVARIANCES, but=("full",)))
 def test_gradient_descent_meets_em(covariance):
     x, means = problem(n=300, dims=2, spread=8.0)

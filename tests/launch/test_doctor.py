@@ -47,7 +47,11 @@ def test_an_old_python(monkeypatch):
     assert by_name(examine())["python"].wrong
 
 
-@pytest.mark.parametrize("places", [("run", "run"), ("one", "two")], ids=["shared", "not shared"])
+@pytest.mark.parametrize(
+    "places",
+    [pytest.param(("run", "run"), marks=pytest.mark.slow), ("one", "two")],  # in CI: two that train in one
+    ids=["shared", "not shared"],
+)
 def test_two_hosts_look_together(places, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

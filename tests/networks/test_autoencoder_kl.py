@@ -135,6 +135,7 @@ def relative(ours, theirs):
     return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
 
 
+@pytest.mark.slow  # in CI: diffusers' in a file, and tiny-sdxl's parts
 @pytest.mark.parametrize("model", ["tiny-sd15", "tiny-sd21", "tiny-sdxl"])
 def test_autoencoder_is_that_of_stable_diffusion(model):
     folder = SHARED / "fixtures" / model
@@ -249,6 +250,7 @@ def test_remat_changes_the_program_not_the_gradients():
     assert "optimization_barrier" in value(nets[1]).lower(params).as_text()
 
 
+@pytest.mark.slow  # in CI: those of its convolutions and norms
 def test_gradients_are_the_derivatives():
     """Against central differences in float64, along a random direction in parameters and images."""
     with jax.enable_x64(True):

@@ -12,6 +12,7 @@ import pytest
 
 from gen_jax.networks import layers, unet
 from tests import tiny_sd
+from tests.marks import slow
 from tests.networks import stable_diffusion
 
 COUNTS = {
@@ -32,14 +33,14 @@ def shapes(config):
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("sd15", "sdxl") else pytest.param(name, marks=pytest.mark.slow) for name in COUNTS],
+    slow(COUNTS, but=("sd15",)),  # in CI SDXL's: tests/pretrained/test_names.py,
 )
 def test_preset_has_the_parameters_of_stable_diffusion(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(getattr(unet, name)))) == COUNTS[name]
 
 
 @tiny_sd.needs_fixtures
-@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
+@pytest.mark.parametrize("name", slow(["sd15", "sd21", "sdxl"], ("sdxl",)))
 def test_preset_has_every_tensor_of_stable_diffusion_once(name):
     lines = (tiny_sd.ROOT.parent / f"keys/keys_{name}_unet.txt").read_text().splitlines()
     config = getattr(unet, name)

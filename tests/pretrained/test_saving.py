@@ -102,7 +102,7 @@ def test_save_writes_the_configurations_that_were_read(saved):
 
 @tiny_sd.needs_fixtures
 def test_save_writes_half_precision_as_it_is(tmp_path):
-    m, weights = pretrained.load(tiny_sd.ROOT / "tiny-sdxl", dtype="bfloat16")
+    m, weights = pretrained.load(tiny_sd.ROOT / "tiny-sd15", dtype="bfloat16")
     pretrained.save(tmp_path / "folder", m, weights)
     again, read = pretrained.load(tmp_path / "folder", dtype="bfloat16")
     assert again == m

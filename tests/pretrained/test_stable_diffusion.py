@@ -32,18 +32,12 @@ def drawn(m, weights, x_T, **options):
 
 
 SOLVERS = ("ddim", "euler", "dpmpp", "pndm")
-QUICK = {("tiny-sdxl", "euler")}  # and others on a smaller model: test_pipelines.py
 
 
 @tiny_sd.needs_fixtures
-@pytest.mark.parametrize(
-    ("name", "solver"),
-    [
-        pytest.param(name, solver, marks=[] if (name, solver) in QUICK else [pytest.mark.slow])
-        for name in NAMES
-        for solver in SOLVERS
-    ],
-)
+@pytest.mark.slow  # in CI a smaller one, test_pipelines.py, and the parts of tiny-sdxl, test_components.py
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_images_are_those_of_diffusers_pipeline(name, solver):
     found = np.load(tiny_sd.ROOT / name / "expected.npz")
     m, weights = load(name)

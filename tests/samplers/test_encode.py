@@ -123,6 +123,7 @@ def test_sampling_from_t_start_is_the_flow_from_there(grid):
         np.testing.assert_allclose(x_0, gaussian_ode(process, X, t_start, process.t_min), atol=5e-3)
 
 
+@pytest.mark.usefixtures("optimized")  # more to compute than to compile
 @pytest.mark.parametrize(
     "solver", [samplers.DDPM(), pytest.param(samplers.DPMSolverPP(), marks=pytest.mark.slow)], ids=repr
 )

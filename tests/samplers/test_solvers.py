@@ -143,7 +143,7 @@ even_only = [name for name in DETERMINISTIC if named.SOLVERS[name].even_order]
 
 @pytest.mark.parametrize(
     ("process", "name"),
-    [("DDPM", name) for name in DETERMINISTIC]
+    slow([("DDPM", name) for name in DETERMINISTIC], [("DDPM", name) for name in VARIANTS])
     + [("FlowMatching", name) for name in ("dpmpp", "heun", "unipc")],
 )
 def test_solver_has_the_order_it_claims(name, process):
@@ -201,7 +201,7 @@ def test_readme_has_orders_as_measured_here(name):
             assert abs(float(orders[said][process].split(" to ")[-1]) - claimed) < 0.15, (said, process)
 
 
-@pytest.mark.parametrize("process", table.GRIDS)
+@pytest.mark.parametrize("process", slow(table.GRIDS, but=("EDM",)))
 def test_readme_has_errors_as_measured_here(process):
     errors = page(f"### `{process}`")
     assert list(errors) == list(named.SOLVERS)
@@ -238,7 +238,7 @@ def test_ddpm_has_the_coefficients_of_ho_et_al(process, variance):
         np.testing.assert_allclose(plan.noise, std, rtol=1e-8, atol=1e-14)
 
 
-@pytest.mark.parametrize("variance", ["posterior", "beta"])
+@pytest.mark.parametrize("variance", slow(["posterior", "beta"], but=("posterior",)))
 def test_ddpm_has_the_moments_of_ho_et_al_after_every_step(variance):
     process, n = DDPM(num_steps=40, beta_max=0.3), 20_000
     plan = samplers.DDPM(variance).plan(process, times.uniform(process, 40))
@@ -262,7 +262,9 @@ def test_ddpm_has_the_moments_of_ho_et_al_after_every_step(variance):
 
 
 @pytest.mark.usefixtures("optimized")  # more to compute than to compile
-@pytest.mark.parametrize("name", slow(SDES, VARIANTS))
+@pytest.mark.parametrize(
+    "name", slow(SDES, VARIANTS | {"langevin"})
+)  # in CI its law: tests/samplers/test_stochastic.py
 @mostly_cosine
 def test_stochastic_solver_gives_the_data(name, process):
     """With many steps all of them sample N(MU, S^2)."""

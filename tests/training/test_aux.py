@@ -82,7 +82,7 @@ def closed_over():
 
 
 @pytest.mark.parametrize("microbatches", [4, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", slow(MODES, ("jit-1", "jit-8")))
 def test_frozen_weights_as_an_argument_equal_a_closure(closed_over, mode, microbatches):
     if microbatches == 1:
         expected, metrics, _ = closed_over

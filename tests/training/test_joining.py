@@ -12,6 +12,7 @@ import pytest
 
 import gen_jax
 from gen_jax.training import distributed
+from tests.marks import slow
 
 CHIPS = {"v3": "0x0027", "v4": "0x005e", "v5p": "0x0062", "v5e": "0x0063", "v6e": "0x006f", "tpu7x": "0x0076"}
 """PCI numbers of TPUs, v2 with v3's."""
@@ -28,6 +29,7 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 from gen_jax import training
 from gen_jax.training import distributed
+from tests.marks import slow
 """
 ENVIRONMENTS = {
     "alone": ({}, None),
@@ -86,9 +88,7 @@ def test_cluster_is_what_the_environment_says(name, monkeypatch):
     assert distributed.cluster() == expected
 
 
-@pytest.mark.parametrize(
-    "kind", ["cpu", *(pytest.param(k, marks=pytest.mark.slow) for k in CHIPS if k != "v5e"), "v5e"]
-)
+@pytest.mark.parametrize("kind", slow(["cpu", *CHIPS], CHIPS))  # in CI TPUs are seen below
 def test_a_tpu_is_seen_by_its_number_on_the_bus(kind, tmp_path):
     """None of them is at /dev/accel0, where TPUs v2 to v4 alone are."""
     devices = [("0x1ae0", CHIPS[kind])] * 4 if kind in CHIPS else CPU.items()
@@ -182,6 +182,6 @@ def test_preparations_at_the_same_time_do_not_meet(tmp_path):
         f"for _ in range(200): workdir.prepare({str(tmp_path)!r})"
     )
     command = [sys.executable, "-c", code]
-    started = [subprocess.Popen(command, env=environment(JAX_PLATFORMS="cpu")) for _ in range(3)]
-    assert [each.wait(120) for each in started] == [0, 0, 0]
+    started = [subprocess.Popen(command, env=environment(JAX_PLATFORMS="cpu")) for _ in range(2)]
+    assert [each.wait(120) for each in started] == [0, 0]
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import toy
 
 from gen_jax import training
 from gen_jax.training import profiling
+from tests.marks import slow
 
 
 def fit(workdir, profile):
@@ -31,7 +32,9 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("profile", "ends"), [("10:20", [15, 20]), ("12:13", [15]), ("35:1000", [40])], ids=str
+    ("profile", "ends"),
+    slow([("10:20", [15, 20]), ("12:13", [15]), ("35:1000", [40])], [("12:13", [15])]),
+    ids=str,
 )
 def test_trace_has_the_steps_asked_for_and_the_run_is_the_same(profile, ends, plain, tmp_path):
     state = fit(tmp_path, profile)

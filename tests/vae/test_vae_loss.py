@@ -8,6 +8,7 @@ import pytest
 
 from gen_jax import data, likelihoods, training, vae
 from gen_jax.networks.autoencoder import MLPDecoder, MLPEncoder
+from tests.marks import slow
 from tests.vae.models import KEY, ONE, SHAPE, images, network
 
 
@@ -42,6 +43,7 @@ def test_systematic_draws_each_as_often_as_it_is_due():
     )
 
 
+@pytest.mark.usefixtures("optimized")  # more to compute than to compile
 @pytest.mark.parametrize("dreg", [False, True])
 def test_gradient_of_a_few_samples_is_unbiased(dreg):
     """At the same noise the bound is the same number, and the gradient that of all samples, in the mean over draws."""
@@ -62,7 +64,7 @@ def test_gradient_of_a_few_samples_is_unbiased(dreg):
     assert (one - whole).var() > (two - whole).var() > 0
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 6])
+@pytest.mark.parametrize("chunk", slow([1, 4, 6], but=(4,)))
 def test_gradient_of_a_few_samples_is_the_same_in_chunks(chunk):
     """Two images, so that 5 samples are scored one, two or three at a time."""
     model, params = network()
@@ -131,7 +133,8 @@ def test_kl_warmup_follows_the_step():
         np.testing.assert_allclose(loss, beta * kl - reconstruction, rtol=1e-5)
 
 
-def test_every_way_of_spreading_a_step_gives_the_same_parameters():
+@pytest.mark.parametrize("options", slow([{}, {"parallel": "pmap"}], [{}]), ids=["jit", "pmap"])
+def test_every_way_of_spreading_a_step_gives_the_same_parameters(options):
     """With free bits, which look at the whole batch, and with DReG."""
     model, params = network()
     images = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8)
@@ -147,12 +150,11 @@ def test_every_way_of_spreading_a_step_gives_the_same_parameters():
     optimizer = optax.sgd(0.1)
     step = training.make_step(both, optimizer, ema_decay=None)
     results = []
-    for options in ({"mesh": ONE}, {}, {"parallel": "pmap"}):
-        compiled = training.compile_step(step, **options)
+    for how in ({"mesh": ONE}, options):
+        compiled = training.compile_step(step, **how)
         state, _ = compiled(training.TrainState.create(params, optimizer, KEY, ema=False), {"image": images})
         results.append(jax.device_get(state.params))
-    for other in results[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results[0], other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *results)
 
 
 @pytest.mark.slow  # 1,600 steps; in CI: each bound and its gradient
