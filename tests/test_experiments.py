@@ -145,6 +145,13 @@ def test_step07_leaves_everything_it_promises_and_goes_on(tmp_path, capsys):
     assert len(draw()) == 2
 
 
+def test_grey_values_have_no_probability_of_a_bernoulli():
+    said = lambda value: bounds.meaning("bernoulli", "none", np.array([[0, value, 255]], np.uint8))
+    assert "not a likelihood of them" in said(7)
+    assert said(0) == "probability of an image's bits, as they are in the data"
+
+
+@pytest.mark.slow  # in CI: the above, and that step 7 leaves all it promises
 def test_step07_says_what_grey_values_are_to_a_bernoulli(tmp_path, capsys):
     """It trains, on what is a cross-entropy and no likelihood, and says so in the output and the summary."""
     arguments = step07_arguments(tmp_path, "--likelihood", "bernoulli", "--objective", "dreg")

@@ -33,7 +33,7 @@ def shapes(config):
 
 @pytest.mark.parametrize(
     "name",
-    slow(COUNTS, but=("sd15",)),  # in CI SDXL's: tests/pretrained/test_names.py,
+    slow(COUNTS, but=("sd15",)),  # in CI SDXL's: tests/pretrained/test_names.py
 )
 def test_preset_has_the_parameters_of_stable_diffusion(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(getattr(unet, name)))) == COUNTS[name]

@@ -29,7 +29,6 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 from gen_jax import training
 from gen_jax.training import distributed
-from tests.marks import slow
 """
 ENVIRONMENTS = {
     "alone": ({}, None),

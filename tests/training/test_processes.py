@@ -47,12 +47,15 @@ def whole(tmp_path_factory):
     return workdir
 
 
-def test_fit_killed_twice_is_the_same_to_the_bit(whole, tmp_path):
+@pytest.mark.parametrize(
+    "targets", [(15,), pytest.param((15, 30), marks=pytest.mark.slow)], ids=["once", "twice"]
+)
+def test_fit_killed_is_the_same_to_the_bit(whole, tmp_path, targets):
     seed = random.randrange(2**32)
     print(f"seed of the instants: {seed}")  # shown when the test fails
     instants = random.Random(seed)
     reached = []
-    for target in (15, 30):
+    for target in targets:
         process = start(tmp_path, "--seconds-per-call", "0.1")
         wait_until_logged(tmp_path, target, process)
         time.sleep(instants.uniform(0.0, 0.5))

@@ -138,7 +138,7 @@ def test_feature_distance_is_its_formula():
 def test_perceptual_term_is_the_distance_of_a_frozen_classifiers_maps():
     judge = Classifier(3, channels=(4, 6), embedding=4, groups=2)
     frozen = parameters(judge, jnp.zeros((1, 8, 6, 1)), jnp.zeros(1))
-    features = critics.classifier_features(judge)
+    features = jax.jit(critics.classifier_features(judge))
     maps = features(frozen, data.to_unit(IMAGES))
     assert [m.shape for m in maps] == [(6, 4, 3, 4), (6, 2, 2, 6)]
     perceptual = latent.Perceptual(features, 7.0)
