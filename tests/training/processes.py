@@ -19,8 +19,8 @@ STARTED = []
 """Processes, for `end_all` after a test that failed."""
 
 
-def start(workdir, *options, **environment):
-    """A run of `run_toy.py` in `workdir`, which leaves `final.npz` there."""
+def start(workdir, *options, inside=(), **environment):
+    """A run of `run_toy.py` in `workdir`, which leaves `final.npz` there; `inside` are words before its command."""
     environment = {
         **{name: x for name, x in os.environ.items() if name != "XLA_FLAGS"},
         "PYTHONPATH": os.pathsep.join([str(Path(gen_jax.__file__).parents[1]), str(HERE)]),
@@ -30,6 +30,7 @@ def start(workdir, *options, **environment):
         **environment,
     }
     command = [sys.executable, str(HERE / "run_toy.py"), str(workdir), str(workdir / "final.npz"), *options]
+    command = [*inside, *command]
     workdir.mkdir(exist_ok=True)
     with (workdir / "log.txt").open("a") as log:
         STARTED.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
