@@ -179,6 +179,7 @@ def inpaint(
     plan = samplers.named.plan(model.process, "ddim" if solver is None else solver, nfe, t_start=start)
     cond, null = generate.conditions(model, key, len(images), **said)  # type: ignore[arg-type]
     weight = generate.weight(model, weights, guidance)
+    checks.finite_tree("weights", weights)
     run = _repaint(model.undrawn(), resample, rescale, rescale_of, strength < 1)
     return np.asarray(run(dict(weights), key, plan, images, mask, cond, null, weight, noise))
 

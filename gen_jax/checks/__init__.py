@@ -8,6 +8,7 @@ was expected, what came, and what to do. Values of traced arrays are unknown: th
 
 from gen_jax.checks.held import as_it_is
 from gen_jax.checks.signature import checked, checked_in_loops, checkified
+from gen_jax.checks.trees import finite_tree, tree
 from gen_jax.checks.values import (
     MEND,
     Covariance,
@@ -25,7 +26,6 @@ from gen_jax.checks.values import (
     one_or_each,
     ordered,
     some,
-    tree,
     whole,
     within,
 )
@@ -48,6 +48,7 @@ __all__ = [
     "counted",
     "extent",
     "finite",
+    "finite_tree",
     "float_type",
     "floating",
     "nearest",

@@ -280,13 +280,6 @@ def some(name: str, value: Any, of: str = "example") -> None:
         raise ValueError(f"{name} must have at least 1 {of}, got {came(value)}.")
 
 
-def tree(name: str, value: Any) -> None:
-    """That a value is a tree with arrays in it, as parameters are."""
-    leaves = jax.tree.leaves(value)
-    if value is None or (leaves and not hasattr(leaves[0], "dtype")):
-        raise ValueError(f"{name} must be a tree of arrays, as parameters are, got {came(value)}.")
-
-
 MEND = "Mend these rows first, or leave them out. "
 """What to do with numbers that are not finite, before what is said of numbers."""
 

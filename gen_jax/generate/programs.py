@@ -101,9 +101,13 @@ class Sampler:
         beside: PyTree = None,
         ticket: ArrayLike | None = None,
     ) -> Shaped[Array, "n ..."]:
-        """Data of the samples `index`; arguments that are not on the devices yet are copied there."""
-        arguments = (weights, key, plan, index, cond, weight, x_T, null, beside, ticket)
-        out: Shaped[Array, "n ..."] = self._program(*self.place(arguments))
+        """Data of the samples `index`; arguments that are not on the devices yet are copied there.
+
+        ValueError, which names an array, for weights with NaN: pixels would hide it.
+        """
+        arguments = self.place((weights, key, plan, index, cond, weight, x_T, null, beside, ticket))
+        checks.finite_tree("weights", arguments[0])
+        out: Shaped[Array, "n ..."] = self._program(*arguments)
         return out
 
     def lower(self, *arguments: PyTree) -> jax.stages.Lowered:

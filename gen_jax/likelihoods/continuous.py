@@ -57,10 +57,9 @@ class Bernoulli:
     def sample(
         self, key: Key[Array, ""], out: Out, index: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *s C"]:
-        """Zeros and ones."""
-        return per_example(
-            lambda k, p: jax.random.bernoulli(k, p).astype(p.dtype), key, self.mean(out), index
-        )
+        """Zeros and ones; NaN of outputs that are NaN."""
+        draw = lambda k, p: jnp.where(jnp.isnan(p), p, jax.random.bernoulli(k, p))
+        return per_example(draw, key, self.mean(out), index)
 
 
 @checks.checked

@@ -71,7 +71,7 @@ class LogisticMixture:
     def sample(
         self, key: Key[Array, ""], out: Out, index: Int[Array, "B"] | None = None
     ) -> Float[Array, "B *s C"]:
-        """Multiples of `1 / (bins - 1)`: first the component, then the channels in order."""
+        """Multiples of `1 / (bins - 1)`: first the component, then the channels in order. NaN of logits with NaN."""
         logits, means, log_scales, couplings = self._parameters(out)
         key_z, key_x = jax.random.split(key)
         z = per_example(lambda k, logits: jax.random.categorical(k, logits), key_z, logits, index)[..., None]
@@ -79,7 +79,8 @@ class LogisticMixture:
         def take(a: Array) -> Array:
             return jnp.take_along_axis(a, jnp.broadcast_to(z, (*a.shape[:-1], 1)), axis=-1)
 
-        means, log_scales = take(means), take(log_scales)
+        chosen = jnp.where(jnp.isnan(logits).any(-1, keepdims=True), jnp.nan, 0)
+        means, log_scales = take(means) + chosen, take(log_scales)
         couplings = take(couplings) if self.coupled else couplings
         noise = per_example(lambda k, m: jax.random.logistic(k, m.shape, m.dtype), key_x, means, index)
         x = jnp.zeros_like(means)
