@@ -26,6 +26,8 @@ Scalar: TypeAlias = Float[Array | np.ndarray, ""] | float
 COVARIANCES = ("full", "tied", "diagonal", "spherical")
 _LOG_2PI = float(np.log(2 * np.pi))
 _PRECISION = jax.lax.Precision.HIGHEST
+FAR = 1e15
+"""Deviations from a mean whose squares are still finite in float32, summed over many dimensions as well."""
 
 
 class GMM(NamedTuple):
@@ -122,8 +124,18 @@ def log_prob(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "
 
 @checks.checked
 def responsibilities(params: GMM, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "N K"]:
-    """`p(z = k | x_n)`, whose rows sum to 1 (PRML Eq. 9.13)."""
-    return jax.nn.softmax(log_joint(params, x), axis=-1)
+    """`p(z = k | x_n)`, whose rows sum to 1 (PRML Eq. 9.13), however far out `x` is.
+
+    Where `x` has no digits left to tell the means of one covariance apart, these share by their weights.
+    """
+    white = whitening(params)
+    z = whitened(white, x)
+    unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(z).max((0, 1)) / FAR, 1))  # of each row: 1 but far out
+    half = jnp.square(z / unit[None, None]).sum(1) / 2
+    half = jnp.where(params.weights[:, None] > 0, half, jnp.inf)
+    further = unit[None] * (unit[None] * (half - jax.lax.stop_gradient(half.min(0))[None]))
+    log_weights = jnp.log(params.weights)[:, None] - white.half_log_det[:, None]
+    return jax.nn.softmax(log_weights - further, axis=0).T
 
 
 @checks.checked
@@ -169,6 +181,8 @@ def conditional(params: GMM, dims: Sequence[int] | np.ndarray, values: ArrayLike
     """
     given = normal.check_dims(dims, params.means.shape[1])
     free = np.setdiff1d(np.arange(params.means.shape[1]), given)
+    if not len(free):
+        raise ValueError(f"dims must leave one of {len(given)} variables free, got {dims}.")
     values = jnp.asarray(values, params.means.dtype)
     if values.shape != given.shape:
         raise ValueError(

@@ -46,6 +46,38 @@ def scipy_log_joint(params, x):
 
 
 @each_structure
+@pytest.mark.parametrize("far", [1e12, 1e20, 1e30])
+def test_responsibilities_far_out_are_those_of_float64(structure, far):
+    """Where all densities are 0; the components differ in their covariance, or else in nothing that has digits there."""
+    params = random_gmm(structure)
+    x = np.float32(far) * np.float32([[1, 0], [0, -1], [1, 1], [-1, 2]])
+    joint = scipy_log_joint(params, np.float64(x))
+    expected = scipy.special.softmax(joint, axis=1)
+    if structure == "tied":
+        expected = np.broadcast_to(params.weights, expected.shape)
+    shares = gmm.responsibilities(params, x)
+    np.testing.assert_allclose(shares, expected, atol=1e-6)
+
+
+@each_structure
+def test_conditional_far_out_is_a_mixture(structure):
+    params, x = random_gmm(structure, dims=3), np.float32([1e30, -2e30])
+    found = gmm.conditional(params, [0, 2], x)
+    weights = gmm.responsibilities(gmm.marginal(params, [0, 2]), x[None])[0]
+    np.testing.assert_array_equal(found.weights, weights)
+    assert np.isfinite(found.means).all()
+    with pytest.raises(ValueError, match=r"dims must leave one of 3 variables free, got \[0, 1, 2\]"):
+        gmm.conditional(params, [0, 1, 2], np.zeros(3))
+
+
+def test_far_out_a_component_without_weight_has_no_share():
+    params = random_gmm("spherical")._replace(
+        weights=jnp.float32([0.0, 0.5, 0.5]), covs=jnp.float32([[9.0], [1.0], [4.0]])
+    )
+    np.testing.assert_array_equal(gmm.responsibilities(params, np.float32([[1e30, 1e30]])), [[0, 0, 1]])
+
+
+@each_structure
 @pytest.mark.parametrize("dims", [2, 5])
 def test_log_prob_and_responsibilities_equal_scipy(structure, dims):
     params = random_gmm(structure, dims=dims)
