@@ -30,8 +30,13 @@ def checked_rows(x: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array,
         check_spread(np.asarray(x), too_large=True)
     x, offset = (x, None) if isinstance(x, jax.Array) else _centred(np.asarray(x))
     x = jnp.asarray(x)
-    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+    x = as_float(x) if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
     return x, jnp.asarray(weights, x.dtype), offset
+
+
+def as_float(x: Array) -> Array:
+    """Numbers in float32 or better: sums and factorisations of 16 bits are none, or not there at all."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def check_weights(weights: np.ndarray) -> None:
@@ -52,7 +57,8 @@ def check_weights(weights: np.ndarray) -> None:
 def check_spread(x: np.ndarray, *, too_large: bool = False) -> None:
     """ValueError where the squares of differences between rows are too small for JAX's floats, or `too_large`."""
     own = jax.dtypes.canonicalize_dtype(x.dtype)
-    kind = jnp.finfo(own if jnp.issubdtype(own, jnp.floating) else jnp.result_type(float))
+    floats = jnp.issubdtype(own, jnp.floating)
+    kind = jnp.finfo(jnp.promote_types(own, jnp.float32) if floats else jnp.result_type(float))
     with np.errstate(over="ignore"):
         spread = np.ptp(x.astype(np.float64), axis=0).reshape(-1)
         squares = np.square(spread)

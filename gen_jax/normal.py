@@ -24,7 +24,7 @@ from jax.scipy.special import log_ndtr, ndtr
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from gen_jax import checks, keys
-from gen_jax._observed import check_spread, checked_rows, moved
+from gen_jax._observed import as_float, check_spread, checked_rows, moved
 from gen_jax.types import Count, NotNegative, Size
 
 _LOG_2PI = float(np.log(2 * np.pi))
@@ -245,7 +245,7 @@ def affine(params: P, scale: ArrayLike, offset: ArrayLike = 0.0) -> P:
 @checks.checked
 def cholesky(cov: Annotated[Float[Array, "*K D D"], checks.Covariance()]) -> Float[Array, "*K D D"]:
     """Lower triangular `L` with `L L^T = cov`; under `jit`, NaN where `cov` is not positive definite."""
-    return jnp.linalg.cholesky(cov)
+    return jnp.linalg.cholesky(as_float(cov))
 
 
 @checks.checked
@@ -257,7 +257,7 @@ def whiten(factor: Factor, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
 @checks.checked
 def whiten_columns(factor: Factor, x: Float[Array, "D N"]) -> Float[Array, "D N"]:
     """`L^-1 x`."""
-    return solve_triangular(factor, x, lower=True)
+    return solve_triangular(as_float(factor), as_float(x), lower=True)
 
 
 @checks.checked

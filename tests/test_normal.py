@@ -196,7 +196,6 @@ def test_affine_moves_samples_as_it_moves_the_distribution():
         (np.array([1e-60, 2e-60]), {}, "x spans 1e-60, .*variance would be 0. Scale x"),
         (np.array([[0, 1e-30], [1, 2e-30], [2, 9e-30]]), {}, "column 1 of x spans 8e-30"),
         (np.array([1e39, 2e39]), {}, r"x spans 1e\+39, .*variance would be infinite. Scale x"),
-        (np.float16([1, 1e3]), {}, "spans 999, of which float16 .*infinite"),
         (np.float32([1e30, 2e30, 3e30]), {}, r"x spans 2e\+30, .*variance would be infinite"),
         (np.array([-1e308, 1e308]), {}, "x spans inf, .*variance would be infinite"),
         (np.float32(np.random.default_rng(0).normal(size=(64, 3)) * 1e25), {}, "column 0 of x .*infinite"),

@@ -56,7 +56,7 @@ class Kind(Rule):
 
 
 class Number(Rule):
-    """A number of Python; an array without axes, a traced one too, passes as one."""
+    """A number of Python; an array without axes passes as one, also a traced one where it need not be whole."""
 
     def __init__(self, whole: bool, allowed: Range):
         self.whole, self.allowed = whole, allowed
@@ -67,15 +67,26 @@ class Number(Rule):
             return type(value) is int or not self.whole
         if isinstance(value, (bool, np.bool)) or not hasattr(value, "dtype") or np.shape(value):
             return False
+        if self.whole and isinstance(value, jax.core.Tracer):
+            return False
         return dtype_kind(value) in ("iu" if self.whole else "iuf")
 
     def of(self, name: str, value: Value, call: Call) -> Value:  # noqa: D102
         if not self.admits(value):
-            raise ValueError(f"{name} must be {self.says}, got {came(value)}.")
+            raise ValueError(f"{name} must be {self.says}, got {came(value)}.{_static(name, value)}")
         if isinstance(value, jax.core.Tracer):
             return check_traced(name, value, self.allowed)
         call.ask(name, value, self.allowed)
         return float(value) if type(value) is int and not self.whole else value
+
+
+def _static(name: str, value: Value) -> str:
+    """What to do with a number that is traced where the program depends on it, to end a message with."""
+    if not isinstance(value, jax.core.Tracer) or np.shape(value):
+        return ""
+    return (
+        f" It is a number of Python, which decides what is compiled: jax.jit(..., static_argnames={name!r})."
+    )
 
 
 class Numbers(Rule):
@@ -193,6 +204,14 @@ def dtype_kind(value: Value) -> str:
     return "f" if kind == "V" and jnp.issubdtype(dtype, jnp.floating) else kind
 
 
+def widened(value: Value) -> Value:
+    """An array of floats of 16 bits as float32, in which densities are computed; anything else as it is."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or getattr(dtype, "itemsize", 4) != 2 or not hasattr(value, "astype"):
+        return value
+    return value.astype(np.float32) if dtype_kind(value) == "f" else value
+
+
 def is_key(value: Value) -> bool:
     """Whether it is a key of `jax.random.key`, or several."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
@@ -210,7 +229,7 @@ class OneKey(Kind):
 
 
 class Fields(Rule):
-    """A tuple of parameters: its fields are held to their annotations as well.
+    """A tuple of parameters: its fields are held to their annotations as well, and are float32 or better.
 
     A class with a static method `made_by`, such as of `samplers.Plan`, says so in messages.
     """
@@ -234,7 +253,7 @@ class Fields(Rule):
         new = {}
         for field, each in self.rules.items():
             given = getattr(value, field)
-            if (now := each.of(f"{name}.{field}", given, call)) is not given:
+            if (now := widened(each.of(f"{name}.{field}", given, call))) is not given:
                 new[field] = now
         if fresh and not new:
             sizes = {letter: (size, call.by[letter][len(name) :]) for letter, size in call.sizes.items()}

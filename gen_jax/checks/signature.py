@@ -22,7 +22,7 @@ from jax.experimental import checkify
 from gen_jax.checks.annotations import hints, rule
 from gen_jax.checks.call import Call, values_of_traced
 from gen_jax.checks.values import Value
-from gen_jax.checks.words import nearest
+from gen_jax.checks.words import nearest, unfit
 
 F = TypeVar("F", bound=Callable[..., Value])
 P = ParamSpec("P")
@@ -104,8 +104,8 @@ def checked(function: F) -> F:
         except Exception as error:
             if type(error).__module__ != "flax.errors":
                 raise
-            given = [name for name, *_ in signature.by_position[: len(args)] if name not in ("self", "key")]
-            raise ValueError(f"{' or '.join([*given, *kwargs])} does not fit the network: {error}") from error
+            given = dict(zip((name for name, *_ in signature.by_position), args, strict=False)) | kwargs
+            raise ValueError(unfit(given, error)) from error
         finally:
             _inside.reset(token)
 

@@ -1,6 +1,7 @@
 """Values in words, for messages."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -67,6 +68,22 @@ def not_finite(array: np.ndarray) -> str:
         return what
     rows = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
     return f"{what} in {len(rows):,} of {len(array):,} rows, the first of them row {rows[0]}"
+
+
+def unfit(given: Mapping[str, object], error: Exception) -> str:
+    """What Flax says of arguments, in our words: of a parameter of another shape than the data ask for, both shapes."""
+    names = " or ".join(name for name in given if name not in ("self", "key"))
+    said = str(error).partition(" (https://")[0]
+    found = re.search(r'parameter "(.+?)" in "(.*?)".*? shape (\(.*?\)).*? shape (\(.*?\))', said, re.DOTALL)
+    if found is None:
+        return f"{names} does not fit the network: {said}"
+    name, place, asked, has = found.groups()
+    shapes = [f"{n} of shape {np.shape(x)}" for n, x in given.items() if getattr(x, "shape", ())]
+    return (
+        f"{names} does not fit the network: its parameter {place.rstrip('/')}/{name} has the shape {has}, and "
+        f"{' and '.join(shapes) or 'the data'} ask{'s' * (len(shapes) == 1)} for {asked}. Give data of the size that the "
+        "parameters were made for, or parameters that were made for them."
+    )
 
 
 def nearest(asked: object, names: Iterable[str], cutoff: float = 0.6) -> str:

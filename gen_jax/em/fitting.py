@@ -69,8 +69,8 @@ def fit(
 
     Args:
         key: of the initial parameters and of reseeding; restart `i` has `fold_in(key, i)`.
-        x: data `[N, D]`; float64 in JAX's x64 mode, else float32. Data of the host in float64 are centred there first, so
-            that variances do not suffer from a large offset, as in `normal.fit`.
+        x: data `[N, D]` of any numbers; computed in float64 in JAX's x64 mode, else in float32. Data of the host in
+            float64 are centred there first, so that variances do not suffer from a large offset, as in `normal.fit`.
         num_components: `K`, at most the number of distinct rows.
         covariance: "full", "tied", "diagonal" or "spherical".
         init: "kmeans++" (rows far from each other; Arthur & Vassilvitskii 2007), "random" (any rows), or a mixture.

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float
 
 from gen_jax import checks, gmm, keys
+from gen_jax._observed import as_float
 from gen_jax.gmm import GMM
 from gen_jax.types import Count
 
@@ -53,8 +54,8 @@ def e_step(
     """
     if not len(x):
         raise ValueError(f"x must have at least one row, got {checks.came(x)}.")
-    weights = None if weights is None else jnp.asarray(weights)
-    return _statistics(params, jnp.asarray(x), weights, min(chunk_size, len(x)), axis_name)
+    weights = None if weights is None else as_float(jnp.asarray(weights))
+    return _statistics(params, as_float(jnp.asarray(x)), weights, min(chunk_size, len(x)), axis_name)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -216,7 +217,7 @@ def compile_step(
         shape = lambda a: a
 
     def compiled(params: GMM, x: ArrayLike, weights: ArrayLike | None = None):
-        x, dims = jnp.asarray(x), params.means.shape[-1]
+        x, dims = as_float(jnp.asarray(x)), params.means.shape[-1]
         if x.ndim != 2 or x.shape[1] != dims or not len(x):
             raise ValueError(
                 f"x must be numbers of shape [N, {dims}], at least one row, got {checks.came(x)}."

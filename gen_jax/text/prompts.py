@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax.errors import FlaxError
 from jaxtyping import Array, Float, Int, PyTree
 
 from gen_jax import checks
@@ -164,7 +163,7 @@ def encode(
     n, chunks, length = prompts.tokens.shape
     try:
         out = apply(params, jnp.asarray(prompts.tokens).reshape(n * chunks, length))
-    except (ValueError, FlaxError) as error:
+    except ValueError as error:
         raise ValueError(f"prompts or params do not fit the encoder: {error}") from error
     layers = len(out.hidden)
     if hidden is not None and not -layers <= hidden < layers:

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from flax.errors import FlaxError
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from gen_jax import checks, programs
@@ -180,12 +179,7 @@ def posterior(net: nn.Module, params: PyTree, x: Float[Array, "B H W C"]) -> Pos
     checks.tree("params", params)
     checks.some("x", x)
     checks.within("x", x, -1.01, 1.01)
-    try:
-        found = cast("tuple[Array, Array]", net.apply(params, x, method="encode"))
-    except FlaxError as error:
-        raise ValueError(
-            f"params are not those of the network for images x of shape {x.shape[1:]}: {error}"
-        ) from error
+    found = cast("tuple[Array, Array]", net.apply(params, x, method="encode"))
     mean, log_variance = map(as_float, found)
     return Posterior(mean, log_variance / 2)
 

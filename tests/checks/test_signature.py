@@ -85,6 +85,13 @@ def test_what_is_refused(message):
         REFUSED[message]()
 
 
+def test_a_traced_number_that_decides_what_is_compiled_is_told_of_static_arguments():
+    said = r"times must be a whole number, at least 1, got .*a number of Python.*static_argnames='times'"
+    with pytest.raises(ValueError, match=said):
+        jax.jit(lambda times: distance(PAIR, X, times=times))(3)
+    jax.jit(lambda power: distance(PAIR, X, power=power))(2.0)  # a number that does not decide it
+
+
 def test_a_misspelt_keyword_is_offered_the_right_one():
     with pytest.raises(TypeError, match=r"distance has no argument 'powr'.* Did you mean power\?"):
         distance(PAIR, X, powr=1.0)
@@ -228,8 +235,14 @@ def applied(params: PyTree, x: Float[Array, "N D"]):
 def test_what_flax_says_of_shapes_names_the_arguments():
     params = nn.Dense(3).init(jax.random.key(0), X)
     assert applied(params, X).shape == (2, 3)
-    with pytest.raises(ValueError, match=r"params or x does not fit the network: .*kernel"):
+    said = (
+        r"^params or x does not fit the network: its parameter /kernel has the shape \(2, 3\), and x of shape \(2, 1\) "
+        r"asks for \(1, 3\)\. Give data of the size that the parameters were made for"
+    )
+    with pytest.raises(ValueError, match=said):
         applied(params, X[:, :1])
+    with pytest.raises(ValueError, match=r"params or x does not fit the network: (?!.*https).*kernel"):
+        applied({"params": {"bias": jnp.zeros(3)}}, X)
     for wrong in (None, "params"):
         with pytest.raises(ValueError, match="params must be a tree of arrays"):
             applied(wrong, X)
