@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gen_jax.data.sources.tfds import prepared
+
 NAME = "strangers"
 
 
@@ -27,5 +29,6 @@ class Strangers(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def prepare(data_dir):
     """The directory of its version; no TensorFlow is needed."""
-    Strangers(data_dir=data_dir).download_and_prepare(file_format="array_record")
+    with prepared.tidy():
+        Strangers(data_dir=data_dir).download_and_prepare(file_format="array_record")
     return data_dir / NAME / "1.0.0"

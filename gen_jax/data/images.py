@@ -154,6 +154,20 @@ def _window(length: int, size: int, scale: float, at: float) -> tuple[float, flo
     return begin, min(float(length), begin + size / scale)
 
 
+MOST_CHANNELS = 4
+"""Of a picture: red, green, blue and what covers it."""
+
+
+def check_channels(where: str, shape: tuple[int | None, ...]) -> None:
+    """ValueError for images [C, H, W], as torch has them: few rows, and more channels than a picture has."""
+    known = [size or 0 for size in shape]
+    if len(known) == 3 and 0 < known[0] <= MOST_CHANNELS < min(known[1:]):
+        raise ValueError(
+            f"expected images [height, width, channels] in {where}, got {tuple(shape)}, which look like {known[0]} "
+            "channels first: np.moveaxis(images, -3, -1) puts them last."
+        )
+
+
 def to_pixels(name: str, image: np.ndarray, where: str = "") -> np.ndarray:
     """Arrays [..., H, W, C] of any type as uint8, or float32 where they are floating-point.
 

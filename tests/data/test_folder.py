@@ -253,9 +253,16 @@ def test_a_pipe_of_captions_is_not_waited_for(tmp_path):
 
 def test_metadata_without_captions_or_with_absent_images_is_said(tmp_path, caplog):
     save(tmp_path / "a.png", 1)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "label": 3}')
-    assert not data.info(tmp_path).has_text
-    assert 'has no column "text", so no captions: it has file_name, label' in caplog.text
+    for name, contents in (
+        ("jsonl", '{"file_name": "a.png", "label": 3}'),
+        ("csv", "file_name,label\na.png,3\n"),
+    ):
+        file = tmp_path / f"metadata.{name}"
+        file.write_text(contents)
+        assert not data.info(tmp_path).has_text
+        said = f'{file} has no column "text", so no captions: it has file_name, label. Remove it to have subfolders as'
+        assert said in caplog.text
+        file.unlink()
     write_captions(tmp_path, "jsonl", {"a.png": "x", "gone.png": "y"})
     assert data.load(tmp_path)["text"].tolist() == ["x"]
     assert "1 images that are not there, or unreadable: gone.png" in caplog.text

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -377,6 +378,18 @@ def test_load_without_network_says_so_at_once(load, monkeypatch):
 def test_load_without_network_says_so_when_it_breaks_off(load):
     with pytest.raises(ValueError, match=r'(?s)can not be downloaded: no network.*tfds.builder\("tiny_off'):
         load("tiny_offline")
+
+
+def test_nothing_is_left_in_the_temporary_directory(load, tmp_path, monkeypatch):
+    """Of a builder that is not prepared TFDS makes a directory there, and leaves it."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    load("tiny_colour", data_dir=tmp_path / "sets")
+    with pytest.raises(ValueError, match="cifar10"):
+        load("cifar10", data_dir=tmp_path / "sets")
+    assert list((tmp_path / "temporary").iterdir()) == []
+    tfds.builder("tiny_colour", data_dir=tmp_path / "others")  # as it does elsewhere
+    assert list((tmp_path / "temporary").iterdir()) != []
 
 
 def test_load_does_not_hide_a_mistake_in_the_builder(load):

@@ -133,6 +133,11 @@ def test_numbers_of_other_types_are_converted(tmp_path, kind, to):
         ({"x": np.zeros((3, 2, 2)), "y": np.zeros(3)}, 'array of numbers "image".* got "x" float64'),
         ({}, "got nothing"),
         ({"image": np.zeros((3, 2))}, r'got "image" float64 \(3, 2\)'),
+        (
+            {"image": np.zeros((5, 3, 32, 32))},
+            r"\[height, width, channels\].*a\.npz, got \(3, 32, 32\).*3 channels first",
+        ),
+        ({"image": np.zeros((5, 1, 6, 5))}, r"1 channels first: np\.moveaxis\(images, -3, -1\)"),
         ({"image": np.zeros((3, 2, 2)), "label": np.zeros(2, int)}, '"label" as integers'),
         ({"image": np.zeros((3, 2, 2)), "label": np.zeros(3)}, '"label" as integers'),
         ({"image": np.zeros((3, 2, 2)), "text": np.zeros(3)}, '"text" as strings'),

@@ -14,7 +14,7 @@ from gen_jax import checks
 from gen_jax.data import splits
 from gen_jax.data.cache import VERIFIED
 from gen_jax.data.columns import label_hint, warn_of_labels
-from gen_jax.data.images import to_pixels
+from gen_jax.data.images import check_channels, to_pixels
 from gen_jax.data.protocol import Arrays, Info, Source
 from gen_jax.data.sources.request import Request
 
@@ -100,6 +100,7 @@ def _choose(path: Path, arrays: dict[str, Stored]) -> dict[str, Stored]:
             f'expected in {path} an array of numbers "image" [N, H, W, C] or [N, H, W], or such a single array; '
             f"got {listed or 'nothing'}."
         )
+    check_channels(f"{path}", image.shape[1:])
     chosen: dict[str, Stored] = {key: arrays[key] for key in ("image", "label", "text") if key in arrays}
     kinds = {"label": "iu", "text": "U"}
     if any(

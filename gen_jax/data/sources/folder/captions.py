@@ -48,7 +48,7 @@ def of_each(
     if without:
         raise ValueError(
             f"{len(without):,} of {len(names):,} images of {root} have no caption: {some(without)}. Expected one for "
-            "each, in metadata.jsonl (file_name, text) or in NAME.txt beside NAME.png, or none at all."
+            "each, in metadata.jsonl or metadata.csv (file_name, text) or in NAME.txt beside NAME.png, or none at all."
         )
     return captions
 
@@ -70,7 +70,11 @@ def _rows(path: Path, folder: str) -> Iterator[tuple[str, str]]:
         if caption is not None:
             yield posixpath.normpath(posixpath.join(folder, name)), caption
     if "text" not in columns:
-        _log.warning('%s has no column "text", so no captions: it has %s', path, ", ".join(sorted(columns)))
+        _log.warning(
+            '%s has no column "text", so no captions: it has %s. Remove it to have subfolders as classes',
+            path,
+            ", ".join(sorted(columns)),
+        )
 
 
 def _table(path: Path) -> Iterator[Mapping[str, object]]:

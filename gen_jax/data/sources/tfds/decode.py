@@ -61,6 +61,7 @@ def choose(name: str, features: Feature) -> Features:
             f"8-bit Image (or Tensor of rank 2 or 3), got {listed or features!r}. Choose another data set or "
             "config, or rename the feature in its builder."
         )
+    images.check_channels(f'"{name}"', table[pictures[0]].shape)
     label = table.get("label")
     has_label = label is not None and label.shape == () and np.issubdtype(label.np_dtype, np.integer)
     plain = {

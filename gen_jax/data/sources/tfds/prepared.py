@@ -1,5 +1,6 @@
 """A TFDS data set by name: found where it is prepared, or prepared, or said why neither."""
 
+import contextlib
 import difflib
 import importlib.util
 import logging
@@ -36,7 +37,8 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Builder:
     where = os.path.expanduser(os.fspath(place))
     there = gate.check(Path(where), name)
     try:
-        builder = tfds.builder(name, data_dir=where)
+        with tidy():
+            builder = tfds.builder(name, data_dir=where)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(_unknown(name, where)) from None
     except Exception as error:  # no such version or config; code that needs more; damaged files
@@ -49,6 +51,28 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Builder:
         return older  # another version than the one TFDS knows now: it is what its owner has
     _prepare(builder)
     return builder
+
+
+@contextlib.contextmanager
+def tidy() -> Iterator[None]:
+    """No empty directory is left in the temporary one: TFDS makes one for each builder of a set that is not prepared.
+
+    It is for files of a bucket, which are not fetched unless the user has TFDS do so.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils import gcs_utils
+
+    before = tfds.core.DatasetInfo.initialize_from_bucket
+
+    def fetch(info: Any) -> None:
+        if gcs_utils.gcs_dataset_info_files(info.full_name):
+            before(info)
+
+    tfds.core.DatasetInfo.initialize_from_bucket = fetch
+    try:
+        yield
+    finally:
+        tfds.core.DatasetInfo.initialize_from_bucket = before
 
 
 def _from_files(name: str, where: str) -> Builder | None:
