@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import recipes
 from bounds import Arrays, Binarize, Bounds, evaluate, load_images, meaning, to_bytes
 from jaxtyping import PyTree
 
@@ -21,6 +22,11 @@ from gen_jax.training import Options
 from gen_jax.types import Count, Positive, Seed, Size
 
 Shape: TypeAlias = tuple[int, int, int]
+LOGGED = (
+    *("loss", "book_loss", "elbo", "iwae", "reconstruction", "kl", "images_per_second"),
+    "seconds_of_training",
+)
+"""Figures of the last log point that the summary has."""
 FREE = ("test_images", "test_samples", "start_from")
 """Options that a resumed run may change, beside those of `launch.may_change`."""
 
@@ -162,10 +168,8 @@ class Experiment(Generic[C, M]):
             summary["steps_skipped"] = int(state.opt_state.skipped)
         if jax.process_index() == 0:
             self.save_figures(config, model, params, test)
-            last = plots.read_metrics(config.workdir / "metrics.jsonl")[-1]
-            names = ("loss", "book_loss", "elbo", "iwae", "reconstruction", "kl", "images_per_second")
-            summary |= {name: last[name] for name in names if name in last}
-            summary["seconds_of_training"] = last["seconds"]
+            last = recipes.last_figures(config.workdir)
+            summary |= {name: last[name] for name in LOGGED if name in last}
             summary["seconds_of_testing"] = time.perf_counter() - began
         self.draw_samples(config)
         return launch.finish(config.workdir, summary, lines=report(self.name, config, summary))
@@ -221,18 +225,10 @@ class Experiment(Generic[C, M]):
             np.save(config.workdir / "samples.npy", images)
             if labels is not None:
                 np.save(config.workdir / "labels.npy", labels)
-            note = self.note(trained, last_figures(config.workdir))
+            note = self.note(trained, recipes.last_figures(config.workdir))
             save_samples(config.workdir / "samples.png", images[:64], note)
             print(f"{config.num} samples at step {step}" + (f": {note}" if note else ""))
         return images
-
-
-def last_figures(workdir: Path) -> Mapping[str, float]:
-    """Those of the last log point of a run; none where there are none to read, as only a note needs them."""
-    try:
-        return dict(plots.read_metrics(workdir / "metrics.jsonl")[-1])
-    except (ValueError, IndexError):  # no file, an empty one, or one that is damaged
-        return {}
 
 
 def init(model: Any, key: jax.Array, shape: Shape, num_classes: int | None) -> PyTree:
@@ -303,12 +299,13 @@ def report(name: str, config: Config, summary: Mapping[str, object]) -> list[str
     figure = lambda name: (
         f"{summary[f'test_{name}']:.2f} +- {summary[f'test_{name}_standard_error']:.2f} nats"
     )
-    minutes = lambda of: f"{cast(float, summary[f'seconds_of_{of}']) / 60:.1f}"
+    took = {done: summary.get(f"seconds_of_{done}ing") for done in ("train", "test")}
+    minutes = [f"{done}ed in {cast(float, s) / 60:.1f} minutes" for done, s in took.items() if s is not None]
     book = [f"the book's loss, |x_hat - x|^2 + 2 KL, mean over the images: {summary.get('book_loss', 0):.2f}"]
     nats = "its loss above is in nats, with the constant of the density"
     return [
         *([*book, nats] if "book_loss" in summary else []),
-        f"trained in {minutes('training')} minutes, tested in {minutes('testing')}",
+        ", ".join(minutes),
         f"on {summary['test_images']} test images: ELBO {figure('elbo')} ({figure('kl')} of KL), bound of "
         f"{summary['test_samples']} samples on log p(x) {figure('log_prob')}, the log of: "
         f"{summary['nats_are_the_log_of']}",
@@ -323,7 +320,9 @@ def save_terms(workdir: Path, config: Config, iwae: str | None = None) -> None:
         terms = {"book_loss": "the book's loss"} | terms
     if iwae is not None:
         terms = {"iwae": f"{iwae} (nats)"}
-    lines = plots.read_metrics(workdir / "metrics.jsonl")
+    lines = recipes.figures(workdir)
+    if not lines:
+        return
     with plots.figure(
         workdir / "loss.png", width=4 * len(terms), height=3.5, ncols=len(terms), squeeze=False
     ) as axes:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import recipes
 from jaxtyping import Array, Key, PyTree
 
 from gen_jax import checks, data, generate, launch, plots, pretrained, samplers, training
@@ -45,11 +46,11 @@ def feed(
 
 
 def save_loss(workdir: Path, label: str) -> dict[str, object]:
-    """loss.png; returns the last figures of the run's metrics."""
-    plots.save_loss(workdir / "loss.png", workdir / "metrics.jsonl", label=label)
-    last = plots.read_metrics(workdir / "metrics.jsonl")[-1]
-    figures = {name: last[name] for name in ("loss", "images_per_second")}
-    return {**figures, "seconds_of_training": last["seconds"]}
+    """loss.png; returns the last figures of the run's metrics. Nothing of a run whose metrics are lost."""
+    last = recipes.last_figures(workdir)
+    if last:
+        plots.save_loss(workdir / "loss.png", workdir / "metrics.jsonl", label=label)
+    return {name: last[name] for name in ("loss", "images_per_second", "seconds_of_training") if name in last}
 
 
 def check(model: Model, seed: int, sampling: launch.Sampling, batch_size: int, source: data.Source) -> None:

@@ -1,7 +1,8 @@
-"""What a training is made of, and how long a step of it takes."""
+"""What a training is made of, how long a step of it takes, and the figures that it has logged."""
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from gen_jax import data, training
+from gen_jax import data, plots, training
 
 
 class Recipe(NamedTuple):
@@ -58,6 +59,20 @@ def seconds(calls: Mapping[str, Callable[[], PyTree]], rounds: int = 5) -> dict[
             jax.block_until_ready(call())
             found[name].append(time.perf_counter() - start)
     return {name: float(np.median(times[1:])) for name, times in found.items()}
+
+
+def figures(workdir: Path) -> list[dict[str, float]]:
+    """Those of all log points of a run; none where there are none to read: a run is complete without them."""
+    try:
+        return plots.read_metrics(workdir / "metrics.jsonl")
+    except ValueError:  # no file, or one that is damaged
+        return []
+
+
+def last_figures(workdir: Path) -> dict[str, float]:
+    """Those of the last log point, with "seconds_of_training"; empty where there is none."""
+    last = [{}, *figures(workdir)][-1]
+    return {**last, "seconds_of_training": last["seconds"]} if "seconds" in last else last
 
 
 def flops(f: Callable[[PyTree, jax.Array], jax.Array], params: PyTree, x: jax.Array) -> float:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import recipes
 from bounds import LIKELIHOODS, Arrays, Bounds, preparer, to_bytes
 from jaxtyping import PyTree
 
@@ -207,7 +208,7 @@ def save_figures(config: Config, model: Model, params: PyTree, test: Arrays) -> 
     several = None if config.objective == "elbo" else f"bound of {config.num_samples} draws"
     autoencoding.save_terms(config.workdir, config, several)
     if config.objective == "elbo":
-        save_kl(config.workdir / "kl.png", config.workdir / "metrics.jsonl", model.levels)
+        save_kl(config.workdir / "kl.png", recipes.figures(config.workdir), model.levels)
     images = test["image"][:32]
     x = jnp.asarray(images / 255, jnp.float32)
     rebuilt = jax.jit(lambda params, x: model.reconstruct(params, jax.random.key(0), x))(params, x)
@@ -220,7 +221,7 @@ def save_figures(config: Config, model: Model, params: PyTree, test: Arrays) -> 
     each = [np.float32(np.arange(model.levels) >= model.levels - k) for k in drawn]
     strips = np.stack([to_bytes(draw(params, temperature)) for temperature in each], axis=1)
     heads = ["means", *(f"$z_{{{model.levels - k + 1}}}$" for k in drawn[1:])]
-    last = plots.read_metrics(config.workdir / "metrics.jsonl")[-1]
+    last = recipes.last_figures(config.workdir)
     unused = [k for k in drawn if silent(last, model.levels, k)]
     title = "drawn from the top, one level more in each column"
     if unused:
@@ -228,9 +229,10 @@ def save_figures(config: Config, model: Model, params: PyTree, test: Arrays) -> 
     plots.save_strips(config.workdir / "levels.png", strips, heads, title)
 
 
-def save_kl(path: Path, metrics: Path, levels: int) -> None:
-    """The KL of each level over the training."""
-    lines = plots.read_metrics(metrics)
+def save_kl(path: Path, lines: Sequence[Mapping[str, float]], levels: int) -> None:
+    """The KL of each level over the training, of its log points."""
+    if not lines:
+        return
     with plots.figure(path) as axes:
         for i in range(1, levels + 1):
             curve = [(line["step"], line[f"kl_{i}"]) for line in lines]

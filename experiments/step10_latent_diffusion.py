@@ -166,7 +166,8 @@ def measure(config: Config, workdirs: dict[str, Path], distance: latents.Distanc
             model, weights, key, config.judged, solver=asked.solver, nfe=asked.nfe, guidance=1.0
         )
         figures = {"steps": float(step), **flops(model, weights)}
-        figures["seconds_of_training"] = plots.read_metrics(workdir / "metrics.jsonl")[-1]["seconds"]
+        last = recipes.last_figures(workdir)
+        figures |= {name: last[name] for name in ("seconds_of_training",) if name in last}
         if distance is not None:
             figures["frechet_distance"] = distance(images)
         sides[name] = Side(images, figures)
