@@ -8,45 +8,56 @@ gen-jax doctor --workdir checkpoints
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import tyro
+from gen_jax import ending
 
-from gen_jax import command, ending
-
-app = tyro.extras.SubcommandApp()
-
-
-@app.command
-def sample(asked: Annotated[command.Sample, tyro.conf.arg(name="")]) -> None:
-    """Draw images from a trained diffusion model, as its makers do unless told otherwise."""
-    print(command.run(asked))
-
-
-@app.command
-def doctor(workdir: Path | None = None) -> None:
-    """Say what this machine is, and whether a run would find its processes, devices and directory.
-
-    On several hosts call it on all of them at once, as a run. Exit code 2: something is wrong.
-
-    Args:
-        workdir: where runs are to be: whether it can be written, and all processes see the same.
-    """
-    from gen_jax.launch.doctor import examine
-
-    wrong = False
-    for finding in examine(workdir):
-        print(finding, flush=True)
-        wrong |= finding.wrong
-    if wrong:
-        sys.exit(ending.INPUT)
+if TYPE_CHECKING:
+    from tyro.extras import SubcommandApp
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The entry point; what is wrong with the input is said in a line, without a traceback unless `--debug` is given."""
+    """The entry point; what is wrong with the input is said in a line, without a traceback unless `--debug` is given.
+
+    All imports that take time are inside of `ending.said`, so that Ctrl-C ends them as it ends the rest.
+    """
     given = list(sys.argv[1:] if args is None else args)
     with ending.said("gen-jax", debug="--debug" in given):
-        app.cli(prog="gen-jax", description=__doc__, args=[word for word in given if word != "--debug"])
+        commands = _commands()
+        commands.cli(prog="gen-jax", description=__doc__, args=[word for word in given if word != "--debug"])
+
+
+def _commands() -> "SubcommandApp":
+    import tyro
+
+    from gen_jax import command
+
+    app = tyro.extras.SubcommandApp()
+
+    @app.command
+    def sample(asked: Annotated[command.Sample, tyro.conf.arg(name="")]) -> None:
+        """Draw images from a trained diffusion model, as its makers do unless told otherwise."""
+        print(command.run(asked))
+
+    @app.command
+    def doctor(workdir: Path | None = None) -> None:
+        """Say what this machine is, and whether a run would find its processes, devices and directory.
+
+        On several hosts call it on all of them at once, as a run. Exit code 2: something is wrong.
+
+        Args:
+            workdir: where runs are to be: whether it can be written, and all processes see the same.
+        """
+        from gen_jax.launch.doctor import examine
+
+        wrong = False
+        for finding in examine(workdir):
+            print(finding, flush=True)
+            wrong |= finding.wrong
+        if wrong:
+            sys.exit(ending.INPUT)
+
+    return app
 
 
 if __name__ == "__main__":

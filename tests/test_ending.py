@@ -48,6 +48,15 @@ def test_ctrl_c_ends_with_its_exit_code_and_no_words(capsys):
     assert signal.set_wakeup_fd(before) == before  # as it was
 
 
+def test_ctrl_c_while_the_command_is_imported_ends_it_without_a_traceback(tmp_path):
+    (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from gen_jax.cli import main; main(['doctor'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_ctrl_c_twice_ends_at_once_also_inside_of_a_long_call():
     """`Event.wait` of a C call does not return for a handler; the first signal is held back, as `fit` does."""
     code = (
