@@ -81,8 +81,8 @@ def unfit(given: Mapping[str, object], error: Exception) -> str:
     shapes = [f"{n} of shape {np.shape(x)}" for n, x in given.items() if getattr(x, "shape", ())]
     return (
         f"{names} does not fit the network: its parameter {place.rstrip('/')}/{name} has the shape {has}, and "
-        f"{' and '.join(shapes) or 'the data'} ask{'s' * (len(shapes) == 1)} for {asked}. Give data of the size that the "
-        "parameters were made for, or parameters that were made for them."
+        f"{' and '.join(shapes) or 'the data'} ask{'s' * (len(shapes) == 1)} for {asked}. Give data, such as images, "
+        "of the size that the parameters were made for, or parameters that were made for them."
     )
 
 

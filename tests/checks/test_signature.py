@@ -237,7 +237,7 @@ def test_what_flax_says_of_shapes_names_the_arguments():
     assert applied(params, X).shape == (2, 3)
     said = (
         r"^params or x does not fit the network: its parameter /kernel has the shape \(2, 3\), and x of shape \(2, 1\) "
-        r"asks for \(1, 3\)\. Give data of the size that the parameters were made for"
+        r"asks for \(1, 3\)\. Give data, such as images, of the size that the parameters were made for"
     )
     with pytest.raises(ValueError, match=said):
         applied(params, X[:, :1])
