@@ -17,6 +17,7 @@ ring, not ages, so the loop moves no memory.
 """
 
 import functools
+import math
 from typing import Annotated, NamedTuple, TypeAlias
 
 import jax
@@ -179,6 +180,18 @@ def check_state(name: str, x: PyTree) -> None:
         raise ValueError(f"{name} must be arrays [B, ...] with one B; got the shapes {shapes}.")
 
 
+def _check_past(state: State, slots: int) -> None:
+    """ValueError unless as much is remembered as by `init`, of numbers like those of `x`."""
+    kept = slots if slots > 1 else 0
+    for x, ring in zip(jax.tree.leaves(state.x), jax.tree.leaves(state.past), strict=True):
+        want = (kept, len(x), rows.width(math.prod(x.shape[1:])))
+        if ring.shape != want:
+            raise ValueError(
+                "state and plan must belong together, by init(plan, x_T): with this plan state.past must have the shape "
+                f"{want}, got {ring.shape}."
+            )
+
+
 @checks.checked_in_loops
 def step(
     key: Key[Array, ""],
@@ -208,11 +221,7 @@ def step(
     """
     check_index(index, state.x)
     past, slots = state.past, plan.h.shape[1]
-    if any(ring.shape[0] != (slots if slots > 1 else 0) for ring in jax.tree.leaves(past)):
-        raise ValueError(
-            f"state and plan must belong together, by init(plan, x_T): plan.h remembers {slots} values, state.past "
-            "another number."
-        )
+    _check_past(state, slots)
     row = jax.tree.map(lambda column: column[state.step], plan)
     x0_hat = ask(denoise, state.x, row.t)
     x = jax.tree.map(_wide, state.x)

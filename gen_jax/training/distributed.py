@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gen_jax import checks
+from gen_jax.training.layout import check_shard
 from gen_jax.training.partners import HEARTBEAT
 from gen_jax.types import Count, Shard
 
@@ -78,6 +79,7 @@ def default_parallel(
     shard: Shard | None = None, mesh: jax.sharding.Mesh | None = None
 ) -> Literal["jit", "pmap"]:
     """What is faster: `"pmap"` over several devices of one CPU, else `"jit"`."""
+    check_shard(shard)
     devices = jax.devices() if mesh is None else [*mesh.devices.flat]
     of_one = devices[0].platform == "cpu" and jax.process_count() == 1 and len(devices) > 1
     return "pmap" if of_one and shard is None and (mesh is None or len(mesh.axis_names) == 1) else "jit"

@@ -61,6 +61,8 @@ IMAGES = np.full((2, 4, 4, 1), 100, np.uint8)
 HALF = np.zeros((1, 4, 4, 1), bool)
 HALF[:, :2] = True
 heard = lambda step, x0_hat: None
+OF_CHANNELS = ("mask: one column",)
+"""A mask of pixels is for all channels."""
 GUIDANCE = {
     "guidance.interval": call(2.0, PROC, 5.0, 20.0),
     "guidance.cfg_plus_plus": call(0.5, PROC, GRID),
@@ -81,14 +83,15 @@ GUIDANCE = {
     ),
     "guidance.linear": call([DENOISE, DENOISE], [0.5, 0.5]),
     "inverse.dps": (
-        call(
-            DENOISE, PROC, MASK, X, 0.5, free=("y: NaN", "y: infinity")
-        ),  # found where it is measured: tests
-        call(DENOISE, PROC, MASK, X, step_size=0.5, free=("y: NaN", "y: infinity")),
+        # found where it is measured, of what the denoiser returns: tests
+        call(DENOISE, PROC, MASK, X, 0.5, free=("y: NaN", "y: infinity", "y: one column")),
+        call(DENOISE, PROC, MASK, X, step_size=0.5, free=("y: NaN", "y: infinity", "y: one column")),
     ),
-    "inverse.pigdm": call(DENOISE, PROC, MASK, X, 0.5, data_var=1.0),
-    "inverse.replacement": call(KEY, DENOISE, PROC, PLAN, X, X, KNOWN, index=INDEX),
-    "inverse.repaint": call(KEY, DENOISE, PROC, PLAN, X, X, KNOWN, resample=2, jump=1, index=INDEX),
+    "inverse.pigdm": call(DENOISE, PROC, MASK, X, 0.5, data_var=1.0, free=("y: one column",)),
+    "inverse.replacement": call(KEY, DENOISE, PROC, PLAN, X, X, KNOWN, index=INDEX, free=OF_CHANNELS),
+    "inverse.repaint": call(
+        *(KEY, DENOISE, PROC, PLAN, X, X, KNOWN), resample=2, jump=1, index=INDEX, free=OF_CHANNELS
+    ),
     "editing.sdedit": call(KEY, DENOISE, PROC, LATER, X, index=INDEX),
     "editing.encode": call(DENOISE, PROC, samplers.DDIM(), GRID, X),
     "editing.decode": call(DENOISE, PROC, samplers.DDIM(), GRID, X),

@@ -46,6 +46,8 @@ def with_variance(x_t, t):
 ONE = ("alpha_t: one axis less", "sigma_t: one axis less")
 # A number that a network or a denoiser would turn into something finite is not known to be wrong.
 # What a loop of one's own hands over at every step is not looked at.
+NARROW = ("x_0: one column",)
+"""Data of one column, which a network that takes any shape takes as well."""
 LOOP = (
     *(
         f"{name}: {field}: {value}"
@@ -71,12 +73,14 @@ DIFFUSION = {
     "prediction.dynamic_threshold": call(DENOISE, 0.9),
     "prediction.clipped": call(DENOISE, -1.0, 1.0),
     "loss.denoising": (
-        call(KEY, network, PROC, X, predicts="v", weighting=loss.snr, offset_noise=0.1),
+        call(KEY, network, PROC, X, predicts="v", weighting=loss.snr, offset_noise=0.1, free=NARROW),
         call(KEY, network, PROC, STATE),
     ),
     "loss.hybrid": call(KEY, pair, PROC, X, predicts="eps", weight=0.1, bins=256),
-    "loss.variational": call(KEY, network, PROC, X, predicts="v", time_sampling=loss.independent),
-    "loss.second_moment": call(KEY, network, PROC, X, predicts="v"),
+    "loss.variational": call(
+        KEY, network, PROC, X, predicts="v", time_sampling=loss.independent, free=NARROW
+    ),
+    "loss.second_moment": call(KEY, network, PROC, X, predicts="v", free=NARROW),
     "loss.stratified": call(KEY, 4),
     "loss.independent": call(KEY, 4),
     "loss.logit_normal": call(0.5, 1.0, uniform=loss.independent),
@@ -101,7 +105,7 @@ DIFFUSION = {
     "likelihood.ode": call(
         KEY, IN_FLOW, FLOW, X, t=0.0, num_probes=2, index=INDEX, rtol=1e-2, atol=1e-2, max_steps=64
     ),
-    "likelihood.ode_log_prob": call(KEY, IN_FLOW, FLOW, X, rtol=1e-2, atol=1e-2),
+    "likelihood.ode_log_prob": call(KEY, IN_FLOW, FLOW, X, rtol=1e-2, atol=1e-2, free=("x: one column",)),
     "variance.ancestral": call(PROC, jnp.array([1.0, 2.0, 50.0])),
     "variance.log_variance": call(STEP, jnp.asarray(X)),
     "variance.kl": call(STEP, jnp.asarray(X), jnp.asarray(X)),
