@@ -50,7 +50,10 @@ STEPS = {
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 KILLS = 5
 """Of a run, at most, before it is left alone."""
-RATES = ("seconds", "steps_per_second", "images_per_second")
+RATES = (
+    *("seconds", "steps_per_second", "images_per_second"),
+    *("mfu", "data_share", "checkpoint_share", "peak_bytes"),
+)
 
 
 def cases(count: int, place: Path, seed: int, jobs: int) -> list[dict[str, Any]]:

@@ -144,6 +144,7 @@ class Experiment(Generic[C, M]):
     def main(self, config: C, *, labels: bool = False) -> dict[str, object]:
         """Train (or go on training), test and sample, or sample alone."""
         launch.start(1)  # one device of a CPU, as the figures of the presets were measured
+        config = launch.resolved(config)
         if config.sample_only:
             self.draw_samples(config)
             return {}

@@ -209,6 +209,7 @@ def save(config: Config, model: Model, weights: Weights, params: PyTree) -> Path
 def main(config: Config) -> dict[str, object]:
     """Train (or go on training), draw and save; or draw alone."""
     launch.start(config.training.batch_size)
+    config = launch.resolved(config)
     began, source = time.perf_counter(), config.data.source()
     if not source.info().has_text:
         raise ValueError(f"{config.data.dataset} has no captions: a.txt for a.png, or metadata.jsonl.")

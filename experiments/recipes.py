@@ -73,9 +73,3 @@ def last_figures(workdir: Path) -> dict[str, float]:
     """Those of the last log point, with "seconds_of_training"; empty where there is none."""
     last = [{}, *figures(workdir)][-1]
     return {**last, "seconds_of_training": last["seconds"]} if "seconds" in last else last
-
-
-def flops(f: Callable[[PyTree, jax.Array], jax.Array], params: PyTree, x: jax.Array) -> float:
-    """Floating-point operations of a compiled function, as XLA counts them."""
-    found = jax.jit(f).lower(params, x).compile().cost_analysis()
-    return float((found[0] if isinstance(found, list) else found or {}).get("flops", 0.0))

@@ -48,7 +48,8 @@ class Config:
     """Train a diffusion model, or sample from one. The defaults shown are those of the preset."""
 
     preset: str = "mnist_small"
-    """Network and training: mnist_small, mnist_best, mnist or cifar10, see experiments/configs/."""
+    """Network and training: mnist_small, mnist_best, mnist, cifar10, or cifar10_16, _64 and _256 for slices of so many
+    TPUs, see experiments/configs/."""
     workdir: Path = launch.ROOT / "checkpoints" / "step09_diffusion"
     """Where everything is written, and looked for when the run is resumed or sampled from."""
     seed: Seed = 0
@@ -227,6 +228,7 @@ def learn(
 def main(config: Config, experiment: str = "step09_diffusion") -> dict[str, object]:
     """Train (or go on training) and sample, or sample alone."""
     launch.start(config.training.batch_size)
+    config = launch.resolved(config)
     if config.sampling.sample_only:
         pictures.draw(config.workdir, config.seed, config.sampling)
         return {}

@@ -209,6 +209,7 @@ def draw_samples(config: Config, led: Led, chunk: int = 100) -> dict[str, float]
 def main(config: Config) -> dict[str, object]:
     """Train (or go on training), measure and sample, or sample alone."""
     launch.start(config.training.batch_size)
+    config = launch.resolved(config)
     run = pretrained.load_run(config.checkpoint)
     if not isinstance(run.model.condition, conditioning.Nothing):
         raise ValueError(

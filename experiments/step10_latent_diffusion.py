@@ -34,7 +34,7 @@ import step09_diffusion as step09
 import tyro
 from jaxtyping import PyTree
 
-from gen_jax import checks, data, generate, launch, plots, pretrained, samplers
+from gen_jax import checks, data, generate, launch, plots, pretrained, samplers, training
 from gen_jax.codec import Codec
 from gen_jax.model import Model, Sampling
 from gen_jax.networks import autoencoder_kl, unet
@@ -150,8 +150,8 @@ def flops(model: Model, weights: generate.Weights) -> dict[str, float]:
     evaluate = lambda params, x: net.apply(params, x, t)
     decode = lambda params, x: model.codec.decode(x, params)
     return {
-        "flops_of_evaluation": recipes.flops(evaluate, weights["network"], x),
-        "flops_of_decoding": recipes.flops(decode, weights.get("autoencoder"), x),
+        "flops_of_evaluation": training.cost.flops(evaluate, weights["network"], x),
+        "flops_of_decoding": training.cost.flops(decode, weights.get("autoencoder"), x),
     }
 
 
@@ -242,6 +242,7 @@ def compare(
 def main(config: Config) -> dict[str, object]:
     """Train (or go on training), sample and compare, or sample alone."""
     launch.start(config.training.batch_size)
+    config = launch.resolved(config)
     if config.sampling.sample_only:
         pictures.draw(config.workdir, config.seed, config.sampling)
         return {}

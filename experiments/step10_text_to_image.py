@@ -124,6 +124,7 @@ def judge(config: Config, run: Run) -> dict[str, object]:
 def main(config: Config) -> dict[str, object]:
     """Train (or go on training) and draw, or draw alone."""
     launch.start(config.training.batch_size)
+    config = launch.resolved(config)
     texts = test_captions(config, config.sampling.num)
     if config.sampling.sample_only:
         pictures.draw(config.workdir, config.seed, config.sampling, texts)

@@ -128,7 +128,7 @@ def test_sampling_without_a_checkpoint_says_so(tmp_path):
     [
         (["--batchsize", "3"], "batchsize"),
         (["--preset", "huge"], "--preset must be one of mnist_small"),
-        (["--preset", "cifar01"], "got cifar01. Did you mean cifar10?"),
+        (["--preset", "cifar01"], "got cifar01. Did you mean cifar10"),
         (["--steps", "0"], "steps must be at least 1 step, got 0"),
         (["--batch-size", "0"], "batch_size must be at least 1 image, got 0"),
         (["--microbatches", "0"], "microbatches must be at least 1 part, got 0"),

@@ -2,7 +2,9 @@
 
     python experiments/step09_diffusion.py --preset cifar10 --dtype bfloat16 --shard fsdp --workdir checkpoints/cifar10
 
-For TPUs; benchmarks/TPU.md says what a step takes. It was compiled for them, not trained to its end.
+For a GPU or a few TPUs; benchmarks/TPU.md says what a step takes. It was compiled for them, not trained to its end. The
+128 images are those of all devices, so 16 of them have 8 each, and little to do: for a slice there are the presets
+cifar10_16, cifar10_64 and cifar10_256, and for other sizes `--batch-per-device`.
 """
 
 from step09_diffusion import Config

@@ -9,6 +9,7 @@ class Config:
 
 config = launch.parse(Config)       # --steps, --batch-size, --dataset, --num, ...: groups have no prefix
 launch.start(config.training.batch_size)
+config = launch.resolved(config)    # --batch-per-device
 ...
 launch.finish(config.workdir, {"loss": 0.1})
 """
@@ -23,6 +24,7 @@ from gen_jax.launch.options import (
     may_change,
     read_prompts,
     record,
+    resolved,
 )
 from gen_jax.launch.start import finish, parse, run, start
 
@@ -38,6 +40,7 @@ __all__ = [
     "parse",
     "read_prompts",
     "record",
+    "resolved",
     "run",
     "start",
 ]

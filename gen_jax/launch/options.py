@@ -9,14 +9,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
+import jax
 import optax
 
 from gen_jax import checks, data, training
 from gen_jax.model import FORMAT
 from gen_jax.types import Count, NotNegative, Positive
 
+C = TypeVar("C")
+T = TypeVar("T", bound="Training")
 ROOT = Path(__file__).resolve().parents[2]
 """Of the repository, for the default directories of the experiments."""
 
@@ -84,6 +87,9 @@ class Training:
     """Steps whose gradients are averaged into one update."""
     microbatches: int = 1
     """Parts in which a step takes its batch, one after the other: less memory, and faster where a part fits a cache."""
+    batch_per_device: int | None = None
+    """Images a step on each device: the batch is so many times their number, and learning_rate and ema_decay, which are
+    those for batch_size, are scaled to it (default: batch_size is the batch)."""
 
     def __post_init__(self) -> None:
         for name, of in (
@@ -93,6 +99,8 @@ class Training:
             ("microbatches", "part"),
         ):
             checks.whole(name, getattr(self, name), of)
+        if self.batch_per_device is not None:
+            checks.whole("batch_per_device", self.batch_per_device, "image")
         if self.batch_size % self.microbatches:
             raise ValueError(
                 f"microbatches must divide batch_size {self.batch_size}, got {self.microbatches}."
@@ -100,6 +108,31 @@ class Training:
         checks.within("learning_rate", checks.finite("learning_rate", self.learning_rate), 0)
         if self.ema_decay is not None:
             checks.within("ema_decay", checks.finite("ema_decay", self.ema_decay), 0, 1, below=True)
+
+    @checks.checked
+    def scaled(self: T, batch_size: Count) -> T:
+        """The same training with batches of another size. With `k = batch_size / self.batch_size`
+
+            learning_rate <- sqrt(k) learning_rate,   ema_decay <- ema_decay^k
+
+        A step of Adam is as long for a small gradient as for a large one. Where the gradient is mostly noise, one step
+        of sqrt(k) times the length does what `k` steps did, noise and all (Malladi et al. 2022, "On the SDEs and scaling
+        rules for adaptive gradient algorithms"); so it is taken to be for Muon, whose steps have a given length too.
+        Their rule also has `1 - beta <- k (1 - beta)`. The betas stay here: that ends at `k = 10`, where `b1` is 0.9, and
+        how far from the minimum a run ends does not depend on them. A step of the average forgets what `k` steps did
+        (Busbridge et al. 2023, "How to scale your EMA").
+
+        The number of steps stays, so the run sees `k` times as many images. The rule ends at a batch whose gradient is no
+        longer mostly noise; which one that is, it does not say.
+        """
+        k = batch_size / self.batch_size
+        return dataclasses.replace(
+            self,
+            batch_size=batch_size,
+            batch_per_device=None,
+            learning_rate=self.learning_rate * k**0.5,
+            ema_decay=None if self.ema_decay is None else self.ema_decay**k,
+        )
 
     def make_optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The optimizer and its learning rate at each step."""
@@ -226,15 +259,36 @@ def flat(config: object) -> dict[str, object]:
 @checks.checked
 def record(experiment: str, config: object, **parts: object) -> dict[str, object]:
     """What `config.json` of a run says: a format number, the experiment, its options, and `parts` such as the model."""
-    return {"format": FORMAT, "experiment": experiment, "options": flat(config), **parts}
+    options = flat(config)
+    if options.get("batch_per_device") is not None:
+        raise ValueError(
+            "the batch of all devices is not known yet: config = launch.resolved(config), after launch.start."
+        )
+    return {"format": FORMAT, "experiment": experiment, "options": options, **parts}
+
+
+@checks.checked
+def resolved(config: C) -> C:
+    """A `Config` with the batch of all devices, and what follows it (`Training.scaled`), where one a device is asked for.
+
+    Call it after `start`, for it asks how many devices there are. What it returns is what `config.json` says. On another
+    number of devices the same command is an error that names the batch; with that batch, rate and decay it goes on.
+    """
+    training = getattr(config, "training", None)
+    if not isinstance(training, Training):
+        raise ValueError(f"config must have a field training, a launch.Training, got {checks.came(config)}.")
+    if training.batch_per_device is None:
+        return config
+    batch_size = training.batch_per_device * jax.device_count()
+    return cast(C, dataclasses.replace(cast(Any, config), training=training.scaled(batch_size)))
 
 
 @checks.checked
 def may_change(*names: str) -> tuple[str, ...]:
     """What a resumed run may set otherwise: how it is done, how it draws, and the options `names`.
 
-    Names of classes are among it: a run that is older than they are does not have them.
+    Names of classes are among it, and the batch a device: a run that is older than they are does not have them.
     """
     sampling = (f.name for f in dataclasses.fields(Sampling))
-    options = (*RUN, *sampling, "steps", "workdir", "data_dir", *names)
+    options = (*RUN, *sampling, "steps", "workdir", "data_dir", "batch_per_device", *names)
     return (*(f"options.{name}" for name in options), "model.sampling", "model.condition.names")

@@ -138,7 +138,7 @@ def finish(
 ) -> dict[str, object]:
     """Write `summary.json` (and `config.json`, where nothing else did), and say what was found and what can be done next.
 
-    Only process 0 writes and prints. Returns the summary.
+    What a training cost is added (`training.cost.of_run`). Only process 0 writes and prints. Returns the summary.
 
     Args:
         workdir: of the run.
@@ -150,6 +150,7 @@ def finish(
     """
     if jax.process_index() == 0:
         run_directory.prepare(workdir)
+        summary = {**summary, **training.cost.of_run(workdir)}
         if config is not None:
             run_directory.write_json(workdir / "config.json", run_directory.plain(record(experiment, config)))
         run_directory.write_json(workdir / "summary.json", dict(summary))

@@ -14,7 +14,7 @@ CPU to what is fast there (`gen_jax.networks._conv_kernels`).
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,12 @@ def _batched(
     return lax.platform_dependent(a, b, cpu=each(on_cpu), default=each(plain)), 0
 
 
+def _form(a: Array, b: Array, *, out: Out, image: Shape, kernel: Shape, **how: Any) -> Array:
+    """What takes as many operations, in a primitive of JAX, for `training.cost.flops`: all three maps take as many."""
+    x, w = jnp.zeros(image, a.dtype), jnp.zeros(kernel, b.dtype)
+    return plain(x, w, out="y", image=image, kernel=kernel, **how)
+
+
 _LEFT: dict[Out, Callable[..., Array]] = {
     "y": lambda ct, w, **how: _map(w, ct, "x", **how),
     "x": lambda ct, g, **how: _map(ct, g, "w", **how),
@@ -96,6 +102,7 @@ _RIGHT: dict[Out, Callable[..., Array]] = {
 """Transposes in the second argument, given the cotangent and the first argument."""
 
 
+_conv_p.form = _form  # type: ignore[attr-defined]
 _conv_p.def_impl(jax.jit(_map, static_argnames=("out", "image", "kernel", "stride", "centred")))
 _conv_p.def_abstract_eval(lambda a, b, **how: jax.make_jaxpr(partial(plain, **how))(a, b).out_avals[0])
 ad.defbilinear(

@@ -6,7 +6,7 @@
 >>> state = training.fit(step, state, batches, num_steps=10_000, workdir="checkpoints/run", schedule=schedule)
 """
 
-from gen_jax.training import ema
+from gen_jax.training import cost, ema
 from gen_jax.training.cache import enable_compilation_cache
 from gen_jax.training.callbacks import Callback, JSONLines, TensorBoard
 from gen_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -53,6 +53,7 @@ __all__ = [
     "WorkdirInUse",
     "adam",
     "compile_step",
+    "cost",
     "default_parallel",
     "ema",
     "enable_compilation_cache",

@@ -31,10 +31,17 @@ class Callback:
 
     @checks.checked
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
-        """After each `log_every` steps: means of the metrics since the last time, rates, seconds so far.
+        """After each `log_every` steps: means of the metrics since the last time, rates, seconds so far, what it cost.
 
-        `images_per_second` counts rows of batches, whatever they are. A metric of the loss that is called as another
-        figure is "loss.NAME".
+        - `images_per_second` counts rows of batches, whatever they are.
+        - `flops_per_step`: floating-point operations of a step on all devices (`cost.flops`). `mfu`: how much that is, at
+          `steps_per_second`, of what the devices can do (`cost.peak`), from 0 to 1.
+        - `data_share`, `checkpoint_share`: how much of the time since the last log point the devices waited for batches,
+          and the loop for checkpoints.
+        - `peak_bytes`: most memory in use so far on a device of this process (by the process, where it is a CPU).
+          `program_bytes`: what the compiled program needs on a device.
+
+        What is not known on a device is left out. A metric of the loss that is called as one of these is "loss.NAME".
         """
 
     @checks.checked

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from gen_jax import checks
 from gen_jax.keys import AXIS
-from gen_jax.training import spread
+from gen_jax.training import flops, spread
 from gen_jax.training.layout import TENSOR, Layout, Rules
 from gen_jax.training.mesh import make_mesh
 from gen_jax.training.state import Metrics, Step, TrainState, check_step, takes
@@ -79,13 +79,16 @@ class Program(NamedTuple):
 
 
 class Compiled:
-    """A compiled step; see `compile_step`. `traces` counts how often JAX has traced it: 1 in a whole run."""
+    """A compiled step; see `compile_step`. `traces` counts how often JAX has traced it: 1 in a whole run.
+
+    `flops` are the floating-point operations of a step on all devices together, known once it is traced (`cost.flops`).
+    """
 
     @checks.checked
     def __init__(self, step: Step, layout: Layout, steps_per_call: int, select: Select | None, donate: bool):
         self.layout = layout
         self.steps_per_call = steps_per_call
-        self.traces = 0
+        self.traces, self.flops = 0, 0.0
         self._step, self._select, self._donate = step, select, donate
         self._program: Program | None = None
 
@@ -141,8 +144,12 @@ class Compiled:
         if frozen is not None:
             step = partial(step, frozen=frozen)
 
+        each = self.layout.shards if axis_name is not None else 1
+        inlined = jax.jit(step, inline=True)  # a program of its own to count; in this one nothing changes
+
         def body(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-            state, metrics = step(state, batch)
+            self.flops = float(each * flops.of_traced(inlined.trace(state, batch).jaxpr))
+            state, metrics = inlined(state, batch)
             return constrain(state), metrics
 
         if self.steps_per_call > 1:

@@ -20,6 +20,7 @@ from gen_jax.training import workdir as run_directory
 from gen_jax.training.callbacks import Callback, JSONLines, TensorBoard
 from gen_jax.training.checkpoint import DIRECTORY, Checkpoints, prove
 from gen_jax.training.compile import compile_step, lower_once
+from gen_jax.training.cost import Cost
 from gen_jax.training.distributed import StopRequest, agreement, default_parallel
 from gen_jax.training.feeding import InMemory
 from gen_jax.training.layout import Layout
@@ -174,6 +175,8 @@ def fit(
         )
         for callback in callbacks if main else ():
             callback.on_start(start)
+        cost = Cost([*layout.mesh.devices.flat], watch=not isinstance(batches, InMemory))
+        stack.callback(cost.close)
         run = Run(
             shown=shown,
             schedule=None if schedule is None else jax.jit(schedule),  # a hundred small dispatches without it
@@ -185,6 +188,7 @@ def fit(
             checkpoints=checkpoints,
             reporter=reporter,
             callbacks=callbacks,
+            cost=cost,
             seconds=max((c.seconds for c in callbacks if isinstance(c, JSONLines)), default=0.0),
             sums=sums,
         )
@@ -192,14 +196,15 @@ def fit(
         ask, asked = agreement(layout.mesh), None
         frozen = layout.put_frozen(frozen)
         feed = feeding.feed(compiled, batches, start, num_steps)
-        data = next(feed)
+        with cost.spend("data"):
+            data = next(feed)
         reporter.of_images = feeding.of_images(data, 1 + (size > 1 and not isinstance(batches, InMemory)))
         program = compiled.lower(like if first is None else first, data, frozen)
         run.check_metrics(program.out_info[1])
-        if first is None:
-            first = _begin(make, layout, shapes, given_to_state, program)
-        else:
-            program.compile()
+        with ThreadPoolExecutor(1) as pool:
+            compiling = pool.submit(program.compile)  # for much of it XLA uses one core
+            first = _begin(make, layout, shapes, given_to_state) if first is None else first
+            cost.of_program(compiled.flops, compiling.result())
         steps = None if options.profile is None else profiling.steps_of(options.profile)
         trace = profiling.Trace(steps, Path(workdir or "") / "tensorboard")
         stack.callback(trace.close)
@@ -210,7 +215,8 @@ def fit(
                 state, metrics = compiled(state, data, frozen)
             trace.after(end, state)
             answer, asked = asked, ask(stop.signal)
-            data = next(feed, None)  # while the devices work
+            with cost.waiting(metrics):
+                data = next(feed, None)  # while the devices work
             run.collect(end, metrics)
             requested = _read_signal(asked if jax.process_count() == 1 else answer)
             due = crossed(end, size, options.checkpoint_every) or any(
@@ -237,17 +243,10 @@ def _begin(
     layout: Layout,
     shapes: TrainState,
     args: tuple[PyTree, ...],
-    step: jax.stages.Lowered | None = None,
 ) -> TrainState:
-    """The state that `make` makes, while the step compiles in a second thread: for much of it XLA uses one core."""
+    """The state that `make` makes."""
     args = tuple(layout.put_frozen(tree) for tree in args)
-    program = lower_once(make, *args, out_shardings=layout.state_sharding(shapes))
-    if step is None:
-        return program.compile()(*args)
-    with ThreadPoolExecutor(1) as pool:
-        compiled = pool.submit(step.compile)
-        state = program.compile()(*args)
-        compiled.result()
+    state: TrainState = lower_once(make, *args, out_shardings=layout.state_sharding(shapes)).compile()(*args)
     return state
 
 

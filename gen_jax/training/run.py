@@ -13,6 +13,7 @@ import optax
 from gen_jax import checks, ending
 from gen_jax.training.callbacks import Callback
 from gen_jax.training.checkpoint import Checkpoints, NotFiniteError
+from gen_jax.training.cost import FIGURES, Cost
 from gen_jax.training.logs import Meter, Reporter
 from gen_jax.training.state import Metrics, TrainState
 
@@ -20,8 +21,8 @@ PATIENCE = 100
 """How many steps in a row `skip_exploding` may leave out as not finite before the run ends with an error."""
 
 
-RATES = ("steps_per_second", "images_per_second", "seconds", "learning_rate")
-"""Figures of a log point that are not of the loss."""
+RATES = ("steps_per_second", "images_per_second", "seconds", *FIGURES)
+"""Figures of a log point that are not of the loss; with a schedule there is "learning_rate" as well."""
 
 SUMS = "sums"
 """In the metadata of a checkpoint: the sums of the metrics since the last log point."""
@@ -51,6 +52,7 @@ class Run:
         checkpoints: Checkpoints | None,
         reporter: Reporter,
         callbacks: Sequence[Callback],
+        cost: Cost,
         seconds: float,
         sums: Mapping[str, Sequence[str]],
     ):
@@ -58,9 +60,9 @@ class Run:
         # all at once: to ask for one later would wait for the devices
         self.rates = None if schedule is None else _rates(schedule, num_steps)
         self.shown = shown
-        self.added = {"step", *RATES[:3], *(() if schedule is None else RATES[3:])}
+        self.added = {"step", *RATES, *(() if schedule is None else ("learning_rate",))}
         self.meta, self.checkpoints, self.reporter, self.callbacks = meta, checkpoints, reporter, callbacks
-        self.meter = Meter(start, time.perf_counter(), sums)
+        self.cost, self.meter = cost, Meter(start, time.perf_counter(), sums)
         self.began = time.perf_counter() - seconds
         self.compiled = False
         self.pending: tuple[int, Metrics] | None = None
@@ -111,7 +113,7 @@ class Run:
         if self.rates is not None:
             values["learning_rate"] = float(self.rates[end - 1])
         values |= {"steps_per_second": rate, "images_per_second": rate * self.batch_size}
-        values["seconds"] = now - self.began
+        values |= {"seconds": now - self.began, **self.cost.figures(rate)}
         self.meter.reset(end, now)
         with self.pause() if idle else contextlib.nullcontext():
             if jax.process_index() == 0:
@@ -136,7 +138,7 @@ class Run:
         if self.checkpoints is None:
             return
         self.drain()
-        with self.pause():
+        with self.pause(), self.cost.spend("checkpoint"):
             try:
                 self.checkpoints.save(state, {**self.meta, SUMS: self.meter.sums()})
             except NotFiniteError as error:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gen_jax import model, pretrained, training
+from gen_jax import launch, model, pretrained, training
 from gen_jax.diffusion.process import DDPM
 from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
 from gen_jax.networks.autoencoder_tiny import AutoencoderTinyConfig
@@ -89,6 +89,13 @@ class Config:
     workdir: Path = WORK
 
 
+@dataclass(frozen=True)
+class Trains(Config):
+    """Options of one that trains."""
+
+    training: launch.Training = launch.Training(batch_per_device=2)
+
+
 (WORK / "quick_experiment.py").write_text("parse = lambda: 3\nmain = print\n")
 (WORK / "prompts.txt").write_text("a cat\n")
 NAMED = ("experiment: misspelt",)  # any name is one
@@ -105,6 +112,7 @@ LAUNCH = {
     ),
     "read_prompts": call(str(WORK / "prompts.txt")),
     "record": call("mine", Config(), free=NAMED),
+    "resolved": call(Trains()),
     "run": call(str(WORK / "quick_experiment.py")),
     "start": call(2),
 }

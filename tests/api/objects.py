@@ -197,6 +197,7 @@ OTHERS = {
     "launch.Data.source": call(
         launch.Data(), "test", free=("split: misspelt",)
     ),  # of which it says what there is
+    "launch.Training.scaled": call(launch.Training(), 128),
     "launch.Training.make_step": call(launch.Training(), trainings.loss, trainings.OPTIMIZER, aux=False),
     "training.TensorBoard.on_checkpoint": call(BOARD, 3, STATE, free=KEPT),
     "conditioning.Reader": call(texts.TOKENIZER, texts.ENCODER, -1),

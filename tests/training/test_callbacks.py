@@ -135,7 +135,7 @@ def test_tensorboard_has_the_figures_of_the_lines(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [line["step"] for line in lines] == [10, 20, 30]
-    for name in ("loss", "seconds", "learning_rate"):
+    for name in ("loss", "seconds", "learning_rate", "flops_per_step", "mfu", "data_share", "program_bytes"):
         events = board.Scalars(name)
         assert [event.step for event in events] == [10, 20, 30]
         np.testing.assert_allclose(

@@ -22,7 +22,14 @@ def test_metrics_with_the_name_of_a_figure_are_kept_apart(tmp_path):
     """Overwritten, the step of a line was the metric, and the next resume deleted all lines before it."""
 
     def loss(params, key, batch):
-        mine = {"step": 7.0, "seconds": 8.0, "learning_rate": 9.0, "images_per_second": 10.0, "mine": 11.0}
+        mine = {
+            "step": 7.0,
+            "seconds": 8.0,
+            "learning_rate": 9.0,
+            "images_per_second": 10.0,
+            "mfu": 12.0,
+            "mine": 11.0,
+        }
         return quadratic(params, key, batch)[0], mine
 
     options = training.Options(steps_per_call=1, log_every=2, progress=False)
@@ -34,8 +41,16 @@ def test_metrics_with_the_name_of_a_figure_are_kept_apart(tmp_path):
     for line in lines:
         assert line["learning_rate"] == 0.5
         assert line["seconds"] < 8
-        names = ("loss.step", "loss.seconds", "loss.learning_rate", "loss.images_per_second", "mine")
-        assert [line[name] for name in names] == [7, 8, 9, 10, 11]
+        names = (
+            "loss.step",
+            "loss.seconds",
+            "loss.learning_rate",
+            "loss.images_per_second",
+            "loss.mfu",
+            "mine",
+        )
+        assert [line[name] for name in names] == [7, 8, 9, 10, 12, 11]
+        assert line["mfu"] < 1
 
 
 def test_a_learning_rate_of_the_loss_is_one_where_no_schedule_has_another(tmp_path):

@@ -12,6 +12,7 @@ from toy import fit, lines, steps
 
 from gen_jax import training
 from gen_jax.training import loop
+from gen_jax.training.cost import FIGURES
 from gen_jax.training.loop import call_size
 
 
@@ -22,7 +23,7 @@ def stop_at(step, number=signal.SIGTERM):
 
 def deterministic(workdir):
     """The lines of the log without what depends on the clock."""
-    clock = {"seconds", "steps_per_second", "images_per_second"}
+    clock = {"seconds", "steps_per_second", "images_per_second", *FIGURES} - {"flops_per_step"}
     return [{name: x for name, x in line.items() if name not in clock} for line in lines(workdir)]
 
 
