@@ -70,7 +70,7 @@ def not_finite(array: np.ndarray) -> str:
     return f"{what} in {len(rows):,} of {len(array):,} rows, the first of them row {rows[0]}"
 
 
-def unfit(given: Mapping[str, object], error: Exception) -> str:
+def unfit(given: Mapping[str, Any], error: Exception) -> str:
     """What Flax says of arguments, in our words: of a parameter of another shape than the data ask for, both shapes."""
     names = " or ".join(name for name in given if name not in ("self", "key"))
     said = str(error).partition(" (https://")[0]
@@ -78,7 +78,7 @@ def unfit(given: Mapping[str, object], error: Exception) -> str:
     if found is None:
         return f"{names} does not fit the network: {said}"
     name, place, asked, has = found.groups()
-    shapes = [f"{n} of shape {np.shape(x)}" for n, x in given.items() if getattr(x, "shape", ())]
+    shapes = [f"{n} of shape {x.shape}" for n, x in given.items() if getattr(x, "shape", ())]
     return (
         f"{names} does not fit the network: its parameter {place.rstrip('/')}/{name} has the shape {has}, and "
         f"{' and '.join(shapes) or 'the data'} ask{'s' * (len(shapes) == 1)} for {asked}. Give data, such as images, "
