@@ -21,7 +21,7 @@ ELSEWHERE = {
     "pareto.md": "benchmarks/PARETO.md",
     "autoencoders.md": "benchmarks/AUTOENCODERS.md",
     "text_to_image_table.md": "benchmarks/TEXT_TO_IMAGE.md",
-    "tpu.md": "benchmarks/TPU.md",
+    "tpu_programs.md": "benchmarks/TPU.md",
     "stable_diffusion_speed.md": "benchmarks/STABLE_DIFFUSION.md",
     "solvers.md": "gen_jax/samplers/README.md",
     "recommended.md": "gen_jax/samplers/RECOMMENDED.md",

@@ -17,7 +17,7 @@ import recipes
 from bounds import Arrays, Binarize, Bounds, evaluate, load_images, meaning, to_bytes
 from jaxtyping import PyTree
 
-from gen_jax import checks, data, hvae, launch, plots, training, vae
+from gen_jax import checks, data, generate, hvae, launch, plots, training, vae
 from gen_jax.training import Options
 from gen_jax.types import Count, Positive, Seed, Size
 
@@ -150,8 +150,7 @@ class Experiment(Generic[C, M]):
             return {}
         train, test, num_classes = load_images(config.data, labels=labels, binarize=config.binarize)
         note, shape = meaning(config.likelihood, config.binarize, train["image"]), train["image"].shape[1:]
-        if jax.process_index() == 0:
-            print(f"nats are the log of: {note}")
+        launch.say(f"nats are the log of: {note}")
         model = self.build(config, shape, num_classes)
         self.check(config, model, shape, num_classes)
         state = self.train(config, model, train, num_classes)
@@ -173,7 +172,8 @@ class Experiment(Generic[C, M]):
             summary |= {name: last[name] for name in LOGGED if name in last}
             summary["seconds_of_testing"] = time.perf_counter() - began
         self.draw_samples(config)
-        return launch.finish(config.workdir, summary, lines=report(self.name, config, summary))
+        lines = report(self.name, config, summary) if jax.process_index() == 0 else []  # of its figures
+        return launch.finish(config.workdir, summary, lines=lines)
 
     def check(self, config: C, model: M, shape: Shape, num_classes: int | None) -> None:
         """ValueError before any training for samples that could not be drawn after it."""
@@ -216,19 +216,15 @@ class Experiment(Generic[C, M]):
         trained = dataclasses.replace(config, **as_saved)
         model = self.build(trained, tuple(saved["image_shape"]), saved.get("num_classes"))
         draw, labels = self.sampler(model, config, saved.get("num_classes"))
-        draw, params, parts = jax.jit(draw), self.restore(params), []
-        size = min(chunk, config.num)
-        for start in range(0, config.num, size):
-            rows = np.minimum(np.arange(start, start + size), config.num - 1)
-            parts.append(to_bytes(draw(params, jnp.asarray(rows))))
-        images = np.concatenate(parts)[: config.num]
-        if jax.process_index() == 0:
-            np.save(config.workdir / "samples.npy", images)
-            if labels is not None:
-                np.save(config.workdir / "labels.npy", labels)
-            note = self.note(trained, recipes.last_figures(config.workdir))
-            save_samples(config.workdir / "samples.png", images[:64], note)
-            print(f"{config.num} samples at step {step}" + (f": {note}" if note else ""))
+        draw, params = jax.jit(draw), self.restore(params)
+        of = lambda index: to_bytes(draw(params, jnp.asarray(index)))
+        images = generate.in_chunks(of, config.num, min(chunk, config.num), shared=True)
+        launch.save(config.workdir / "samples.npy", images)
+        if labels is not None:
+            launch.save(config.workdir / "labels.npy", labels)
+        note = self.note(trained, recipes.last_figures(config.workdir))
+        save_samples(config.workdir / "samples.png", images[:64], note)
+        launch.say(f"{config.num} samples at step {step}" + (f": {note}" if note else ""))
         return images
 
 

@@ -114,8 +114,8 @@ def evaluate(
         batch = layout.put_data({name: array[rows] for name, array in arrays.items()})
         part = jax.device_get(call(params, key, batch, layout.put_data(rows.astype(np.int32))))
         parts.append({name: np.float64(x[: count - start]) for name, x in part.items()})
-        if time.perf_counter() - began > 30 and jax.process_index() == 0:
-            print(f"test images: {min(start + chunk, count)} of {count}", flush=True)
+        if time.perf_counter() - began > 30:
+            launch.say(f"test images: {min(start + chunk, count)} of {count}")
             began = time.perf_counter()
     each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     means = {name: float(x.mean()) for name, x in each.items()}

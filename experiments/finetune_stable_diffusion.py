@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import jax
-import numpy as np
 import pictures
 from jaxtyping import PyTree
 from recipes import Recipe
@@ -180,11 +179,13 @@ def draw(config: Config, model: Model, weights: Weights, texts: Sequence[str], f
     s = config.sampling
     asked = {name: getattr(s, name) for name in ("negative_prompt", "solver", "nfe", "guidance")}
     images, _ = generate.sample(
-        model, weights, jax.random.key(config.seed), len(texts), prompt=list(texts), **cast(Any, asked)
+        *(model, weights, jax.random.key(config.seed), len(texts)),
+        prompt=list(texts),
+        shared=True,
+        **cast(Any, asked),
     )
-    if jax.process_index() == 0:
-        np.save(config.workdir / f"{file}.npy", images)
-        plots.save_captioned(config.workdir / f"{file}.png", images, texts)
+    launch.save(config.workdir / f"{file}.npy", images)
+    plots.save_captioned(config.workdir / f"{file}.png", images, texts)
 
 
 def trained(config: Config, weights: Weights, params: PyTree) -> Weights:

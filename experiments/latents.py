@@ -98,6 +98,7 @@ def encode(config: Options, source: data.Source, distance: Distance | None = Non
         _train(config, workdir, source)
     elif not workdir.exists() and jax.process_index() == 0:
         _copy(given, workdir)
+    launch.wait_for_all()
     params = pretrained.load_autoencoder(workdir, config.autoencoder)
     found = summary(config, workdir, params, source, distance)
     codec = dataclasses.replace(codec, scale=found["scale"], shift=found["shift"])
@@ -184,6 +185,7 @@ def summary(
     """
     file, net = workdir / "summary.json", config.autoencoder.build()
     found: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    launch.wait_for_all()  # no process has written yet
     if found and (distance is None or "frechet_distance" in found):
         return found
     test = test_images(config.data, num)
@@ -196,14 +198,14 @@ def summary(
             "psnr": float(np.mean(metrics.psnr(test, drawn))),
             "kl_nats": autoencoding.statistics(net, params, test).kl,
         }
-        print(f"autoencoder: {found['psnr']:.1f} dB, {found['kl_nats']:.0f} nats an image; {workdir}")
+        launch.say(f"autoencoder: {found['psnr']:.1f} dB, {found['kl_nats']:.0f} nats an image; {workdir}")
     if distance is not None:
         found["frechet_distance"] = distance(drawn)
-    if jax.process_index() == 0:
-        file.write_text(json.dumps(found, indent=2) + "\n")
-        pairs = np.stack([test[:32], drawn[:32]], 1).reshape(-1, *test.shape[1:])
-        plots.save_grid(workdir / "reconstructions.png", pairs, columns=16)
-    return found
+    launch.save(file, found)
+    pairs = np.stack([test[:32], drawn[:32]], 1).reshape(-1, *test.shape[1:])
+    plots.save_grid(workdir / "reconstructions.png", pairs, columns=16)
+    launch.wait_for_all()
+    return dict(json.loads(file.read_text()))  # those of process 0
 
 
 def seconds(encoded: Encoded, source: data.Source, num: int = 512) -> float:

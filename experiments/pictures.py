@@ -1,6 +1,5 @@
 """What the diffusion experiments draw: samples of a run, their way from noise, grids while training."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,21 +93,22 @@ def draw(
         solver=sampling.solver,
         nfe=sampling.nfe,
         guidance=sampling.guidance,
+        shared=True,
     )
     plan = generate.plan(run.model, sampling.solver, sampling.nfe)
     weight = generate.weight(run.model, run.weights, sampling.guidance)
+    launch.save(workdir / "samples.npy", images)
+    if texts is not None:
+        launch.save(workdir / "captions.json", list(texts))
+    elif cond is not None:
+        launch.save(workdir / "labels.npy", cond)
     if jax.process_index() == 0:
-        np.save(workdir / "samples.npy", images)
-        if texts is not None:
-            (workdir / "captions.json").write_text(json.dumps(list(texts), indent=1))
-        elif cond is not None:
-            np.save(workdir / "labels.npy", cond)
         plots.save_grid(workdir / "samples.png", images[:64])
         first = jax.tree.map(lambda x: x[np.minimum(np.arange(4), num - 1)], cond)
         save_denoising(workdir / "denoising.png", run, plan, weight, first)
     solver = sampling.solver or run.model.sampling.solver or "the recommended solver"
     guided = "without guidance" if weight is None else f"guided with a weight of {weight:g}"
-    print(
+    launch.say(
         f"{num} samples at step {run.step} with {solver}, {plan.nfe} evaluations of the denoiser each, {guided}"
     )
     return {"num_samples": num, "solver": solver, "nfe": plan.nfe}

@@ -157,7 +157,7 @@ def draw_all(run: Run, config: Config, plans: dict[str, list[samplers.Plan]]) ->
         table, began = in_one_shape(plan, rows, slots), time.perf_counter()
         x_0 = np.concatenate([jax.device_get(draw(run.model, each, table, plan.nfe)) for each in chunks])
         seconds = time.perf_counter() - began
-        print(f"{name}: {config.num} samples by {plan.nfe} evaluations in {seconds:.1f} s", flush=True)
+        launch.say(f"{name}: {config.num} samples by {plan.nfe} evaluations in {seconds:.1f} s")
         return Drawn(plan, x_0[: config.num], seconds)
 
     draw(run.model, chunks[0], in_one_shape(every[0], rows, slots), 0)  # compiles, and takes no step

@@ -13,6 +13,7 @@ and the figures in summary.json. The classifier is trained apart, on clean image
 minutes). 0 is unconditional, 1 conditional, as in the book.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +64,11 @@ def draw_all(config: Config, run: Run, classes: int) -> dict[float, np.ndarray]:
     draw = generate.sampler(run.model, interval=config.interval, rescale=config.rescale)
     weights, key = draw.place(run.weights), jax.random.key(config.seed)
     plan, size = generate.plan(run.model, config.solver, config.nfe), min(250, config.num)
-    chunks = [np.arange(start, start + size) for start in range(0, config.num, size)]
-    images = lambda weight, index: np.asarray(
-        draw(weights, key, plan, index, np.int32(index % classes), np.float32(weight))
+    images = lambda weight, index: draw(
+        weights, key, plan, index, np.int32(index % classes), np.float32(weight)
     )
-    return {w: np.concatenate([images(w, index) for index in chunks])[: config.num] for w in config.weights}
+    chunks = functools.partial(generate.in_chunks, num=config.num, size=size, shared=True)
+    return {weight: chunks(functools.partial(images, weight)) for weight in config.weights}
 
 
 def measure(
@@ -156,7 +157,7 @@ def main(config: Config) -> dict[str, object]:
     save_trade(config.workdir / "trade.png", found)
     save_law(config.workdir / "law.png", law())
     for weight, accuracy, diversity in zip(*found.values(), strict=True):
-        print(
+        launch.say(
             f"weight {weight:4g}: {accuracy:.1%} read as asked for, diversity {diversity:.2f} of real images'"
         )
     nfe = generate.plan(run.model, config.solver, config.nfe).nfe

@@ -192,10 +192,10 @@ def draw_samples(config: Config, led: Led, chunk: int = 100) -> dict[str, float]
     draw, num, classes = led.draw(config), config.sampling.num, led.labels.num_classes
     label = asked_labels(config, led.labels)
     weight = 1.0 if config.sampling.guidance is None else config.sampling.guidance
-    rows = [np.minimum(np.arange(i, i + min(chunk, num)), num - 1) for i in range(0, num, chunk)]
-    images = np.concatenate([draw(label[r], weight, r) for r in rows])[:num]
-    np.save(config.workdir / "samples.npy", images)
-    np.save(config.workdir / "labels.npy", np.int32(label))
+    one = lambda index: draw(label[index], weight, index)
+    images = generate.in_chunks(one, num, min(chunk, num), shared=True)
+    launch.save(config.workdir / "samples.npy", images)
+    launch.save(config.workdir / "labels.npy", np.int32(label))
     plots.save_grid(config.workdir / "classes.png", images[:100], columns=min(classes, 10))
     first = np.arange(min(classes, 10))
     strips = np.stack([draw(first, w, first) for w in config.weights], axis=1)

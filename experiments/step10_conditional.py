@@ -80,10 +80,11 @@ def main(config: Config) -> dict[str, object]:
     if not config.labels:
         raise ValueError("step 10 learns from labels: for a model without them, step09_diffusion.py.")
     summary = step09.main(config, "step10_conditional")
-    if not config.sampling.sample_only and jax.process_index() == 0:
-        run = pretrained.load_run(config.workdir)
-        save_classes(config, run)
-        save_interpolation(config, run)
+    if not config.sampling.sample_only:
+        run = pretrained.load_run(config.workdir)  # by all processes
+        if jax.process_index() == 0:
+            save_classes(config, run)
+            save_interpolation(config, run)
     return summary
 
 

@@ -126,9 +126,9 @@ def times(config: Config, model: Model, encoded: latents.Encoded, source: data.S
     }
     found = {name: recipes.seconds_a_step(*each, config.run.parallel) for name, each in made.items()}
     found["encoding"] = latents.seconds(encoded, source)
-    if jax.process_index() == 0:
-        file.write_text(json.dumps(found, indent=2) + "\n")
-    return found
+    launch.save(file, found)
+    launch.wait_for_all()
+    return dict(json.loads(file.read_text()))  # those of process 0
 
 
 def equal_steps(config: Config, found: dict[str, float]) -> int:
@@ -163,7 +163,7 @@ def measure(config: Config, workdirs: dict[str, Path], distance: latents.Distanc
         model, loaded, _, step = pretrained.load_run(workdir)
         weights = {part: tree for part, tree in loaded.items() if part != "guide"}
         images, _ = generate.sample(
-            model, weights, key, config.judged, solver=asked.solver, nfe=asked.nfe, guidance=1.0
+            model, weights, key, config.judged, solver=asked.solver, nfe=asked.nfe, guidance=1.0, shared=True
         )
         figures = {"steps": float(step), **flops(model, weights)}
         last = recipes.last_figures(workdir)

@@ -113,11 +113,11 @@ def judge(config: Config, run: Run) -> dict[str, object]:
     """What is right in images for captions of test scenes, object by object, and in real images for the same ones."""
     asked = test_captions(config, config.judged)
     images, _ = generate.sample(
-        run.model, run.weights, jax.random.key(config.seed + 1), len(asked), prompt=asked
+        run.model, run.weights, jax.random.key(config.seed + 1), len(asked), prompt=asked, shared=True
     )
     reads = scenes.train()
     found, real = scenes.score(reads, images, asked), scenes.ceiling(reads, asked)
-    print(scenes.table(found, real))
+    launch.say(scenes.table(found, real))
     return {"found": scenes.as_dict(found), "real": scenes.as_dict(real)}
 
 

@@ -2,6 +2,7 @@
 
 gen-jax sample checkpoints/step10_conditional --label 8 --num 16 --out eights.png
 gen-jax sample stable-diffusion-v1-5 --prompt "a lighthouse at dawn" --nfe 20 --out lighthouse.png
+gen-jax sample checkpoints/step10_conditional --num 50000 --out samples
 gen-jax doctor --workdir checkpoints
 """
 
@@ -37,7 +38,11 @@ def _commands() -> "SubcommandApp":
     @app.command
     def sample(asked: Annotated[command.Sample, tyro.conf.arg(name="")]) -> None:
         """Draw images from a trained diffusion model, as its makers do unless told otherwise."""
-        print(command.run(asked))
+        said = command.run(asked)
+        import jax
+
+        if jax.process_index() == 0:
+            print(said)
 
     @app.command
     def doctor(workdir: Path | None = None) -> None:

@@ -42,7 +42,12 @@ class Sample:
     num: Given[int] = None
     """How many images (default: 16; 1 of Stable Diffusion)."""
     out: Path = Path("samples.png")
-    """Where to; .png is one picture of all, with the settings in it, .npy is uint8 [N, H, W, C]."""
+    """Where to; .png is one picture of all, with the settings in it, .npy is uint8 [N, H, W, C]. A name without an ending
+    is a directory, for many images: files of them, drawn by all hosts; the same command goes on after an interruption."""
+    shard: int = 1000
+    """Images in a file, where out is a directory."""
+    chunk: Given[int] = None
+    """Images that a device draws at once, where out is a directory (default: 125; 4 of Stable Diffusion)."""
     guidance: Given[float] = None
     """Weight of guidance, by the labels, the text or by a weaker model; 1 is none (default: as the model says)."""
     solver: Given[str] = None
@@ -92,8 +97,6 @@ class Sample:
 def run(asked: Sample) -> str:
     """Draws, writes, and says what it did. ValueError, in a line, for what can not be done."""
     _check(asked)
-    import numpy as np
-
     from gen_jax import launch, plots, pretrained, samplers
 
     _check_numbers(asked)
@@ -106,9 +109,11 @@ def run(asked: Sample) -> str:
     model, weights = _loaded(asked)
     num = asked.num if asked.num is not None else 1 if published else 16
     num = len(prompts) if isinstance(prompts, list) else num
+    if _is_directory(asked.out):
+        return _written(asked, model, weights, num, prompts, 4 if published else None)
     images, cond = _drawn(asked, model, weights, num, prompts)
     if asked.out.suffix == ".npy":
-        np.save(asked.out, images)
+        launch.save(asked.out, images)
     else:
         text = _text(asked, model, images, prompts)
         if max(images.shape[1:3]) < ENLARGED:
@@ -121,10 +126,20 @@ def run(asked: Sample) -> str:
     return f"{what}{_drawn_for(model, cond, prompts)} in {asked.out}"
 
 
+def _is_directory(out: Path) -> bool:
+    """Whether images go into files of it: there is no ending, or it is there."""
+    return out.name != "" and out.suffix not in (".png", ".npy") and (out.is_dir() or not out.suffix)
+
+
 def _check(asked: Sample) -> None:
     """What can be said before weights are read."""
-    if asked.out.suffix not in (".png", ".npy"):
-        raise ValueError(f"out must end in .png or .npy, got {asked.out}.")
+    many = _is_directory(asked.out)
+    if asked.out.suffix not in (".png", ".npy") and not many:
+        raise ValueError(f"out must end in .png or .npy, or be a directory, got {asked.out}.")
+    if many and (asked.image is not None or asked.previews or asked.taesd is not None):
+        raise ValueError(
+            f"out must end in .png or .npy where a picture is changed, and for previews, got {asked.out}."
+        )
     if asked.prompt is not None and asked.prompts is not None:
         raise ValueError("one prompt or a file of prompts, not both.")
     if asked.image is None and (asked.mask is not None or asked.strength is not None):
@@ -137,7 +152,7 @@ def _check(asked: Sample) -> None:
         raise ValueError(
             f"out must be a file that can be written, got {asked.out}: {error.strerror}."
         ) from None
-    if asked.out.is_dir() or not os.access(asked.out.parent, os.W_OK):
+    if (asked.out.is_file() if many else asked.out.is_dir()) or not os.access(asked.out.parent, os.W_OK):
         raise ValueError(f"out must be a file that can be written, got {asked.out}.")
 
 
@@ -145,9 +160,10 @@ def _check_numbers(asked: Sample) -> None:
     """What else can be said before weights are read."""
     from gen_jax import checks
 
-    for name in ("num", "nfe", "height", "width"):
+    things = {"nfe": "evaluation", "height": "pixel", "width": "pixel"}
+    for name in ("num", "nfe", "height", "width", "shard", "chunk"):
         if (value := getattr(asked, name)) is not None:
-            checks.whole(name, value, {"num": "image", "nfe": "evaluation"}.get(name, "pixel"))
+            checks.whole(name, value, things.get(name, "image"))
     checks.within("seed", asked.seed, 0, 2**32 - 1)
     checks.whole("clip_skip", asked.clip_skip, "layer", 0)
     checks.within("rescale", checks.finite("rescale", asked.rescale), 0, 1)
@@ -185,6 +201,34 @@ def lora_weight(said: str) -> tuple[Path, float]:
         ) from None
 
 
+def _options(asked: Sample, model: "Model", prompts: "Prompt | None") -> dict[str, Any]:
+    """What all that draws takes."""
+    names = ("label", "negative_prompt", "guidance", "solver", "nfe", "rescale")
+    of = "output" if model.sampling.schedule is not None else "x0"
+    return {name: getattr(asked, name) for name in names} | {"prompt": prompts, "rescale_of": of}
+
+
+def _written(
+    asked: Sample,
+    model: "Model",
+    weights: "Weights",
+    num: int,
+    prompts: "Prompt | None",
+    chunk: int | None,
+) -> str:
+    """Files of images in a directory, by all processes; `chunk` is the default."""
+    import jax
+
+    from gen_jax import generate
+
+    chunk = chunk if asked.chunk is None else asked.chunk
+    options = _options(asked, model, prompts) | ({} if chunk is None else {"chunk": chunk})
+    options |= {"height": asked.height, "width": asked.width, "shard": asked.shard}
+    generate.write(model, weights, jax.random.key(asked.seed), num, asked.out, **options)
+    files = -(-num // asked.shard)
+    return f"{num:,} image{'s' * (num != 1)} in {files:,} file{'s' * (files != 1)} of {asked.out}"
+
+
 def _drawn(
     asked: Sample, model: "Model", weights: "Weights", num: int, prompts: "Prompt | None"
 ) -> "tuple[np.ndarray, object]":
@@ -193,20 +237,11 @@ def _drawn(
 
     from gen_jax import generate, retouch
 
-    key = jax.random.key(asked.seed)
-    options: dict[str, Any] = {
-        "label": asked.label,
-        "prompt": prompts,
-        "negative_prompt": asked.negative_prompt,
-        "guidance": asked.guidance,
-        "solver": asked.solver,
-        "nfe": asked.nfe,
-        "rescale": asked.rescale,
-        "rescale_of": "output" if model.sampling.schedule is not None else "x0",
-        "on_step": _previews(asked, model, weights),
-    }
+    key, see = jax.random.key(asked.seed), _previews(asked, model, weights)
+    options = _options(asked, model, prompts) | {"on_step": see}
     if asked.image is None:
-        return generate.sample(model, weights, key, num, height=asked.height, width=asked.width, **options)
+        options |= {"height": asked.height, "width": asked.width, "shared": see is None}
+        return generate.sample(model, weights, key, num, **options)
     if asked.strength is not None:
         options["strength"] = asked.strength
     image = _picture(asked.image, asked, model)

@@ -6,8 +6,12 @@ And how far reconstructions are from their images, one by one: the peak signal-t
     real, drawn = (metrics.moments(metrics.project(axes, x)) for x in (images, samples))
     metrics.frechet_distance(real, drawn)
 
-With the features of an Inception network the distance is the FID; `moments` takes any features. All is computed in
-float64 on the host: in float32 the difference of two covariances of images has no correct digit.
+With the features of an Inception network the distance is the FID; `moments` takes any features. Those of examples that
+do not fit into memory are tallied block by block:
+
+    real = metrics.settle(functools.reduce(metrics.join, map(metrics.tally, blocks)))
+
+All is computed in float64 on the host: in float32 the difference of two covariances of images has no correct digit.
 """
 
 import math
@@ -18,7 +22,7 @@ import scipy.sparse.linalg
 from jaxtyping import Float, Num
 
 from gen_jax import checks
-from gen_jax.types import Count, Positive
+from gen_jax.types import Count, Positive, Size
 
 
 class Moments(NamedTuple):
@@ -26,6 +30,15 @@ class Moments(NamedTuple):
 
     mean: Float[np.ndarray, "D"]
     cov: Float[np.ndarray, "D D"]
+
+
+class Tally(NamedTuple):
+    """What moments are made of: how many examples, their mean, and their scatter about it."""
+
+    num: Size
+    mean: Float[np.ndarray, "D"]
+    scatter: Float[np.ndarray, "D D"]
+    """`sum_n (x_n - mean) (x_n - mean)^T`."""
 
 
 class Axes(NamedTuple):
@@ -49,11 +62,54 @@ def moments(features: Rows) -> Moments:
     Raises:
         ValueError: `N < 2`, or a feature is not finite.
     """
+    if len(features) < 2 or not features.shape[1]:
+        raise ValueError(f"features must be those of at least 2 examples, got the shape {features.shape}.")
+    return settle(tally(features))
+
+
+@checks.checked
+def tally(features: Rows) -> Tally:
+    """Count, mean and scatter of features `[N, D]`, to be joined with those of others.
+
+    Raises:
+        ValueError: there is no example, or a feature is not finite.
+    """
     x = np.asarray(features, np.float64)
-    if len(x) < 2 or not x.shape[1]:
-        raise ValueError(f"features must be those of at least 2 examples, got the shape {x.shape}.")
+    if not x.size:
+        raise ValueError(f"features must be those of at least 1 example, got the shape {x.shape}.")
     mean = x.mean(0)
-    return Moments(mean, (x - mean).T @ (x - mean) / (len(x) - 1))
+    return Tally(len(x), mean, (x - mean).T @ (x - mean))
+
+
+@checks.checked
+def join(a: Tally, b: Tally) -> Tally:
+    """The tally of the examples of both.
+
+        mean = m_a + (n_b / n) (m_b - m_a),      S = S_a + S_b + (n_a n_b / n) (m_b - m_a) (m_b - m_a)^T
+
+    (Chan, Golub & LeVeque 1979, Eq. 2.1, for vectors.) No digit is lost where the means are far from zero. One of no
+    examples changes nothing.
+
+    Raises:
+        ValueError: `a` and `b` differ in `D`, or have no example.
+    """
+    num, apart = a.num + b.num, b.mean - a.mean
+    if not num:
+        raise ValueError("a must be the tally of 1 example at least where b has none, got two without any.")
+    mean = a.mean + apart * (b.num / num)
+    return Tally(num, mean, a.scatter + b.scatter + np.outer(apart, apart) * (a.num * b.num / num))
+
+
+@checks.checked
+def settle(tally: Tally) -> Moments:
+    """The moments of all examples of a tally, as `moments` gives them at once.
+
+    Raises:
+        ValueError: it has fewer than 2 examples.
+    """
+    if tally.num < 2:
+        raise ValueError(f"tally must be that of at least 2 examples, got {tally.num}.")
+    return Moments(tally.mean, tally.scatter / (tally.num - 1))
 
 
 @checks.checked

@@ -52,8 +52,15 @@ def commands(page):
     """The commands in blocks of bash, one a line or joined by &&, and in cells of tables, as lists of words."""
     lines = [line for block in blocks(page, "bash") for line in block.text.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"^\|.*`(python [^`]+|gen-jax [^`]+)`", page.read_text(), re.MULTILINE)
-    parts = [part for line in lines for part in line.split(" && ")]
-    return [words for part in parts if (words := shlex.split(part, comments=True))]
+    return [words for line in lines for words in parts(line)]
+
+
+def parts(line):
+    """The commands of a line, which && joins outside of quotes, as lists of words."""
+    found = [[]]
+    for word in shlex.split(line, comments=True):
+        found.append([]) if word == "&&" else found[-1].append(word)
+    return [words for words in found if words]
 
 
 def run(page):
@@ -107,6 +114,60 @@ def commands_of_docstring(script):
     return [shlex.split(re.sub(r"\[(--[^]]*)\]", r"\1", line), comments=True) for line in lines]
 
 
+TAKE_A_COMMAND, TAKE_AN_EXPERIMENT = ("loop.sh",), ("run.sh", "queued.sh", "xpk.sh")
+"""Scripts of experiments/launch with arguments."""
+CLOUD = {
+    "gcloud compute tpus tpu-vm create": {"zone", "accelerator-type", "version", "spot"},
+    "gcloud compute tpus tpu-vm ssh": {"zone", "worker", "command"},
+    "gcloud compute tpus tpu-vm scp": {"zone", "worker"},
+    "gcloud compute tpus tpu-vm delete": {"zone", "quiet"},
+    "gcloud compute tpus queued-resources create": {
+        *("node-id", "zone", "accelerator-type", "runtime-version", "spot")
+    },
+    "gcloud compute tpus queued-resources describe": {"zone", "format"},
+    "gcloud compute tpus queued-resources delete": {"zone", "force", "quiet"},
+    "gcloud storage buckets create": {"location"},
+    "gcloud storage rsync": {"recursive"},
+    "gcloud container clusters get-credentials": {"location"},
+    "kubectl apply": {"filename"},
+    "kubectl get": set(),
+    "kubectl delete": set(),
+    "kubectl logs": {"follow", "selector"},
+    "docker build": {"file", "tag"},
+    "docker push": set(),
+    "sky jobs launch": {"env"},
+    "sky jobs queue": set(),
+    "sky jobs logs": set(),
+    "tensorboard": {"logdir"},
+    "xpk workload create": {
+        *(
+            "cluster",
+            "zone",
+            "workload",
+            "tpu-type",
+            "base-docker-image",
+            "script-dir",
+            "max-restarts",
+            "command",
+        ),
+        *("restart-on-exit-codes", "termination-grace-period-seconds"),
+    },
+}
+"""Flags of other programs that are used, as their help has them: gcloud, kubectl, docker, SkyPilot and XPK of 2026."""
+
+
+def check_cloud(words):
+    """AssertionError for a command of another program, or a flag of it, that is not in the table."""
+    said = " ".join(words)
+    name = max((name for name in CLOUD if f"{said} ".startswith(f"{name} ")), key=len, default=None)
+    assert name is not None, f"no test knows this command: {said}"
+    flags = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    assert flags <= CLOUD[name], (name, flags - CLOUD[name])
+    inner = [word.partition("=")[2] for word in words if word.startswith("--command=")]
+    for command in (command for text in inner for command in parts(text) if command[0].startswith(".venv/")):
+        check_command(command)
+
+
 class Parsed(Exception):
     """The flags are there; what they ask for is not done."""
 
@@ -128,6 +189,24 @@ def check_command(words):
             assert set(filter(None, (extras[1] or "").split(","))) <= set(
                 pyproject()["optional-dependencies"]
             )
+        case [".venv/bin/python", *rest]:
+            check_command(["python", *rest])
+        case [".venv/bin/gen-jax", *rest]:
+            check_command(["gen-jax", *rest])
+        case [script, *rest] if script.startswith("experiments/launch/"):
+            assert (ROOT / script).stat().st_mode & 0o100, script
+            name = Path(script).name
+            assert (name in TAKE_A_COMMAND or name in TAKE_AN_EXPERIMENT) == bool(rest), script
+            if name in TAKE_A_COMMAND:
+                check_command(rest)
+            elif name in TAKE_AN_EXPERIMENT:
+                parse_flags(ROOT / "experiments" / f"{rest[0]}.py", rest[1:])
+        case ["export", *given]:
+            assert all(re.fullmatch(r"[A-Z_]+=.*", word) for word in given), words
+        case ["tmux", "new-session", "-d", command]:
+            check_command(shlex.split(command))
+        case ["gcloud" | "kubectl" | "docker" | "sky" | "xpk" | "tensorboard", *_]:
+            check_cloud(words)
         case ["pytest" | "mypy" | "ruff" | "mkdocs" | "pre-commit", *flags]:
             for flag in flags:
                 assert "/" not in flag or (ROOT / flag.partition("::")[0]).exists(), flag

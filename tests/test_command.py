@@ -93,8 +93,11 @@ def test_a_picture_is_changed_in_a_part_or_as_a_whole(run, tmp_path):
         (["--num", "0"], "num must be at least 1 image, got 0"),
         (["--seed", "99999999999"], "seed must be at least 0 and at most 4,294,967,295"),
         (["--guidance", "nan"], "guidance must be a finite number"),
-        (["--out", "a.jpg"], "out must end in .png or .npy, got a.jpg"),
+        (["--out", "a.jpg"], "out must end in .png or .npy, or be a directory, got a.jpg"),
         (["--out", ""], "out must end in .png or .npy"),
+        (["--out", "{run}/a_file"], "out must be a file that can be written, got .*a_file"),
+        (["--out", "{run}/many", "--previews"], "where a picture is changed, and for previews, got .*many"),
+        (["--out", "{run}/many", "--shard", "0"], "shard must be at least 1 image, got 0"),
         (
             ["--out", "{run}/checkpoints/0/_CHECKPOINT_METADATA/a.png"],
             "out must be a file that can be written, got .*a.png: ",
@@ -109,6 +112,7 @@ def test_a_picture_is_changed_in_a_part_or_as_a_whole(run, tmp_path):
 )
 def test_what_can_not_be_done_is_said_in_a_line(run, flags, said, capsys):
     (run / "folder.png").mkdir(exist_ok=True)
+    (run / "a_file").touch()
     arguments = ["sample", str(run), "--num", "1", *(flag.replace("{run}", str(run)) for flag in flags)]
     with pytest.raises(SystemExit, match=said) as error:
         cli.main(arguments)

@@ -55,6 +55,10 @@ def test_command_of_a_page_or_a_script_parses(command):
         (["pip", "install", "-e", ".[tests]"], AssertionError),
         (["pytest", "tests/nowhere.py"], AssertionError),
         (["rm", "-rf", "build"], AssertionError),
+        (["gcloud", "compute", "tpus", "tpu-vm", "create", "a", "--zonne=b"], AssertionError),
+        (["gcloud", "compute", "tpus", "tpu-vm", "make", "a"], AssertionError),
+        (["experiments/launch/run.sh", "step09_diffusion", "--sead", "1"], SystemExit),
+        (["experiments/launch/create.sh", "a"], AssertionError),
     ],
     ids=lambda value: shlex.join(value) if isinstance(value, list) else "",
 )

@@ -1,5 +1,7 @@
 """The Fréchet distance against closed forms and scipy's matrix root; principal axes against scikit-learn's."""
 
+import functools
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -102,6 +104,47 @@ def test_moments_are_numpys_in_float64():
 def test_moments_refuse_what_has_none(bad):
     with pytest.raises(ValueError, match="features must be"):
         metrics.moments(bad)
+
+
+def blocks(x, ends):
+    """Its tallies, of the rows between these ends."""
+    return [metrics.tally(part) for part in np.split(x, ends)]
+
+
+@pytest.mark.parametrize("ends", [[1], [2, 3, 5], [100], list(range(1, 200))], ids=len)
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_moments_of_blocks_are_those_of_all_at_once(ends, offset):
+    """In any order, far from zero too, where sums of squares would have lost every digit."""
+    x = offset + np.random.default_rng(0).normal(size=(200, 5)) * np.arange(1, 6)
+    for parts in (blocks(x, ends), blocks(x, ends)[::-1]):
+        found = metrics.settle(functools.reduce(metrics.join, parts))
+        np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(found.cov, np.cov(x, rowvar=False), rtol=1e-9, atol=1e-9)
+
+
+def test_frechet_distance_of_blocks_is_that_of_all_at_once():
+    """To 1e-10 of itself; the moments are of 8-bit images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (600, 36)).astype(np.uint8)
+    others = np.clip(images.astype(int) + rng.integers(-3, 9, images.shape), 0, 255).astype(np.uint8)
+    streamed = (
+        metrics.settle(functools.reduce(metrics.join, blocks(x, [7, 300, 301]))) for x in (images, others)
+    )
+    at_once = (metrics.moments(x) for x in (images, others))
+    expected = metrics.frechet_distance(*at_once)
+    assert expected > 1
+    np.testing.assert_allclose(metrics.frechet_distance(*streamed), expected, rtol=1e-10)
+
+
+def test_a_tally_of_nothing_changes_nothing_and_one_example_has_no_covariance():
+    one, none = metrics.tally(np.ones((1, 3))), metrics.Tally(0, np.zeros(3), np.zeros((3, 3)))
+    for both in (metrics.join(one, none), metrics.join(none, one)):
+        np.testing.assert_array_equal(both.mean, one.mean)
+        np.testing.assert_array_equal(both.scatter, one.scatter)
+    with pytest.raises(ValueError, match="at least 2 examples, got 1"):
+        metrics.settle(one)
+    with pytest.raises(ValueError, match="got two without any"):
+        metrics.join(none, none)
 
 
 @pytest.mark.parametrize("shape", [(200, 12), (10, 4, 5, 1)])

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from gen_jax import checks, samplers
 from gen_jax.codec import Latents
 from gen_jax.conditioning import Prompt
+from gen_jax.generate.asking import sized
 from gen_jax.generate.denoising import Weights
 from gen_jax.generate.listening import OnStep
-from gen_jax.generate.sampling import sample, sized
+from gen_jax.generate.sampling import sample
 from gen_jax.model import Model
 from gen_jax.types import Count, Fraction, SolverName
 

@@ -26,7 +26,7 @@ from gen_jax.launch.options import (
     record,
     resolved,
 )
-from gen_jax.launch.start import finish, parse, run, start
+from gen_jax.launch.start import finish, parse, run, save, say, start, wait_for_all
 
 __all__ = [
     "ROOT",
@@ -42,5 +42,8 @@ __all__ = [
     "record",
     "resolved",
     "run",
+    "save",
+    "say",
     "start",
+    "wait_for_all",
 ]

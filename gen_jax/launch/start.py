@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 
 import absl.logging
 import jax
+import numpy as np
 import tyro
 
 from gen_jax import checks, ending, training
@@ -124,6 +125,38 @@ def start(batch_size: Count = 2) -> None:
     training.initialize_distributed()
     training.split_cpu_devices(batch_size)
     training.enable_compilation_cache()
+
+
+@checks.checked
+def say(words: str) -> None:
+    """Print, at once; only process 0 does."""
+    if jax.process_index() == 0:
+        print(words, flush=True)
+
+
+@checks.checked
+def save(path: Path, value: object) -> None:
+    """Write an array (.npy), or numbers and words (.json), complete or not at all. Only process 0 writes."""
+    if path.suffix not in (".npy", ".json"):
+        raise ValueError(f"path must end in .npy or .json, got {path}.")
+    if jax.process_index() != 0:
+        return
+    if path.suffix == ".json":
+        run_directory.write_json(path, value)
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, np.asarray(value))
+    temporary.replace(path)
+
+
+@checks.checked
+def wait_for_all() -> None:
+    """Wait until every process of the run is here, so that all see what process 0 wrote; at once where there is one."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("all are here")
 
 
 @checks.checked

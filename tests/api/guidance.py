@@ -1,6 +1,10 @@
 """Calls of step 10: `guidance`, `inverse`, `editing`, `generate`, `retouch`."""
 
+import atexit
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -63,6 +67,12 @@ HALF[:, :2] = True
 heard = lambda step, x0_hat: None
 OF_CHANNELS = ("mask: one column",)
 """A mask of pixels is for all channels."""
+WORK = Path(tempfile.mkdtemp(prefix="gen_jax-api-"))
+atexit.register(shutil.rmtree, WORK, ignore_errors=True)
+SAMPLES = str(
+    generate.write_shards(WORK / "samples", lambda index: {"samples": np.ones((len(index), 2))}, 5, shard=2)
+)
+ELSEWHERE = ("directory: misspelt",)  # another directory
 GUIDANCE = {
     "guidance.interval": call(2.0, PROC, 5.0, 20.0),
     "guidance.cfg_plus_plus": call(0.5, PROC, GRID),
@@ -136,7 +146,28 @@ GENERATE = {
         width=4,
         x_T=X_T,
         chunk=2,
+        shared=False,
         on_step=heard,
+    ),
+    "in_chunks": call(lambda index: index, 5, 2, shared=False),
+    "moments": call(SAMPLES, lambda samples: samples.reshape(len(samples), -1)),
+    "read": call(SAMPLES, "samples", shared=False),
+    "write_shards": call(
+        f"{WORK}/shards", lambda index: {"samples": index}, 5, shard=2, says={"key": 0}, free=ELSEWHERE
+    ),
+    "write": call(
+        *(MODEL, WEIGHTS, KEY, 2, f"{WORK}/written"),
+        label=1,
+        solver="ddim",
+        nfe=2,
+        guidance=2.0,
+        rescale=0.5,
+        rescale_of="x0",
+        height=4,
+        width=4,
+        shard=2,
+        chunk=2,
+        free=(*ELSEWHERE, "label: zero"),  # of other samples, which it says
     ),
     "sampler": call(MODEL, generate.local_mesh(1), interval=(5.0, 20.0), rescale=0.5, rescale_of="x0"),
     "sized": call(MODEL, 4, 4),

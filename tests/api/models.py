@@ -98,6 +98,9 @@ class Trains(Config):
 
 (WORK / "quick_experiment.py").write_text("parse = lambda: 3\nmain = print\n")
 (WORK / "prompts.txt").write_text("a cat\n")
+ANYTHING = tuple(  # is a value that can be written
+    f"value: {kind}" for kind in ("None", "a word", "complex", "words", "one column", "NaN", "infinity")
+)
 NAMED = ("experiment: misspelt",)  # any name is one
 LAUNCH = {
     "finish": call(WORK, {"loss": 0.1}, config=Config(), experiment="mine", lines=("next",), free=NAMED),
@@ -114,6 +117,8 @@ LAUNCH = {
     "record": call("mine", Config(), free=NAMED),
     "resolved": call(Trains()),
     "run": call(str(WORK / "quick_experiment.py")),
+    "save": call(WORK / "array.npy", np.ones(3), free=ANYTHING),
+    "say": call("words", free=("words: misspelt",)),
     "start": call(2),
 }
 EXAMPLES = {

@@ -29,6 +29,7 @@ PAIR = scenes.Scene(
 FEATURES = RNG.normal(size=(12, 4)).astype(np.float32)
 AXES = metrics.principal(FEATURES, 2)
 MOMENTS = metrics.moments(FEATURES)
+TALLY = metrics.tally(FEATURES)
 TINY = AutoencoderTinyConfig(channels=4, encoder_blocks=(1, 1), decoder_blocks=(1, 1))
 LINES = FOLDER / "metrics.jsonl"
 LINES.write_text("".join(json.dumps({"step": i, "loss": 1 / (i + 1)}) + "\n" for i in range(3)))
@@ -97,6 +98,9 @@ METRICS = {
     "frechet_distance": call(MOMENTS, MOMENTS),
     "principal": call(FEATURES, 2),
     "project": call(AXES, FEATURES),
+    "join": call(TALLY, metrics.tally(FEATURES[:3] + 1)),
+    "settle": call(TALLY),
+    "tally": call(FEATURES),
     "psnr": call(IMAGES, IMAGES // 2, peak=255.0, free=("images: fractions", "others: fractions")),
 }
 PREVIEWS = {
