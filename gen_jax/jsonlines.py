@@ -1,10 +1,13 @@
 """Lines of figures, as `metrics.jsonl` has them: an object of JSON each, with a "step" and numbers."""
 
+import io
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TypeAlias
+
+from gen_jax import paths
+from gen_jax.types import AnyPath
 
 MOST = 2**20
 """Bytes of what is no line of figures that are kept."""
@@ -12,7 +15,7 @@ Line: TypeAlias = dict[str, float | int | None]
 """The figures of a log point by name; null where one is not finite."""
 
 
-def read(path: Path) -> tuple[list[Line], list[bytes]]:
+def read(path: AnyPath) -> tuple[list[Line], list[bytes]]:
     """The lines of a file, and those that are none: a run that was killed may leave half of one, a disk anything.
 
     A line is an object with a whole number as "step"; all else in it is a finite number, or null. What is none is kept up
@@ -29,9 +32,9 @@ def read(path: Path) -> tuple[list[Line], list[bytes]]:
     return good, bad
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: AnyPath) -> Iterator[bytes]:
     """The lines without their ends, each cut after `MOST` bytes."""
-    with path.open("rb") as file:
+    with io.BytesIO(path.read_bytes()) if paths.is_remote(path) else path.open("rb") as file:
         while line := file.readline(MOST):
             rest = line
             while len(rest) == MOST and not rest.endswith(b"\n"):

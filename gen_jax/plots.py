@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from gen_jax import checks, jsonlines
-from gen_jax.types import Count, Positive, Size
+from gen_jax import checks, jsonlines, paths
+from gen_jax.types import AnyPath, Count, Positive, Size
 
 
 @checks.checked
@@ -48,7 +48,7 @@ def enlargement(height: Count, width: Count) -> int:
 
 @checks.checked
 def save_grid(
-    path: str | Path,
+    path: str | AnyPath,
     images: UInt8[np.ndarray, "N H W C"],
     columns: Count | None = None,
     scale: Count | None = None,
@@ -65,7 +65,7 @@ def save_grid(
 
 @checks.checked
 def save_image(
-    path: str | Path, image: UInt8[np.ndarray, "H W C"], text: Mapping[str, str] | None = None
+    path: str | AnyPath, image: UInt8[np.ndarray, "H W C"], text: Mapping[str, str] | None = None
 ) -> None:
     """Write an image as it is (channels as of `tile`); into a PNG file also `text`, a chunk for each name."""
     from PIL import Image
@@ -84,7 +84,7 @@ def save_image(
 
 @checks.checked
 def save_strips(
-    path: str | Path,
+    path: str | AnyPath,
     strips: UInt8[np.ndarray, "R T H W C"],
     labels: Sequence[str],
     title: str,
@@ -117,7 +117,7 @@ def save_strips(
 
 @checks.checked
 def save_captioned(
-    path: str | Path, images: UInt8[np.ndarray, "N H W C"], texts: Sequence[str], columns: Count = 6
+    path: str | AnyPath, images: UInt8[np.ndarray, "N H W C"], texts: Sequence[str], columns: Count = 6
 ) -> None:
     """Write images with a text above each. ValueError unless there are as many, one or more."""
     checks.some("images", images, "image of 1 pixel")
@@ -136,7 +136,7 @@ def save_captioned(
 
 @checks.checked
 def save_maps(
-    path: str | Path,
+    path: str | AnyPath,
     image: UInt8[np.ndarray, "H W C"],
     maps: Float[np.ndarray, "h w K"],
     words: Sequence[str],
@@ -177,11 +177,11 @@ def _shown(images: UInt8[np.ndarray, "*n H W C"]) -> UInt8[np.ndarray, "*n H V D
 
 
 @contextmanager
-def _writing(path: str | Path) -> Iterator[Path]:
-    """The path to write to, `~` expanded. ValueError where nothing can be written there."""
-    place = Path(path).expanduser()
+def _writing(path: str | AnyPath) -> Iterator[Path]:
+    """The file to write to, `~` expanded. ValueError where nothing can be written there."""
     try:
-        yield place
+        with paths.writing(paths.path_of(path)) as place:
+            yield place
     except (OSError, ValueError) as error:  # no such folder, or no such format
         raise ValueError(f"path {str(path)!r} can not be written: {error}.") from error
 
@@ -189,7 +189,7 @@ def _writing(path: str | Path) -> Iterator[Path]:
 @checks.checked
 @contextmanager
 def figure(
-    path: str | Path, *, width: Positive = 6.0, height: Positive = 4.0, **subplots: Any
+    path: str | AnyPath, *, width: Positive = 6.0, height: Positive = 4.0, **subplots: Any
 ) -> Iterator[Any]:
     """Yields `Figure.subplots(**subplots)`, the axes of a new figure, and writes it to `path` at the end of the block."""
     from matplotlib.figure import Figure
@@ -202,13 +202,15 @@ def figure(
 
 
 @checks.checked
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
+def read_metrics(path: str | AnyPath) -> list[dict[str, float]]:
     """The lines of a `metrics.jsonl`, a dict for each log point; a null is NaN, what is no line is left out.
 
     ValueError for another file, or none.
     """
     try:
-        lines, bad = jsonlines.read(Path(path).expanduser().resolve(strict=True))
+        place = paths.path_of(path)
+        paths.size(place)  # an OSError where there is no file
+        lines, bad = jsonlines.read(place)
     except OSError as error:
         raise ValueError(f"path {str(path)!r} is not that of a metrics.jsonl: {error}.") from error
     if bad and not lines:
@@ -218,7 +220,9 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
 
 @checks.checked
-def save_loss(path: str | Path, metrics: str | Path, *, name: str = "loss", label: str = "loss") -> None:
+def save_loss(
+    path: str | AnyPath, metrics: str | AnyPath, *, name: str = "loss", label: str = "loss"
+) -> None:
     """Plot one metric of a `metrics.jsonl` against the step; on a logarithmic axis where it spans a decade.
 
     Points are marked where there are few, so that a short run shows something. ValueError for a metric that there is not.

@@ -9,7 +9,6 @@ fitted to the autoencoder, costs nothing and shows a pixel for each latent; a ti
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 import jax
@@ -23,7 +22,7 @@ from gen_jax.data.transforms import to_uint8
 from gen_jax.generate import OnStep, Weights
 from gen_jax.model import Model
 from gen_jax.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from gen_jax.types import Count
+from gen_jax.types import AnyPath, Count
 
 See: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """`x_0 [n, h, w, C] -> uint8 [n, H, W, D]`."""
@@ -105,7 +104,7 @@ def _bytes(x: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 
 
 @checks.checked
-def saving(path: str | Path, see: See) -> OnStep:
+def saving(path: str | AnyPath, see: See) -> OnStep:
     """For `on_step`: writes one picture of all samples as they stand, anew after each step."""
 
     def save(step: int, x_0: Shaped[np.ndarray, "n ..."]) -> None:

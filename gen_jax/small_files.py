@@ -16,7 +16,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+from gen_jax import paths
 
 MOST_BYTES = 100_000_000
 """Of a file; of the header of safetensors as in the `safetensors` package."""
@@ -30,11 +31,11 @@ def text_of(path: str | os.PathLike[str], why: str = "") -> str:
 
     `why` ends the message where there is no file: what it is for.
     """
-    path = Path(path)
+    path = paths.path_of(path)
     if not path.is_file():
         raise ValueError(f"{path}: expected a file, there is none{why and f': {why}'}.")
     with named(path):
-        if (size := path.stat().st_size) > MOST_BYTES:
+        if (size := paths.size(path)) > MOST_BYTES:
             raise ValueError(f"expected at most {MOST_BYTES:,} bytes, got {size:,}. Is it another file?")
         return decoded(path.read_bytes())
 

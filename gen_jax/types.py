@@ -1,4 +1,4 @@
-"""Numbers in a range, choices by name, and texts: type checkers know the names, at run time each is a `str`.
+"""Numbers in a range, choices by name, texts and paths: type checkers know the names, at run time each is a `str`.
 
 A misspelt name is to meet the ValueError of the function that takes it, which lists the choices. A `Literal` at run time
 would have it meet the type checker that the tests install instead. `Text`, `Prompt` and `SolverName` are any
@@ -6,6 +6,7 @@ object at run time, for the same reason.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from jaxtyping import PyTree
@@ -30,6 +31,8 @@ Seed: TypeAlias = Annotated[int, Range(0, 2**32 - 1)]
 """Of `jax.random.key`."""
 
 if TYPE_CHECKING:
+    AnyPath: TypeAlias = Path
+    """Of a file, or of an object in a bucket: that of `etils.epath` has the methods of a Path, and is none."""
     Betas: TypeAlias = Literal["linear", "scaled_linear", "cosine"]
     """Schedule of a discrete process, `process.DDPM`."""
     Rate: TypeAlias = Literal["linear", "cosine"]
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
     Prompt: TypeAlias = str | bytes | Sequence[str | bytes]
     """Words: for all samples, or for each its own."""
 else:
+    AnyPath = PurePath
     Weights = Mapping[str, PyTree]
     Colour = DigitSize = Relation = SceneSplit = str
     Activation = FileLayout = Shard = str

@@ -5,6 +5,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,8 @@ def _of_type(annotation: Value, allowed: Range | None) -> Rule | None:
         return Kind(f"one of {', '.join(map(str, args))}", lambda v: v in args)
     if not isinstance(origin, type) or origin is type:
         return None
+    if origin in (Path, PurePath):  # one of a bucket is a PurePath
+        return Kind("a path", lambda v: isinstance(v, PurePath))
     if hasattr(origin, "_fields") and hasattr(origin, "_replace"):
         return Fields(origin, _fields(origin))
     if getattr(origin, "_is_protocol", False):

@@ -34,8 +34,8 @@ from flax import linen as nn
 import gen_jax
 
 INNER = (
-    *("checks", "cli", "command", "ending", "infotext", "jsonlines", "parameters", "programs", "rows"),
-    "small_files",
+    *("checks", "cli", "command", "ending", "infotext", "jsonlines", "parameters", "paths", "programs"),
+    *("rows", "small_files"),
 )
 """Modules of the library itself and of its commands: what users call goes through others."""
 TREES = (
