@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-from gen_jax import checks, jsonlines
+from gen_jax import checks, jsonlines, paths
 from gen_jax.training.state import TrainState
+from gen_jax.types import AnyPath
 
 FLUSH = 10.0
-"""Seconds after which what TensorBoard is to show is put on the disk, at the next log point."""
+"""Seconds after which what TensorBoard is to show is put on the disk, and lines into a bucket, at the next log point."""
 
 
 class Callback:
@@ -44,6 +45,9 @@ class Callback:
         What is not known on a device is left out. A metric of the loss that is called as one of these is "loss.NAME".
         """
 
+    def flush(self) -> None:
+        """Before each checkpoint: write what a run that goes on from there will not write again."""
+
     @checks.checked
     def on_checkpoint(self, step: int, state: TrainState) -> None:
         """After each checkpoint; its files are still being written."""
@@ -65,10 +69,12 @@ class JSONLines(Callback):
     """
 
     @checks.checked
-    def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
+    def __init__(self, path: str | AnyPath):
+        self.path = paths.path_of(path)
         self.seconds = 0.0
         """Training time of the last line that was there at the start."""
+        self._text, self._waiting, self._next = "", False, 0.0
+        """Of a file in a bucket, to which nothing can be added: all of it, and when it is written anew."""
 
     @checks.checked
     def on_start(self, step: int) -> None:
@@ -77,15 +83,18 @@ class JSONLines(Callback):
         if bad:
             self._set_aside(bad)
         lines = [line for line in lines if cast(int, line["step"]) <= step]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        os.replace(temporary, self.path)
+        self._text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        paths.replace(self.path, self._text)
         self.seconds = lines[-1].get("seconds") or 0.0 if lines else 0.0
 
     def _set_aside(self, bad: Sequence[bytes]) -> None:
         aside = self.path.with_name(f"{self.path.name}.bad")
-        with aside.open("ab") as file:
-            file.writelines(line + b"\n" for line in bad)
+        added = b"".join(line + b"\n" for line in bad)
+        if paths.is_remote(aside):
+            paths.replace(aside, (aside.read_bytes() if aside.exists() else b"") + added)
+        else:
+            with aside.open("ab") as file:
+                file.write(added)
         shown = repr(bad[0][:60].decode(errors="replace"))
         warnings.warn(
             f"{self.path} has {len(bad)} lines that are no figures, the first is {shown}: moved to {aside.name}",
@@ -98,16 +107,34 @@ class JSONLines(Callback):
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
         if "step" in clean:  # of a caller of one's own: `fit` has none
             clean["loss.step"] = clean.pop("step")
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **clean}) + "\n")
+        line = json.dumps({"step": step, **clean}) + "\n"
+        if not paths.is_remote(self.path):
+            with self.path.open("a") as file:
+                file.write(line)
+            return
+        self._text, self._waiting = self._text + line, True
+        if time.monotonic() > self._next:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that a bucket does not have yet."""
+        if self._waiting:
+            paths.replace(self.path, self._text)
+            self._waiting, self._next = False, time.monotonic() + FLUSH
+
+    def close(self) -> None:
+        """The same."""
+        self.flush()
 
 
 class TensorBoard(Callback):
     """The same figures for TensorBoard; `fit` adds one that writes to `tensorboard/`."""
 
     @checks.checked
-    def __init__(self, directory: str | Path):
-        self._directory, self._step, self._next = Path(directory).expanduser(), 0, 0.0
+    def __init__(self, directory: str | AnyPath):
+        self._directory, self._step, self._next = paths.path_of(directory), 0, 0.0
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        """Where the file is, that is to go into a bucket."""
 
     @checks.checked
     def on_start(self, step: int) -> None:
@@ -123,8 +150,12 @@ class TensorBoard(Callback):
         """
         from tensorboardX.event_file_writer import EventsWriter
 
-        self._directory.mkdir(parents=True, exist_ok=True)
-        writer = EventsWriter(str(self._directory / "events"), f".{self._step:012d}")
+        place = self._directory
+        if paths.is_remote(place):
+            self._scratch = tempfile.TemporaryDirectory(prefix="gen_jax-")
+            place = Path(self._scratch.name)
+        paths.make(place)
+        writer = EventsWriter(str(place / "events"), f".{self._step:012d}")
         if self._step:
             from tensorboardX.proto.event_pb2 import SessionLog
 
@@ -144,19 +175,23 @@ class TensorBoard(Callback):
         for name, value in values.items():
             self._write(self._writer, step, summary=scalar(name, value))
         if time.monotonic() > self._next:
-            self._flush()
+            self.flush()
 
-    @checks.checked
-    def on_checkpoint(self, step: int, state: TrainState) -> None:
-        """Put on the disk what a run that goes on from here will not write again."""
-        self._flush()
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Put on the disk what was logged."""
         if "_writer" in self.__dict__:
             self._writer.flush()
+            self._upload()
         self._next = time.monotonic() + FLUSH
 
     def close(self) -> None:
         """Close the file."""
         if "_writer" in self.__dict__:
             self._writer.close()
+            self._upload()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def _upload(self) -> None:
+        if self._scratch is not None:
+            paths.upload(Path(self._scratch.name), self._directory)

@@ -1,43 +1,30 @@
 """Checkpoints: Orbax, asynchronous and atomic, each with a checksum that is verified before use."""
 
-import contextlib
 import json
-import os
-import re
-import shutil
 import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from gen_jax import checks, small_files
+from gen_jax import checks, paths
 from gen_jax.training import ema as averages
-from gen_jax.training.damage import first_line, reason
+from gen_jax.training.damage import CheckpointError, first_line, is_whole, reason, refuse_large
 from gen_jax.training.fingerprint import check_arrays, describe, fingerprint
 from gen_jax.training.state import TrainState
 from gen_jax.training.workdir import Json
-from gen_jax.types import Count, Size
+from gen_jax.types import AnyPath, Count, Size
 
 AVERAGE = "ema_params"
 """The item of a checkpoint that holds the average; one of several is in `ema_params.NAME`."""
 
 DIRECTORY = "checkpoints"
 """Name of the directory inside a workdir."""
-
-
-_DESCRIBES, _SHAPES = re.compile(r"_|metadata$|manifest\.ocdbt$"), "array_metadatas"
-"""Of files that say what there is: how their names begin, and the directory of the rest."""
-
-
-class CheckpointError(ValueError):
-    """No checkpoint, or none that can be read."""
 
 
 class NotFiniteError(FloatingPointError):
@@ -118,13 +105,18 @@ class Checkpoints:
 
     @checks.checked
     def __init__(
-        self, directory: str | Path, *, keep: Count = 3, keep_from: Sequence[Size] = (), create: bool = True
+        self,
+        directory: str | AnyPath,
+        *,
+        keep: Count = 3,
+        keep_from: Sequence[Size] = (),
+        create: bool = True,
     ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
-        self.directory = Path(directory).expanduser().absolute()
-        _refuse_large(self.directory)
+        self.directory = paths.absolute(paths.path_of(directory))
+        refuse_large(self.directory)
         stays = [policies.LatestN(keep), *map(FirstFrom, keep_from)]
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -150,7 +142,8 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are complete, oldest first."""
         self._manager.wait_until_finished()
-        return sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
+        there = [path for path in self.directory.glob("*") if path.name.isdigit()]
+        return sorted(int(path.name) for path in there if is_whole(path))
 
     @checks.checked
     def save(self, state: TrainState, meta: Mapping[str, object]) -> None:
@@ -246,7 +239,7 @@ class Checkpoints:
     def _is_there(self, step: int) -> bool:
         return self._at(step).exists()
 
-    def _at(self, step: int) -> Path:
+    def _at(self, step: int) -> AnyPath:
         return self.directory / str(step)
 
     @checks.checked
@@ -287,26 +280,12 @@ class Checkpoints:
             )
             if jax.process_index() == 0:
                 aside = self.directory.with_name(f"{self.directory.name}.damaged")
-                aside.mkdir(exist_ok=True)
-                shutil.rmtree(aside / str(step), ignore_errors=True)
-                (self.directory / str(step)).rename(aside / str(step))
+                paths.move(self._at(step), aside / str(step))
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
-
-
-def _refuse_large(directory: Path) -> None:
-    """CheckpointError where a file that says what there is is larger than any is: Orbax would read all of it."""
-    for parent, _, names in os.walk(directory):  # not `glob`, which fails where one is removed meanwhile
-        for file in (Path(parent, name) for name in names if _DESCRIBES.match(name) or _SHAPES in parent):
-            with contextlib.suppress(OSError):  # gone meanwhile
-                if file.is_file() and (size := file.stat().st_size) > small_files.MOST_BYTES:
-                    raise CheckpointError(
-                        f"{file} has {size:,} bytes, where at most {small_files.MOST_BYTES:,} were expected: move the "
-                        "checkpoint that it is of away."
-                    )
 
 
 def prove(state: TrainState, meta: Mapping[str, object]) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,14 +9,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from gen_jax import checks
+from gen_jax import checks, paths
 from gen_jax.training import ema as averages
 from gen_jax.training import lock
 from gen_jax.training.checkpoint import AVERAGE, DIRECTORY, CheckpointError, Checkpoints
 from gen_jax.training.damage import reason
 from gen_jax.training.fingerprint import check_arrays, describe
 from gen_jax.training.workdir import Json
-from gen_jax.types import Size
+from gen_jax.types import AnyPath, Size
 
 
 class Loaded(NamedTuple):
@@ -30,7 +29,7 @@ class Loaded(NamedTuple):
 
 @checks.checked
 def load(
-    workdir: str | Path,
+    workdir: str | AnyPath,
     *,
     like: PyTree | None = None,
     ema: bool | str = True,
@@ -52,7 +51,7 @@ def load(
     fit `like`, or it has several averages or none of that name.
     """
     kind = None if dtype is None else checks.float_type("dtype", dtype)
-    workdir = Path(workdir).expanduser()
+    workdir = paths.path_of(workdir)
     directory = workdir / DIRECTORY
     _check_there(workdir)
     if not directory.is_dir():
@@ -88,7 +87,7 @@ def load(
 _WHAT_TO_DO = "train first, or give the workdir of a run that has been trained"
 
 
-def _missing(workdir: Path) -> CheckpointError:
+def _missing(workdir: AnyPath) -> CheckpointError:
     """Why there is no checkpoint: a run may be in the directory that has not come so far."""
     by, training = lock.holder(workdir / lock.FILE), False
     with contextlib.suppress(OSError):
@@ -100,12 +99,12 @@ def _missing(workdir: Path) -> CheckpointError:
     return CheckpointError(f"no checkpoint in {workdir / DIRECTORY}: {_WHAT_TO_DO}")
 
 
-def _check_there(workdir: Path) -> None:
+def _check_there(workdir: AnyPath) -> None:
     """CheckpointError where there is no such directory, with those beside it that have a similar name."""
     if workdir.is_dir():
         return
     why = "is a file, not the directory of a run" if workdir.exists() else "does not exist"
-    beside = workdir.absolute().parent
+    beside = paths.absolute(workdir).parent
     names = [path.name for path in beside.iterdir() if path.is_dir()] if beside.is_dir() else []
     raise CheckpointError(f"the path {workdir} {why}: {_WHAT_TO_DO}.{checks.nearest(workdir.name, names)}")
 

@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from gen_jax import checks
+from gen_jax import checks, paths
 from gen_jax.training import feeding, lock, partners, profiling, room
 from gen_jax.training import identity as identities
 from gen_jax.training import workdir as run_directory
@@ -30,7 +29,7 @@ from gen_jax.training.options import Options
 from gen_jax.training.run import SUMS, Run, crossed
 from gen_jax.training.state import Step, TrainState, check_state, check_step
 from gen_jax.training.workdir import Json
-from gen_jax.types import Size
+from gen_jax.types import AnyPath, Size
 
 
 @checks.checked
@@ -40,7 +39,7 @@ def fit(
     batches: object,
     *,
     num_steps: Size,
-    workdir: str | Path | None = None,
+    workdir: str | AnyPath | None = None,
     config: object = None,
     may_change: Collection[str] = ("num_steps", "steps", "workdir"),
     options: Options = Options(),
@@ -66,8 +65,8 @@ def fit(
         batches: the data; the batch of a step is a function of the step. `data.batches(arrays, batch_size, key=key)`, a
             list of batches, `Repeated(loader)` of a loader, or an object of one's own (`InMemory`, `Stream`).
         num_steps: steps of the whole run.
-        workdir: where `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written. With None nothing
-            is: no checkpoints, no resumption, and a signal ends the run at once.
+        workdir: where `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written: a directory, or
+            `gs://BUCKET/PATH`. With None nothing is: no checkpoints, no resumption, and a signal ends the run at once.
         config: a dataclass or mapping that describes the run. It is saved; a run that resumes must have an equal one.
             Without it the programs are compared (`identity`): a run resumes with the same loss and, for the same number
             of steps, with the same optimizer.
@@ -206,7 +205,7 @@ def fit(
             first = _begin(make, layout, shapes, given_to_state) if first is None else first
             cost.of_program(compiled.flops, compiling.result())
         steps = None if options.profile is None else profiling.steps_of(options.profile)
-        trace = profiling.Trace(steps, Path(workdir or "") / "tensorboard")
+        trace = profiling.Trace(steps, paths.path_of(workdir or "") / "tensorboard")
         stack.callback(trace.close)
         run.begin(start)
         state = first

@@ -2,11 +2,15 @@
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from jaxtyping import PyTree
+
+from gen_jax import paths
+from gen_jax.types import AnyPath
 
 
 def steps_of(text: str) -> range:
@@ -20,8 +24,10 @@ def steps_of(text: str) -> range:
 class Trace:
     """Of the calls that take one of `steps`, begun before the first of them and written after the last."""
 
-    def __init__(self, steps: range | None, directory: Path):
+    def __init__(self, steps: range | None, directory: AnyPath):
         self.steps, self.directory, self.running = steps, directory, False
+        self.scratch: tempfile.TemporaryDirectory[str] | None = None
+        """Where a trace is, that is to go into a bucket."""
 
     @contextlib.contextmanager
     def call(self, end: int, size: int) -> Iterator[None]:
@@ -30,7 +36,8 @@ class Trace:
             yield
             return
         if not self.running and end - size < self.steps.stop and end > self.steps.start:
-            jax.profiler.start_trace(str(self.directory))
+            self.scratch = tempfile.TemporaryDirectory() if paths.is_remote(self.directory) else None
+            jax.profiler.start_trace(self.scratch.name if self.scratch else str(self.directory))
             self.running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=end):
             yield
@@ -47,3 +54,6 @@ class Trace:
             self.running = False
             jax.profiler.stop_trace()
             self.steps = None
+            if self.scratch is not None:
+                with self.scratch as scratch:
+                    paths.upload(Path(scratch), self.directory)

@@ -6,10 +6,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from jaxtyping import PyTree
+
+from gen_jax import paths
+from gen_jax.types import AnyPath
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WORDS = re.compile("No space left on device|[Dd]isk quota exceeded|File too large")
@@ -19,11 +21,14 @@ class NoRoom(OSError):
     """A disk is full, or will be."""
 
 
-def check(checkpoints: Path, state: PyTree, *, keep: int) -> None:
+def check(checkpoints: AnyPath, state: PyTree, *, keep: int) -> None:
     """Raise NoRoom unless the directory has room for `keep + 1` checkpoints of `state`, of which one is being written.
 
-    Room is what is free, and the checkpoints of an earlier run, which go as new ones come. No other file goes.
+    Room is what is free, and the checkpoints of an earlier run, which go as new ones come. No other file goes. A bucket
+    has room.
     """
+    if paths.is_remote(checkpoints):
+        return
     size = num_bytes(state)
     need, free = (keep + 1) * size, shutil.disk_usage(checkpoints).free
     if free + num_bytes_on_disk(checkpoints) < need:
@@ -34,12 +39,12 @@ def check(checkpoints: Path, state: PyTree, *, keep: int) -> None:
 
 
 @contextlib.contextmanager
-def explained(checkpoints: Path, state: PyTree) -> Iterator[None]:
+def explained(checkpoints: AnyPath, state: PyTree) -> Iterator[None]:
     """Raise NoRoom, which says what is missing and what is left, for any error of a disk that is full."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, NoRoom) or (why := _full(error)) is None:
+        if isinstance(error, NoRoom) or paths.is_remote(checkpoints) or (why := _full(error)) is None:
             raise
         steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
         left = f"the checkpoint of step {max(steps)} stands" if steps else "there is no checkpoint yet"
@@ -54,7 +59,7 @@ def num_bytes(tree: PyTree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def num_bytes_on_disk(directory: Path) -> int:
+def num_bytes_on_disk(directory: AnyPath) -> int:
     """Size of the files in a directory."""
     total = 0
     for parent, _, names in os.walk(directory):

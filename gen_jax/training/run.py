@@ -139,6 +139,8 @@ class Run:
             return
         self.drain()
         with self.pause(), self.cost.spend("checkpoint"):
+            for callback in self.callbacks:
+                callback.flush()
             try:
                 self.checkpoints.save(state, {**self.meta, SUMS: self.meter.sums()})
             except NotFiniteError as error:

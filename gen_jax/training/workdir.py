@@ -4,16 +4,17 @@ import dataclasses
 import errno
 import json
 import os
-import re
 import secrets
 import tempfile
 import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from gen_jax import paths
+from gen_jax.types import AnyPath
 
 DELAY = 10.0
 """Seconds after which a file that another host wrote is seen, on a disk that they share."""
@@ -21,15 +22,14 @@ Json = dict[str, Any]
 """An object of JSON, as read."""
 
 
-def prepare(workdir: str | Path) -> Path:
+def prepare(workdir: str | AnyPath) -> AnyPath:
     """Make `workdir`, and check that files can be written in it. Raises OSError that says what is wrong."""
-    if re.match(r"\w+:/", str(workdir)):  # a Path has one slash less
-        raise ValueError(
-            f"workdir must be a path of a mounted file system, got {workdir}; mount the bucket (gcsfuse)"
-        )
     if not str(workdir):
         raise ValueError("workdir must be the path of a directory, got an empty one")
-    workdir = Path(workdir).expanduser().absolute()
+    workdir = paths.absolute(paths.path_of(workdir))
+    if paths.is_remote(workdir):
+        _check_bucket(workdir)
+        return workdir
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=".write_probe_", dir=workdir) as probe:
@@ -44,7 +44,23 @@ def prepare(workdir: str | Path) -> Path:
     return workdir
 
 
-def check_shared(workdir: Path) -> None:
+def _check_bucket(workdir: AnyPath) -> None:
+    """OSError where objects cannot be written, read and removed below `workdir`, whatever error the packages have."""
+    probe = workdir / f".write_probe_{secrets.token_hex(4)}"
+    try:
+        paths.replace(probe, b"0" * 4096)
+        probe.read_bytes()
+        probe.unlink()
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise OSError(
+            f"cannot write to workdir {workdir} ({why[:200]}): the bucket must be there, and this machine must have "
+            "credentials for it that may create, read and delete objects (gcloud auth application-default login, or "
+            "those of the service account of a VM)"
+        ) from error
+
+
+def check_shared(workdir: AnyPath) -> None:
     """Raise ValueError, in every process of a run, unless each of them sees in `workdir` what process 0 writes there."""
     if jax.process_count() == 1:
         return
@@ -57,7 +73,7 @@ def check_shared(workdir: Path) -> None:
     multihost_utils.sync_global_devices("process 0 has written")
     until = time.monotonic() + DELAY
     while not (seen := path.exists()) and time.monotonic() < until:
-        os.listdir(workdir)  # a file system of a network forgets what it knew of the directory
+        list(workdir.iterdir())  # a file system of a network forgets what it knew of the directory
         time.sleep(DELAY / 40)
     blind = np.flatnonzero(~multihost_utils.process_allgather(np.bool_(seen)))
     if first:
@@ -117,14 +133,12 @@ def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: AnyPath, value: object) -> None:
     """Write atomically: a reader sees the old file or the new one. ValueError for a number that is not finite."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    paths.replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_summary(directory: Path, summary: Mapping[str, object], form: str = "") -> None:
+def write_summary(directory: AnyPath, summary: Mapping[str, object], form: str = "") -> None:
     """Write summary.json, the figures of a run, and print them; `form` is how a number is printed, as in `format`."""
     write_json(directory / "summary.json", summary)
     for name, value in summary.items():

@@ -19,8 +19,11 @@ STARTED = []
 """Processes, for `end_all` after a test that failed."""
 
 
-def start(workdir, *options, inside=(), **environment):
-    """A run of `run_toy.py` in `workdir`, which leaves `final.npz` there; `inside` are words before its command."""
+def start(workdir, *options, inside=(), at=None, **environment):
+    """A run of `run_toy.py` in `workdir`, or in `at`, which leaves `final.npz` and its log in `workdir`.
+
+    `inside` are words before its command.
+    """
     environment = {
         **{name: x for name, x in os.environ.items() if name != "XLA_FLAGS"},
         "PYTHONPATH": os.pathsep.join([str(Path(gen_jax.__file__).parents[1]), str(HERE)]),
@@ -29,8 +32,8 @@ def start(workdir, *options, inside=(), **environment):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         **environment,
     }
-    command = [sys.executable, str(HERE / "run_toy.py"), str(workdir), str(workdir / "final.npz"), *options]
-    command = [*inside, *command]
+    where, out = str(at or workdir), str(workdir / "final.npz")
+    command = [*inside, sys.executable, str(HERE / "run_toy.py"), where, out, *options]
     workdir.mkdir(exist_ok=True)
     with (workdir / "log.txt").open("a") as log:
         STARTED.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
@@ -44,7 +47,7 @@ def end_all():
         process.wait()
 
 
-def start_two(workdir, *options):
+def start_two(workdir, *options, at=None, **environment):
     """The two processes of one run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,6 +59,8 @@ def start_two(workdir, *options):
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(index),
+            at=at,
+            **environment,
         )
         for index in range(2)
     ]

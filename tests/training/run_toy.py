@@ -19,9 +19,13 @@ parser.add_argument("--checkpoint-every", type=int, default=10)
 parser.add_argument("--keep", type=int, default=3)
 parser.add_argument("--hold-at", type=int, help="the step at which to wait for a minute")
 parser.add_argument("--full-from", type=int, help="the step from which on files of 32 KiB are too large")
+parser.add_argument("--lease", type=float, help="seconds after which a lease lapses")
 options = parser.parse_args()
 
 from gen_jax import ending, training
+from gen_jax.training import lock
+
+lock.LEASE = options.lease or lock.LEASE
 
 training.initialize_distributed()
 

@@ -3,12 +3,14 @@
 import errno
 import multiprocessing
 import os
+import threading
 import time
 
 import pytest
 
-from gen_jax import pretrained, training
+from gen_jax import paths, pretrained, training
 from gen_jax.training import lock
+from tests import gcs
 
 
 def path_in(directory):
@@ -77,35 +79,64 @@ def test_a_forked_child_does_not_hold_the_lock_on(tmp_path):
     child.join()
 
 
-@pytest.fixture
-def without_locks(monkeypatch):
+@pytest.fixture(params=["without locks", "in a bucket"])
+def leased(request, tmp_path, monkeypatch):
+    """The path of a lock that is a lease, and what lists the directory."""
+
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", flock)
-    monkeypatch.setattr(lock, "LEASE", 0.4)
+    monkeypatch.setattr(lock, "LEASE", 1.2)
+    if request.param == "without locks":
+        monkeypatch.setattr(lock.fcntl, "flock", flock)
+        yield path_in(tmp_path), lambda: os.listdir(tmp_path)
+        return
+    with gcs.reached() as server:
+        run = paths.path_of(f"{server.url}/run")
+        yield path_in(run), lambda: list(paths.objects(run))
 
 
-def test_where_there_are_no_locks_a_lease_is_renewed_until_its_holder_ends(tmp_path, without_locks):
-    path = path_in(tmp_path)
+def test_a_lease_is_renewed_until_its_holder_ends(leased):
+    path, listing = leased
     with lock.held(path):
         for _ in range(3):
-            time.sleep(0.3)  # longer than the lease in all
-            with (
-                pytest.raises(lock.WorkdirInUse, match=rf"in use by a run \(pid {os.getpid()}"),
-                lock.held(path),
-            ):
+            time.sleep(0.6)  # longer than the lease in all
+            said = rf"in use by a run \(pid {os.getpid()}"
+            with pytest.raises(lock.WorkdirInUse, match=said), lock.held(path):
                 pass
+        assert lock.is_held(path)
+    assert lock.is_held(path) is False
     with lock.held(path):
         pass
-    assert os.listdir(tmp_path) == [lock.FILE]
+    assert listing() == [lock.FILE]
 
 
-def test_the_lease_of_a_holder_that_died_lapses(tmp_path, without_locks):
-    path = path_in(tmp_path)
+def test_the_lease_of_a_holder_that_died_lapses(leased):
+    path, _ = leased
     path.write_text('{"name": "a run", "pid": 1, "host": "gone", "since": "then"}')
     with pytest.raises(lock.WorkdirInUse, match="pid 1 on gone, since then"), lock.held(path):
         pass
-    time.sleep(0.5)
+    time.sleep(lock.LEASE / 2)  # so long without a sign of life: what is left is waited for
     with lock.held(path):
         assert f"pid {os.getpid()}" in lock.holder(path)
+
+
+def test_a_holder_of_a_lease_that_left_with_an_error_is_known(leased):
+    path, _ = leased
+    with pytest.raises(KeyError), lock.held(path, "process 1 of 2"):
+        raise KeyError
+    assert lock.words(path)["left"] is True
+    assert lock.is_held(path) is False
+    with lock.held(path):  # at once
+        pass
+
+
+def test_a_holder_whose_place_is_taken_ends(leased, monkeypatch):
+    """After a time without network, say, in which another run has begun."""
+    path, _ = leased
+    left = threading.Event()
+    monkeypatch.setattr(lock, "_leave", lambda path: left.set())
+    with lock.held(path):
+        path.write_text('{"name": "another run", "pid": 1, "host": "there", "since": "now"}')
+        assert left.wait(10)
+    assert "another run" in lock.holder(path)  # whose lease it stays

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gen_jax import paths
 from gen_jax.training.workdir import check_config, plain, prepare, write_json
+from tests import gcs
 
 
 def test_prepare_makes_the_directory_and_leaves_nothing_in_it(tmp_path):
@@ -42,12 +45,34 @@ def test_prepare_says_that_the_directory_is_read_only(tmp_path):
 
 @pytest.mark.parametrize(
     ("workdir", "said"),
-    [("gs://bucket/run", "gcsfuse"), (Path("gs://bucket/run"), "gcsfuse"), ("", "an empty one")],
+    [
+        ("s3://bucket/run", "gs://BUCKET/PATH, got s3://bucket/run"),
+        (Path("s3://b/run"), "got s3:/b"),
+        ("", "an empty"),
+    ],
 )
 def test_prepare_refuses_what_is_no_directory(workdir, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=said):
         prepare(workdir)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare_of_a_bucket_says_what_is_missing(tmp_path, monkeypatch):
+    """The package, or the right to write; and where there is both it leaves nothing behind."""
+    monkeypatch.chdir(tmp_path)
+    with gcs.reached() as server:
+        for workdir in (f"{server.url}/run", Path(f"{server.url}/run")):  # a Path has one slash less
+            assert str(prepare(workdir)) == f"{server.url}/run"
+        assert server.names() == []
+        server.refused = True
+        said = rf"cannot write to workdir {server.url}/run \(.*Anonymous caller.*\): .* credentials .*gcloud auth"
+        with pytest.raises(OSError, match=said):
+            prepare(f"{server.url}/run")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    paths._prepare.cache_clear()
+    with pytest.raises(ValueError, match=r"needs the package gcsfs.*pip install"):
+        prepare("gs://bucket/run")
     assert list(tmp_path.iterdir()) == []
 
 
