@@ -13,14 +13,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from gen_jax import checks
+from gen_jax import checks, paths
 from gen_jax.codec import Batch
 from gen_jax.conditioning import Text
 from gen_jax.conditioning.text import Asked
@@ -28,7 +27,7 @@ from gen_jax.data import Arrays, cache
 from gen_jax.generate import local_mesh
 from gen_jax.text.prompts import Encoded
 from gen_jax.training.layout import Layout
-from gen_jax.types import Count
+from gen_jax.types import AnyPath, Count
 
 
 @checks.checked
@@ -36,7 +35,7 @@ def encode_all(
     condition: Text,
     params: PyTree,
     source: Arrays,
-    directory: str | Path | None = None,
+    directory: str | AnyPath | None = None,
     *,
     batch_size: Count = 64,
 ) -> Arrays:
@@ -64,9 +63,7 @@ def encode_all(
     if "text" not in source.arrays:
         raise ValueError(f'source must have captions under "text", got {sorted(source.arrays)}.')
     texts = [str(text) for text in source.arrays["text"]]
-    entry = (
-        None if directory is None else Path(directory).expanduser() / _fingerprint(condition, params, texts)
-    )
+    entry = None if directory is None else paths.path_of(directory) / _fingerprint(condition, params, texts)
     read = cache.kept(entry, partial(_encoded, condition, params, texts, batch_size), len(texts))()
     rest = {name: x for name, x in source.arrays.items() if name not in ("text", "place")}
     return Arrays({**rest, **read, **_sizes(condition, source)}, source.info())

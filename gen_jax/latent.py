@@ -14,19 +14,18 @@ step (`training.Aux.frozen`).
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from gen_jax import checks, programs
+from gen_jax import checks, paths, programs
 from gen_jax.codec import Latents
 from gen_jax.data import Arrays, Random, Source, cache
 from gen_jax.data.protocol import Stored, read, stack
 from gen_jax.generate import local_mesh
 from gen_jax.training.layout import Layout
-from gen_jax.types import Count
+from gen_jax.types import AnyPath, Count
 
 
 @checks.checked
@@ -34,7 +33,7 @@ def encode_all(
     codec: Latents,
     params: PyTree,
     source: Source,
-    directory: str | Path | None = None,
+    directory: str | AnyPath | None = None,
     *,
     batch_size: Count = 256,
 ) -> Arrays:
@@ -62,7 +61,7 @@ def encode_all(
             "the images of this source are drawn anew each epoch, so their latents can not be kept: give the images to "
             "codec.encode as they come."
         )
-    entry = None if directory is None else Path(directory).expanduser() / _fingerprint(codec, params, source)
+    entry = None if directory is None else paths.path_of(directory) / _fingerprint(codec, params, source)
     kept = cache.kept(entry, partial(_encoded, codec, params, source, batch_size), len(source))
     return Arrays(kept if entry is not None else kept(), source.info())
 

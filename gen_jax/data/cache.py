@@ -12,6 +12,9 @@ from typing import TypedDict
 
 import numpy as np
 
+from gen_jax import paths
+from gen_jax.types import AnyPath
+
 _FORMAT = 2  # part of the key: an entry of another format is never read
 VERIFIED = 256 * 2**20
 """Bytes. The checksum of larger arrays is not verified, which takes about a second a GiB."""
@@ -80,19 +83,29 @@ def write(path: Path, chunks: Iterable[Mapping[str, np.ndarray]], num_examples: 
 
 
 def kept(
-    path: Path | None, chunks: Callable[[], Iterable[Mapping[str, np.ndarray]]], num_examples: int
+    path: AnyPath | None, chunks: Callable[[], Iterable[Mapping[str, np.ndarray]]], num_examples: int
 ) -> Callable[[], dict[str, np.ndarray]]:
     """How to read an entry, which is written where it is not there; without a path, the arrays of `chunks` in memory.
 
-    Where the entry is there, `chunks` is not called.
+    Where the entry is there, `chunks` is not called. One in a bucket is read from a copy here.
     """
     if path is None:
         parts = list(chunks())
         arrays = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
         return lambda: arrays
-    if not (path / "meta.json").exists():
-        write(path, chunks(), num_examples)
-    return lambda: read(path)
+    here = _copied(path) if paths.is_remote(path) else path
+    if not (here / "meta.json").exists():
+        write(here, chunks(), num_examples)
+        if paths.is_remote(path):
+            paths.upload(here, path, last=["meta.json"])
+    return lambda: read(here)
+
+
+def _copied(path: AnyPath) -> Path:
+    """Where the copy of an entry in a bucket is, fetched if there is one."""
+    from gen_jax.data.fetching import copy_of, fetched  # which needs `root`
+
+    return fetched(path) if (path / "meta.json").exists() else copy_of(path)
 
 
 def _write_arrays(

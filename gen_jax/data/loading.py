@@ -11,8 +11,9 @@ from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 
-from gen_jax import checks
+from gen_jax import checks, paths
 from gen_jax.data import cache
+from gen_jax.data.fetching import fetched
 from gen_jax.data.fitted import Fitted, RandomlyCropped
 from gen_jax.data.protocol import (
     Arrays,
@@ -68,7 +69,8 @@ def source(
         a file .npz or .npy        with the arrays "image" and perhaps "label", or a single array;
         any other name             a TFDS data set, `name[/config][:version]`, from `data_dir`, `$TFDS_DATA_DIR` or
                                    `~/tensorflow_datasets`. So are "mnist" and "scenes", where `data_dir` is given.
-    A name is a path where it exists, ends in .npz or .npy, or begins with "/", "." or "~".
+    A name is a path where it exists, ends in .npz or .npy, or begins with "/", "." or "~". Of a path in a bucket, and a
+    `data_dir` there, "gs://BUCKET/PATH", a copy is kept in the cache.
 
     `split` may be a slice or a sum: "train[:10%]", "train+test". `cache_dir` (`$GEN_JAX_CACHE`, `~/.cache/gen_jax`)
     keeps indices and decoded images. `image_size`, an int or (height, width), resizes images until they cover it and
@@ -83,6 +85,8 @@ def source(
     size = _size(image_size)
     if crop == "random" and size is None:
         raise ValueError('crop="random" needs an image_size to crop to.')
+    if paths.is_url(name):
+        name = os.fspath(fetched(paths.path_of(name), cache_dir))
     if not isinstance(name, str):  # a path, whatever it looks like
         name = os.path.abspath(os.path.expanduser(name))
     request = Request(name, split, data_dir, cache_dir, size, channels, unreadable)

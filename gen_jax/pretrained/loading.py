@@ -1,28 +1,29 @@
 """`load`: what is at a path, whatever it is."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxtyping import DTypeLike
 
-from gen_jax import checks
+from gen_jax import checks, paths
+from gen_jax.data.fetching import fetched
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import runs, stable_diffusion
 from gen_jax.pretrained.safetensors.reading import NO_HEADER
 from gen_jax.training import CheckpointError
+from gen_jax.types import AnyPath
 
 
 @checks.checked
-def is_published(path: str | Path) -> bool:
+def is_published(path: str | AnyPath) -> bool:
     """Whether a Stable Diffusion is at a path, and not a run of gen_jax: a file, or a folder with its parts."""
-    path = Path(path).expanduser()
+    path = paths.path_of(path)
     return path.is_file() or any((path / name).exists() for name in ("model_index.json", "unet"))
 
 
 @checks.checked
 def load(
-    path: str | Path,
+    path: str | AnyPath,
     *,
     dtype: DTypeLike | None = None,
     types: Sequence[type] = (),
@@ -40,11 +41,11 @@ def load(
     Raises:
         ValueError: there is neither, options of Stable Diffusion are given for a run, or as of the two functions.
     """
-    path = Path(path).expanduser()
+    path = paths.path_of(path)
     dtype = None if dtype is None else checks.float_type("dtype", dtype)
     if is_published(path):
         try:
-            return stable_diffusion.load(path, dtype=dtype, **options)  # type: ignore[arg-type]
+            return stable_diffusion.load(fetched(path), dtype=dtype, **options)  # type: ignore[arg-type]
         except ValueError as error:
             if NO_HEADER not in str(error) or path.is_dir() or path.suffix == ".safetensors":
                 raise

@@ -2,19 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import jax
 from jaxtyping import DTypeLike, PyTree
 
-from gen_jax import checks, parameters, small_files, training
+from gen_jax import checks, parameters, paths, small_files, training
 from gen_jax import model as models
 from gen_jax.codec import Autoencoder, Latents
 from gen_jax.conditioning import Labels
 from gen_jax.generate import Weights
 from gen_jax.model import Model
 from gen_jax.pretrained import migration
+from gen_jax.types import AnyPath
 
 AUTOENCODER = "autoencoder"
 """The directory of the autoencoder in that of a run of latent diffusion."""
@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
 
 def load(
-    path: str | Path, *, dtype: DTypeLike | None = None, types: Sequence[type] = ()
+    path: str | AnyPath, *, dtype: DTypeLike | None = None, types: Sequence[type] = ()
 ) -> tuple[Model, Weights]:
     """The model and the weights of a run.
 
@@ -57,9 +57,9 @@ def load(
 
 
 @checks.checked
-def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
+def load_run(path: str | AnyPath, *, types: Sequence[type] = ()) -> Run:
     """`load`, with the options of the experiment and the step."""
-    path = Path(path).expanduser()
+    path = paths.path_of(path)
     params, saved, step = training.load(path)
     file = path / "config.json"  # may say more than the checkpoint: how to sample can change afterwards
     config = _read(file) if file.exists() else saved
@@ -85,14 +85,14 @@ def load_run(path: str | Path, *, types: Sequence[type] = ()) -> Run:
 
 
 @checks.checked
-def load_autoencoder(path: str | Path, config: Autoencoder) -> PyTree:
+def load_autoencoder(path: str | AnyPath, config: Autoencoder) -> PyTree:
     """The parameters of an autoencoder that was trained as `vae.latent` does, from the directory of its run.
 
     ValueError where there is no checkpoint, or it is of another autoencoder.
     """
     image = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.in_channels), "float32")
     shapes = jax.eval_shape(config.build().init, jax.random.key(0), image)
-    path = Path(path).expanduser()
+    path = paths.path_of(path)
     found = training.load(path).params
     if not isinstance(found, Mapping) or "autoencoder" not in found:
         raise ValueError(
@@ -107,7 +107,7 @@ def load_autoencoder(path: str | Path, config: Autoencoder) -> PyTree:
     return params
 
 
-def _read(file: Path) -> dict[str, object]:
+def _read(file: AnyPath) -> dict[str, object]:
     try:
         return small_files.json_of(file)
     except ValueError as error:
@@ -138,7 +138,7 @@ def _no_model(config: Mapping[str, object], saved: Mapping[str, object]) -> str:
     )
 
 
-def _check_trained(file: Path, model: Model, saved: Mapping[str, object], types: Sequence[type]) -> None:
+def _check_trained(file: AnyPath, model: Model, saved: Mapping[str, object], types: Sequence[type]) -> None:
     """ValueError where a model is not the one that was trained, but for what may be changed afterwards.
 
     That are the sampling and the names of classes. Arrays tell another network, and not another process.

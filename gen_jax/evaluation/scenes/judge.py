@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import TypeAlias, cast
 
 import jax
@@ -11,11 +10,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from gen_jax import checks, data, keys, training
+from gen_jax import checks, data, keys, paths, training
 from gen_jax.data import cache as store
 from gen_jax.data.sources.scenes import drawing
 from gen_jax.networks.classifier import Classifier
-from gen_jax.types import Count
+from gen_jax.types import AnyPath, Count
 
 SIDE = 24
 """Side of a crop: that of a large digit."""
@@ -29,16 +28,14 @@ Judge: TypeAlias = Callable[[UInt8[np.ndarray, "M 24 24 1"]], Float[np.ndarray, 
 
 
 @checks.checked
-def train(workdir: str | Path | None = None, *, steps: Count = 800, batch_size: Count = 128) -> Judge:
+def train(workdir: str | AnyPath | None = None, *, steps: Count = 800, batch_size: Count = 128) -> Judge:
     """The judge, trained or from its checkpoint where there is one.
 
     `workdir` is by default in the cache (`$GEN_JAX_CACHE`, `~/.cache/gen_jax`), another one for other settings.
     `ValueError` where it has the checkpoint of another `batch_size`.
     """
     place = (
-        store.root() / f"judge_of_scenes-{steps}-{batch_size}"
-        if workdir is None
-        else Path(workdir).expanduser()
+        store.root() / f"judge_of_scenes-{steps}-{batch_size}" if workdir is None else paths.path_of(workdir)
     )
     params = _trained(place, steps)
     return partial(probabilities, _fit(place, steps, batch_size) if params is None else params)
@@ -100,7 +97,7 @@ def shift(key: Key[Array, ""], images: UInt8[Array, "B H W C"]) -> UInt8[Array, 
     return jax.vmap(cut)(keys.per_example(key, n), padded)
 
 
-def _trained(workdir: Path, steps: int) -> PyTree:
+def _trained(workdir: AnyPath, steps: int) -> PyTree:
     """Parameters of a run that is complete, or None."""
     try:
         loaded = training.load(workdir)
@@ -109,7 +106,7 @@ def _trained(workdir: Path, steps: int) -> PyTree:
     return loaded.params if loaded.step == steps else None
 
 
-def _fit(workdir: Path, steps: int, batch_size: int) -> PyTree:
+def _fit(workdir: AnyPath, steps: int, batch_size: int) -> PyTree:
     optimizer, schedule = training.muon(5e-3, num_steps=steps, warmup_steps=min(100, steps // 10))
     example = jnp.zeros((1, SIDE, SIDE, 1)), jnp.zeros(1)
     state = training.fit(

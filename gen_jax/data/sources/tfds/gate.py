@@ -20,9 +20,9 @@ _DEPTH = 3  # the name, perhaps a config, the version
 
 def check(data_dir: Path, name: str) -> bool:
     """Whether there are files of a data set of this name; ValueError for what they must not have."""
-    asked = _plain(name.partition("/")[0].partition(":")[0])
+    asked = plain(name.partition("/")[0].partition(":")[0])
     places = list(data_dir.iterdir()) if data_dir.is_dir() else []
-    found = [place for place in places if _plain(place.name) == asked]  # TinyColour and tiny_colour are one
+    found = [place for place in places if plain(place.name) == asked]  # TinyColour and tiny_colour are one
     for place in found:
         for directory in _directories(place, _DEPTH):
             _check_directory(directory)
@@ -34,7 +34,8 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and text not in (".", "..") and not set(text) & set("/\\\0")
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name of which all spellings are one."""
     return name.replace("_", "").lower()
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gen_jax import paths
+from gen_jax.data.fetching import copy_of, fetched
 from gen_jax.data.sources.tfds import gate
 
 Builder = Any
@@ -34,7 +36,7 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Builder:
 
     # Read here, not left to TFDS: it looks at the variable once, when it is imported.
     place = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    where = os.path.expanduser(os.fspath(place))
+    where = _here(name, place) if paths.is_url(place) else os.path.expanduser(os.fspath(place))
     there = gate.check(Path(where), name)
     try:
         with tidy():
@@ -73,6 +75,15 @@ def tidy() -> Iterator[None]:
         yield
     finally:
         tfds.core.DatasetInfo.initialize_from_bucket = before
+
+
+def _here(name: str, place: str | os.PathLike) -> str:
+    """The copy of a directory in a bucket, with the set of this name, as far as it is there."""
+    found, asked = paths.path_of(place), gate.plain(name.partition("/")[0].partition(":")[0])
+    for each in found.iterdir() if found.exists() else ():
+        if gate.plain(each.name) == asked:
+            fetched(each)
+    return os.fspath(copy_of(found))
 
 
 def _from_files(name: str, where: str) -> Builder | None:
