@@ -24,7 +24,7 @@ import pictures
 from jaxtyping import PyTree
 from recipes import Recipe
 
-from gen_jax import captions, checks, data, generate, latent, launch, plots, pretrained, training
+from gen_jax import captions, checks, data, generate, latent, launch, paths, plots, pretrained, training
 from gen_jax.codec import Latents
 from gen_jax.conditioning import Text
 from gen_jax.data.fitted import placed
@@ -199,11 +199,13 @@ def save(config: Config, model: Model, weights: Weights, params: PyTree) -> Path
     if config.lora_rank:
         path, xl = config.workdir / "lora.safetensors", bool(cast(Text, model.condition).sizes)
         alpha = config.scale * config.lora_rank
-        lora_writing.write(path, params, weights["network"], alpha=alpha, xl=xl)
+        with paths.writing(path) as file:
+            lora_writing.write(file, params, weights["network"], alpha=alpha, xl=xl)
         return path
     path = config.workdir / f"model_{config.training.steps}"
     if not path.exists():
-        pretrained.save(path, model, trained(config, weights, params))
+        with paths.writing(path) as folder:
+            pretrained.save(folder, model, trained(config, weights, params))
     return path
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -13,8 +14,9 @@ import numpy as np
 import recipes
 from jaxtyping import PyTree, UInt8
 
-from gen_jax import checks, data, generate, latent, launch, metrics, plots, pretrained, training
+from gen_jax import checks, data, generate, latent, launch, metrics, paths, plots, pretrained, training
 from gen_jax.codec import Latents
+from gen_jax.data.fetching import fetched
 from gen_jax.data.protocol import read, stack
 from gen_jax.likelihoods import Gaussian
 from gen_jax.model import to_dict
@@ -117,9 +119,14 @@ def _check_there(given: Path) -> None:
 def _copy(given: Path, workdir: Path) -> None:
     """A trained autoencoder without its figures, which are of other images; complete, or not there."""
     _check_there(given)
+    copy = partial(shutil.copytree, fetched(given), ignore=shutil.ignore_patterns("summary.json", "*.png"))
+    if paths.is_remote(workdir):
+        with paths.writing(workdir) as folder:
+            copy(folder)
+        return
     unfinished = workdir.with_name(f".{workdir.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(given, unfinished, ignore=shutil.ignore_patterns("summary.json", "*.png"))
+    copy(unfinished)
     unfinished.rename(workdir)
 
 

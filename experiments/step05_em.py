@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gen_jax import checks, data, em, gmm, keys, launch, plots
+from gen_jax import checks, data, em, gmm, keys, launch, paths, plots
 from gen_jax.training.workdir import prepare
 from gen_jax.types import Count, NotNegative, Seed
 
@@ -80,7 +80,8 @@ def save_animation(
         axes.set_title(f"iteration {i}: {log_likelihood:.4f} nats a row")
 
     if jax.process_index() == 0:
-        FuncAnimation(figure, draw, frames=len(history)).save(path, PillowWriter(fps=4), dpi=80)
+        with paths.writing(path) as file:
+            FuncAnimation(figure, draw, frames=len(history)).save(file, PillowWriter(fps=4), dpi=80)
 
 
 def parse(args: Sequence[str] | None = None) -> Config:

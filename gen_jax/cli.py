@@ -8,7 +8,7 @@ gen-jax doctor --workdir checkpoints
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated
 
 from gen_jax import ending
@@ -25,7 +25,10 @@ def main(args: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     with ending.said("gen-jax", debug="--debug" in given):
         commands = _commands()
-        commands.cli(prog="gen-jax", description=__doc__, args=[word for word in given if word != "--debug"])
+        from gen_jax import _flags
+
+        words = [word for word in given if word != "--debug"]
+        commands.cli(prog="gen-jax", description=__doc__, args=words, registry=_flags.registry)
 
 
 def _commands() -> "SubcommandApp":
@@ -45,18 +48,20 @@ def _commands() -> "SubcommandApp":
             print(said)
 
     @app.command
-    def doctor(workdir: Path | None = None) -> None:
+    def doctor(workdir: PurePath | None = None) -> None:
         """Say what this machine is, and whether a run would find its processes, devices and directory.
 
         On several hosts call it on all of them at once, as a run. Exit code 2: something is wrong.
 
         Args:
-            workdir: where runs are to be: whether it can be written, and all processes see the same.
+            workdir: where runs are to be, a directory or gs://BUCKET/PATH: whether it can be written, and all processes
+                see the same.
         """
+        from gen_jax import paths
         from gen_jax.launch.doctor import examine
 
         wrong = False
-        for finding in examine(workdir):
+        for finding in examine(None if workdir is None else paths.path_of(workdir)):
             print(finding, flush=True)
             wrong |= finding.wrong
         if wrong:

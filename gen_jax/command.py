@@ -8,7 +8,7 @@ Nothing that takes long to import is imported before it runs.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import tyro
@@ -35,13 +35,14 @@ STRENGTH = 0.6
 class Sample:
     """Options of `gen-jax sample`."""
 
-    weights: tyro.conf.Positional[Path]
-    """The directory of a run, the folder of a Stable Diffusion, or one of its .safetensors files."""
+    weights: tyro.conf.Positional[PurePath]
+    """The directory of a run, here or gs://BUCKET/PATH, the folder of a Stable Diffusion, or one of its .safetensors
+    files."""
     label: Given[int | str] = None
     """The number of a class, or its name (default: each image its own, at random)."""
     num: Given[int] = None
     """How many images (default: 16; 1 of Stable Diffusion)."""
-    out: Path = Path("samples.png")
+    out: PurePath = Path("samples.png")
     """Where to; .png is one picture of all, with the settings in it, .npy is uint8 [N, H, W, C]. A name without an ending
     is a directory, for many images: files of them, drawn by all hosts; the same command goes on after an interruption."""
     shard: int = 1000
@@ -58,7 +59,7 @@ class Sample:
     """Of the images."""
     prompt: Given[str] = None
     """What all images show, where the model reads texts (default: anything)."""
-    prompts: Given[Path] = None
+    prompts: Given[PurePath] = None
     """A file with a prompt a line, or a list in JSON: an image for each, in place of num."""
     negative_prompt: Given[str] = None
     """What guidance leads away from (default: the empty text)."""
@@ -97,14 +98,14 @@ class Sample:
 def run(asked: Sample) -> str:
     """Draws, writes, and says what it did. ValueError, in a line, for what can not be done."""
     _check(asked)
-    from gen_jax import launch, plots, pretrained, samplers
+    from gen_jax import launch, paths, plots, pretrained, samplers
 
     _check_numbers(asked)
 
     if asked.solver is not None:
         samplers.schedule.find(asked.solver)  # a ValueError, before weights are read
-    prompts = launch.read_prompts(asked.prompts) if asked.prompts else asked.prompt
-    published = pretrained.is_published(asked.weights)
+    prompts = launch.read_prompts(str(asked.prompts)) if asked.prompts else asked.prompt
+    published = pretrained.is_published(str(asked.weights))
     launch.start(1 if published else 2)  # one device, as each has its own copy of the weights
     model, weights = _loaded(asked)
     num = asked.num if asked.num is not None else 1 if published else 16
@@ -112,23 +113,28 @@ def run(asked: Sample) -> str:
     if _is_directory(asked.out):
         return _written(asked, model, weights, num, prompts, 4 if published else None)
     images, cond = _drawn(asked, model, weights, num, prompts)
-    if asked.out.suffix == ".npy":
-        launch.save(asked.out, images)
+    out = paths.path_of(asked.out)
+    if out.suffix == ".npy":
+        launch.save(out, images)
     else:
         text = _text(asked, model, images, prompts)
         if max(images.shape[1:3]) < ENLARGED:
-            plots.save_grid(asked.out, images, text=text)
+            plots.save_grid(out, images, text=text)
         elif len(images) == 1:
-            plots.save_image(asked.out, images[0], text)
+            plots.save_image(out, images[0], text)
         else:
-            plots.save_grid(asked.out, images, scale=1, text=text)
+            plots.save_grid(out, images, scale=1, text=text)
     what = f"{len(images)} image" + "s" * (len(images) != 1)
     return f"{what}{_drawn_for(model, cond, prompts)} in {asked.out}"
 
 
-def _is_directory(out: Path) -> bool:
+def _is_directory(out: PurePath) -> bool:
     """Whether images go into files of it: there is no ending, or it is there."""
-    return out.name != "" and out.suffix not in (".png", ".npy") and (out.is_dir() or not out.suffix)
+    return (
+        out.name != ""
+        and out.suffix not in (".png", ".npy")
+        and ((isinstance(out, Path) and out.is_dir()) or not out.suffix)
+    )
 
 
 def _check(asked: Sample) -> None:
@@ -146,6 +152,10 @@ def _check(asked: Sample) -> None:
         raise ValueError("a mask or a strength needs the image that is to be changed.")
     for said in asked.lora:
         lora_weight(said)
+    if not isinstance(asked.out, Path):  # in a bucket
+        if many:
+            raise ValueError(f"out must end in .png or .npy in a bucket, got {asked.out}.")
+        return
     try:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -179,7 +189,7 @@ def _loaded(asked: Sample) -> "tuple[Model, Weights]":
     names = ("config", "predicts", "zero_terminal_snr", "variant")
     said = {"clip_skip": asked.clip_skip or None, **{name: getattr(asked, name) for name in names}}
     options: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
-    model, weights = pretrained.load(asked.weights, dtype=asked.dtype, **options)
+    model, weights = pretrained.load(str(asked.weights), dtype=asked.dtype, **options)
     if asked.lora:
         from gen_jax.pretrained import lora  # type: ignore[attr-defined,unused-ignore]
 
@@ -224,7 +234,7 @@ def _written(
     chunk = chunk if asked.chunk is None else asked.chunk
     options = _options(asked, model, prompts) | ({} if chunk is None else {"chunk": chunk})
     options |= {"height": asked.height, "width": asked.width, "shard": asked.shard}
-    generate.write(model, weights, jax.random.key(asked.seed), num, asked.out, **options)
+    generate.write(model, weights, jax.random.key(asked.seed), num, Path(asked.out), **options)
     files = -(-num // asked.shard)
     return f"{num:,} image{'s' * (num != 1)} in {files:,} file{'s' * (files != 1)} of {asked.out}"
 
@@ -264,7 +274,7 @@ def _previews(asked: Sample, model: "Model", weights: "Weights") -> "OnStep | No
             f"{model.codec.shape[-1]}."
         )
     see = previews.linear(model, weights) if tiny is None else previews.tiny(*tiny)
-    return previews.saving(asked.out.with_suffix(".preview.png"), see)
+    return previews.saving(str(asked.out.with_suffix(".preview.png")), see)
 
 
 def _picture(path: Path, asked: Sample, model: "Model", like: "np.ndarray | None" = None) -> "np.ndarray":

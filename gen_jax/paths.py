@@ -9,6 +9,7 @@ written by, is made on this machine and then uploaded.
 
 import functools
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -116,9 +117,10 @@ def writing(path: AnyPath) -> Iterator[Path]:
 
 
 def save_array(path: AnyPath, array: ArrayLike) -> None:
-    """`numpy.save`."""
-    with writing(path) as file:
-        np.save(file, array)
+    """`numpy.save`, complete or not at all."""
+    written = io.BytesIO()
+    np.save(written, array)
+    replace(path, written.getvalue())
 
 
 def upload(place: Path, path: AnyPath, last: Sequence[str] = ()) -> None:

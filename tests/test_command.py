@@ -1,5 +1,6 @@
 """`gen-jax sample`: what it writes, of runs and of Stable Diffusion, and what it refuses."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import cli, command, infotext, pretrained
+from gen_jax import cli, command, infotext, paths, pretrained
 from gen_jax.pretrained import components, names, safetensors
-from tests import described, small_folder
+from tests import described, gcs, small_folder
 
 PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 """As AUTOMATIC1111's web UI reads the last line."""
@@ -63,6 +64,25 @@ def test_a_picture_of_a_run_says_how_it_was_made(run, tmp_path, capsys):
     _, _, settings = read(out)
     assert settings.items() >= {"Steps": "2", "Sampler": "DDIM", "Seed": "7", "Size": "28x28"}.items()
     assert Image.open(tmp_path / "two.preview.png").size == Image.open(out).size
+
+
+def test_a_run_in_a_bucket_is_drawn_from_as_one_here(run, tmp_path, capsys):
+    """Into a file, and into the bucket."""
+    with gcs.reached() as bucket:
+        described.run(paths.path_of(f"{bucket.url}/runs/a"), described.model())
+        draw = lambda of, out: cli.main(["sample", of, "--num", "2", "--nfe", "2", "--out", out])
+        draw(str(run), str(tmp_path / "here.npy"))
+        for out in (tmp_path / "there.npy", f"{bucket.url}/drawn/there.npy"):
+            draw(f"{bucket.url}/runs/a", str(out))
+            assert f"2 images in {out}" in capsys.readouterr().out
+        draw(f"{bucket.url}/runs/a", f"{bucket.url}/drawn/there.png")
+        written = {
+            name: bucket.objects[f"{bucket.bucket}/drawn/there.{name}"].data for name in ("npy", "png")
+        }
+    expected = np.load(tmp_path / "here.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "there.npy"), expected)
+    np.testing.assert_array_equal(np.load(io.BytesIO(written["npy"])), expected)
+    assert read(io.BytesIO(written["png"]))[2].items() >= {"Steps": "2", "Model": "a"}.items()
 
 
 def test_a_picture_is_changed_in_a_part_or_as_a_whole(run, tmp_path):

@@ -14,6 +14,7 @@ import step08_hvae as step08
 from PIL import Image
 
 from gen_jax import data, launch, plots, training
+from tests import gcs
 
 
 def figures(workdir):
@@ -87,6 +88,28 @@ def test_step05_finds_the_books_answer(tmp_path, capsys):
     np.testing.assert_allclose(summary["log_likelihood_per_row"], -4.155382, atol=1e-5)
     assert summary["status"] == "converged"
     assert summary["components_by_bic"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags", "drawn"),
+    [
+        ("step01_normal", [], {"density.png", "parameters.png", "averages.png", "sums.png"}),
+        (
+            "step05_em",
+            ["--num-restarts", "1", "--max-components", "2"],
+            {"em.gif", "criteria.png", "generated.png"},
+        ),
+    ],
+)
+def test_figures_of_a_step_go_into_a_bucket(name, flags, drawn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    with gcs.reached() as bucket:
+        module.main(module.parse(["--workdir", f"{bucket.url}/a/b", *flags]))
+        found = {name.rpartition("/")[2] for name in bucket.names(f"{bucket.bucket}/a/b/")}
+    assert found >= drawn | {"config.json", "summary.json"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_step06_descends(tmp_path, capsys):

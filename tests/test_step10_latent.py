@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import io
 import json
 
 import jax
@@ -13,7 +14,7 @@ from gen_jax import generate, launch, model, pretrained
 from gen_jax.codec import Latents
 from gen_jax.networks.autoencoder_kl import AutoencoderKLConfig
 from gen_jax.networks.unet import UNetConfig
-from tests import described
+from tests import described, gcs
 
 TINY = AutoencoderKLConfig(
     1, 1, channels=(4,), blocks=1, latent_channels=2, middle_attention=False, groups=4, patch=4
@@ -127,6 +128,30 @@ def test_a_run_that_was_killed_is_one_that_was_not_to_the_bit(tmp_path, digits, 
     main(tmp_path, digits, "--no-compare")
     both = (jax.tree.leaves(pretrained.load(path)[1]) for path in (tmp_path, run[0]))
     for ours, other in zip(*both, strict=True):
+        np.testing.assert_array_equal(ours, other)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_one_here_to_the_bit(tmp_path, digits, run, monkeypatch):
+    """With its data there too, and an autoencoder that is copied; of another machine, which has no latents yet."""
+    monkeypatch.setenv("GEN_JAX_CACHE", str(tmp_path))
+    with gcs.reached() as bucket:
+        bucket.put_all("digits", digits)
+        bucket.put_all("autoencoder", run[0] / "autoencoder")
+        monkeypatch.chdir(tmp_path)
+        url = f"{bucket.url}/run"
+        summary = main(
+            url, f"{bucket.url}/digits", "--no-compare", "--autoencoder", f"{bucket.url}/autoencoder"
+        )
+        there = {name.removeprefix(f"{bucket.bucket}/run/").split("/")[0] for name in bucket.names()}
+        assert json.loads(bucket.objects[f"{bucket.bucket}/run/summary.json"].data) == summary
+        weights = pretrained.load(url)[1]
+        main(url, f"{bucket.url}/digits", "--sample-only", "--num", "2")
+        samples = np.load(io.BytesIO(bucket.objects[f"{bucket.bucket}/run/samples.npy"].data))
+    assert samples.shape == (2, 28, 28, 1)
+    assert {path.name for path in run[0].iterdir()} - {".lock"} <= there
+    assert not list(tmp_path.glob("gs:*"))
+    for ours, other in zip(*map(jax.tree.leaves, (weights, pretrained.load(run[0])[1])), strict=True):
         np.testing.assert_array_equal(ours, other)
 
 

@@ -6,15 +6,15 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 
 from gen_jax import checks, training
 from gen_jax.training import distributed
 from gen_jax.training import workdir as run_directory
+from gen_jax.types import AnyPath
 
-PACKAGES = ("gen_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("gen_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "gcsfs", "numpy")
 OLDEST = (3, 11)
 """Python."""
 
@@ -32,7 +32,7 @@ class Finding:
 
 
 @checks.checked
-def examine(workdir: Path | None = None) -> Iterator[Finding]:
+def examine(workdir: AnyPath | None = None) -> Iterator[Finding]:
     """Look at versions, processes, devices, the cache of programs and `workdir`, one after the other.
 
     It joins the other processes as a run does, so on several hosts it is called on all of them at once.
@@ -82,7 +82,7 @@ def _programs() -> Iterator[Finding]:
     yield Finding("programs", f"kept in {place}" if place else "not kept on disk", wrong=place is None)
 
 
-def _workdir(workdir: Path) -> Iterator[Finding]:
+def _workdir(workdir: AnyPath) -> Iterator[Finding]:
     path = run_directory.prepare(workdir)
     run_directory.check_shared(path)
     shared = "" if jax.process_count() == 1 else ", and seen by all processes"

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar, cast
 import jax
 import optax
 
-from gen_jax import checks, data, training
+from gen_jax import checks, data, paths, training
 from gen_jax.model import FORMAT
-from gen_jax.types import Count, NotNegative, Positive
+from gen_jax.types import AnyPath, Count, NotNegative, Positive
 
 C = TypeVar("C")
 T = TypeVar("T", bound="Training")
@@ -33,8 +33,9 @@ class Data:
     """What to learn from."""
 
     dataset: str = "mnist"
-    """mnist or scenes (embedded), the name of any TFDS image set, a folder of images, or a .npz file."""
-    data_dir: Path | None = None
+    """mnist or scenes (embedded), the name of any TFDS image set, a folder of images, or a .npz file; gs://BUCKET/PATH is
+    copied into the cache."""
+    data_dir: AnyPath | None = None
     """Where TFDS finds prepared data (default: TFDS_DATA_DIR)."""
     image_size: int | None = None
     """Resize and crop the images to squares of this side (default: as they are)."""
@@ -177,7 +178,7 @@ class Sampling:
     (default: each its own, at random)."""
     prompt: str | None = None
     """What all samples show, where the model reads texts (default: captions of the data set)."""
-    prompts: Path | None = None
+    prompts: AnyPath | None = None
     """A file with a prompt a line, or a list in JSON: a sample for each, in place of --num."""
     negative_prompt: str | None = None
     """What guidance leads away from (default: the empty text)."""
@@ -199,9 +200,9 @@ class Sampling:
 
 
 @checks.checked
-def read_prompts(path: str | Path) -> list[str]:
+def read_prompts(path: str | AnyPath) -> list[str]:
     """The prompts in a file: a line each, or a list of strings in JSON. ValueError where there are none."""
-    path = Path(path).expanduser()
+    path = paths.path_of(path)
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -220,7 +221,7 @@ def read_prompts(path: str | Path) -> list[str]:
 class Autoencoding:
     """The autoencoder, in whose latents the diffusion is. It is trained first and then frozen."""
 
-    autoencoder: Path | None = None
+    autoencoder: AnyPath | None = None
     """The directory of one that is trained (default: WORKDIR/autoencoder, where it is trained if it is not there)."""
     autoencoder_steps: Count = 500
     """Updates in its training."""

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import tyro
 
-from gen_jax import checks, ending, training
+from gen_jax import _flags, checks, ending, paths, training
 from gen_jax.launch.options import GROUPS, flat, record
 from gen_jax.training import workdir as run_directory
-from gen_jax.types import Count
+from gen_jax.types import AnyPath, Count
 
 C = TypeVar("C")
 MOST = 2**32 - 1
@@ -49,6 +49,7 @@ def parse(
         default=cast(C, default),
         description=description,
         config=(tyro.conf.OmitArgPrefixes,),
+        registry=_flags.registry,
     )
     _check(made, sys.argv[1:] if args is None else args)
     return cast(C, _at_home(made))
@@ -135,7 +136,7 @@ def say(words: str) -> None:
 
 
 @checks.checked
-def save(path: Path, value: object) -> None:
+def save(path: AnyPath, value: object) -> None:
     """Write an array (.npy), or numbers and words (.json), complete or not at all. Only process 0 writes."""
     if path.suffix not in (".npy", ".json"):
         raise ValueError(f"path must end in .npy or .json, got {path}.")
@@ -144,10 +145,7 @@ def save(path: Path, value: object) -> None:
     if path.suffix == ".json":
         run_directory.write_json(path, value)
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, np.asarray(value))
-    temporary.replace(path)
+    paths.save_array(path, np.asarray(value))
 
 
 @checks.checked
@@ -161,7 +159,7 @@ def wait_for_all() -> None:
 
 @checks.checked
 def finish(
-    workdir: Path,
+    workdir: AnyPath,
     summary: Mapping[str, object],
     *,
     config: object = None,

@@ -7,14 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 from jaxtyping import PyTree
 
-from gen_jax import checks, jsonlines
+from gen_jax import checks, jsonlines, paths
 from gen_jax.training.flops import flops
 from gen_jax.training.peaks import peak
+from gen_jax.types import AnyPath
 
 __all__ = ["flops", "of_run", "peak"]
 
@@ -127,7 +127,7 @@ class Cost:
 
 
 @checks.checked
-def of_run(workdir: str | Path) -> dict[str, float]:
+def of_run(workdir: str | AnyPath) -> dict[str, float]:
     """What a run has cost so far, in all its parts, by the figures in its `metrics.jsonl`; of those it lacks, nothing.
 
     - `flops`: of all steps; `mfu`: mean over the time of the steps.
@@ -136,8 +136,8 @@ def of_run(workdir: str | Path) -> dict[str, float]:
 
     What came after the last line, such as the last checkpoint, is not in them. ValueError for a `workdir` that is none.
     """
-    workdir = Path(workdir).expanduser()
-    if not workdir.is_dir():
+    workdir = paths.path_of(workdir)
+    if not paths.is_remote(workdir) and not workdir.is_dir():
         raise ValueError(f"workdir must be the directory of a run, there is none at {workdir}.")
     lines, _ = jsonlines.read(workdir / "metrics.jsonl")
     start: jsonlines.Line = {"step": 0}

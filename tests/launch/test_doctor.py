@@ -8,7 +8,9 @@ import sys
 import jax
 import pytest
 
+from gen_jax import cli
 from gen_jax.launch.doctor import examine
+from tests import gcs
 
 
 def by_name(findings):
@@ -27,6 +29,16 @@ def test_a_sound_machine(tmp_path):
     assert found["processes"].says == "one, alone"
     assert found["devices"].says == "8 of cpu here, 8 in all"
     assert found["workdir"].says == f"{tmp_path / 'run'} can be written"
+
+
+def test_a_bucket_is_looked_at_as_a_directory_is(capsys):
+    with gcs.reached() as bucket:
+        cli.main(["doctor", "--workdir", f"{bucket.url}/runs"])
+        assert f"{bucket.url}/runs can be written" in capsys.readouterr().out
+        bucket.refused = True
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["doctor", "--workdir", f"{bucket.url}/runs"])
+    assert "must have credentials" in capsys.readouterr().out
 
 
 def test_what_is_wrong_is_found_and_the_rest_is_looked_at(tmp_path, monkeypatch):
