@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import cli, command, infotext, paths, pretrained
+from gen_jax import cli, command, generate, infotext, paths, pretrained
 from gen_jax.pretrained import components, names, safetensors
 from tests import described, gcs, small_folder
 
@@ -67,7 +67,7 @@ def test_a_picture_of_a_run_says_how_it_was_made(run, tmp_path, capsys):
 
 
 def test_a_run_in_a_bucket_is_drawn_from_as_one_here(run, tmp_path, capsys):
-    """Into a file, and into the bucket."""
+    """Into a file, and into the bucket: one file, or shards."""
     with gcs.reached() as bucket:
         described.run(paths.path_of(f"{bucket.url}/runs/a"), described.model())
         draw = lambda of, out: cli.main(["sample", of, "--num", "2", "--nfe", "2", "--out", out])
@@ -79,6 +79,10 @@ def test_a_run_in_a_bucket_is_drawn_from_as_one_here(run, tmp_path, capsys):
         written = {
             name: bucket.objects[f"{bucket.bucket}/drawn/there.{name}"].data for name in ("npy", "png")
         }
+        for of, out in ((f"{bucket.url}/runs/a", f"{bucket.url}/drawn/many"), (run, tmp_path / "many")):
+            draw(str(of), str(out))
+        many = [list(generate.read(place)) for place in (f"{bucket.url}/drawn/many", tmp_path / "many")]
+    np.testing.assert_array_equal(*many)
     expected = np.load(tmp_path / "here.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "there.npy"), expected)
     np.testing.assert_array_equal(np.load(io.BytesIO(written["npy"])), expected)

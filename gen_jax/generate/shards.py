@@ -20,17 +20,16 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import Int, Num, Shaped
 
-from gen_jax import checks, metrics, small_files
+from gen_jax import checks, metrics, paths, small_files
 from gen_jax.training import lock, on_host
 from gen_jax.training import workdir as run_directory
-from gen_jax.types import Count
+from gen_jax.types import AnyPath, Count
 
 Arrays: TypeAlias = Mapping[str, Shaped[np.ndarray, "n ..."]]
 INDEX = "index.json"
@@ -42,13 +41,13 @@ MOST = 99_999
 
 @checks.checked
 def write_shards(
-    directory: str | Path,
+    directory: str | AnyPath,
     draw: Callable[[Int[np.ndarray, "n"]], Arrays],
     num: Count,
     *,
     shard: Count = SHARD,
     says: Mapping[str, object] | None = None,
-) -> Path:
+) -> AnyPath:
     """Draw the samples 0 to `num - 1` into files of a directory; every process of a run must call it.
 
     Args:
@@ -80,14 +79,14 @@ def write_shards(
 
 @checks.checked
 def read(
-    directory: str | Path, name: str = "samples", *, shared: bool = False
+    directory: str | AnyPath, name: str = "samples", *, shared: bool = False
 ) -> Iterator[Shaped[np.ndarray, "n ..."]]:
     """The arrays of this name, shard after shard; with `shared` those of this process's part of the shards.
 
     Raises:
         ValueError: there are no such samples, or not all are drawn; on the way, where a file is damaged.
     """
-    place = Path(directory).expanduser()
+    place = paths.path_of(directory)
     names = _names(small_files.json_of(place / INDEX, "a directory of samples has one"))
     stamp = zlib.crc32((place / INDEX).read_bytes())
     found = [(_sums(place, each, stamp), place / f"{name}-{each}.npy") for each in names]
@@ -102,7 +101,7 @@ def read(
 
 @checks.checked
 def moments(
-    directory: str | Path, features: Callable[[np.ndarray], Num[np.ndarray, "n D"]] | None = None
+    directory: str | AnyPath, features: Callable[[np.ndarray], Num[np.ndarray, "n D"]] | None = None
 ) -> metrics.Moments:
     """Mean and covariance of features of the samples in a directory, read one shard after the other.
 
@@ -134,7 +133,7 @@ def _names(said: Mapping[str, object]) -> list[str]:
     return [f"{number:05d}-of-{count:05d}" for number in range(count)]
 
 
-def _begin(place: Path, said: Mapping[str, object]) -> int:
+def _begin(place: AnyPath, said: Mapping[str, object]) -> int:
     """The checksum of the index, which the first process writes. ValueError where it says something else."""
     path = place / INDEX
     if jax.process_index() == 0 and not path.exists():
@@ -150,7 +149,7 @@ def _begin(place: Path, said: Mapping[str, object]) -> int:
     return zlib.crc32(path.read_bytes())
 
 
-def _save(place: Path, name: str, stamp: int, arrays: Arrays) -> None:
+def _save(place: AnyPath, name: str, stamp: int, arrays: Arrays) -> None:
     """The files of a shard, each complete or not there, and at last their checksums."""
     sums = {}
     for kind, array in arrays.items():
@@ -160,15 +159,13 @@ def _save(place: Path, name: str, stamp: int, arrays: Arrays) -> None:
     _put(place / f"shard-{name}.json", json.dumps({"index": stamp, "crc32": sums}).encode())
 
 
-def _put(path: Path, data: bytes | memoryview) -> int:
-    """Write atomically; the checksum of what was written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _put(path: AnyPath, data: bytes | memoryview) -> int:
+    """Write a file, complete or not at all; its checksum."""
+    paths.replace(path, bytes(data))
     return zlib.crc32(data)
 
 
-def _is_whole(place: Path, name: str, stamp: int) -> bool:
+def _is_whole(place: AnyPath, name: str, stamp: int) -> bool:
     """Whether a shard is complete, is of this index, and has the bits that were written."""
     with contextlib.suppress(ValueError, OSError):
         sums = _sums(place, name, stamp)
@@ -176,7 +173,7 @@ def _is_whole(place: Path, name: str, stamp: int) -> bool:
     return False
 
 
-def _sums(place: Path, name: str, stamp: int) -> dict[str, object]:
+def _sums(place: AnyPath, name: str, stamp: int) -> dict[str, object]:
     """The checksums of the files of a shard. ValueError where it is not complete."""
     said = small_files.json_of(place / f"shard-{name}.json", f"shard {name} is not complete, draw it")
     sums = said.get("crc32")
@@ -187,7 +184,7 @@ def _sums(place: Path, name: str, stamp: int) -> dict[str, object]:
     return sums
 
 
-def _load(path: Path, crc32: object) -> Shaped[np.ndarray, "n ..."]:
+def _load(path: AnyPath, crc32: object) -> Shaped[np.ndarray, "n ..."]:
     """An array. ValueError where it is not what was written."""
     with small_files.named(path):
         data = path.read_bytes()

@@ -1,7 +1,5 @@
 """Samples of a model in files, drawn by all processes of a run."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 from jaxtyping import Array, Int, Key
@@ -14,7 +12,7 @@ from gen_jax.generate.chunks import in_chunks
 from gen_jax.generate.denoising import Weights
 from gen_jax.generate.programs import local_mesh
 from gen_jax.model import Model
-from gen_jax.types import Count, Fraction, RescaleOf, SolverName
+from gen_jax.types import AnyPath, Count, Fraction, RescaleOf, SolverName
 
 GROUP = 125
 """Samples that a device draws at a time."""
@@ -26,7 +24,7 @@ def write(
     weights: Weights,
     key: Key[Array, ""],
     num: Count,
-    directory: str | Path,
+    directory: str | AnyPath,
     *,
     label: Label | None = None,
     prompt: Prompt | None = None,
@@ -41,7 +39,7 @@ def write(
     guide_model: Model | None = None,
     shard: Count = shards.SHARD,
     chunk: Count = GROUP,
-) -> Path:
+) -> AnyPath:
     """Samples of a model in files of a directory, drawn by all devices of all processes of a run, as they come.
 
     Every process must call it, with a directory that all of them see. Sample `i` has the same bits on one host and on
@@ -50,7 +48,7 @@ def write(
 
     Args:
         model, weights, key, num: as of `sample`.
-        directory: for `samples-00007-of-00050.npy`, `labels-...` of a model with labels, `index.json`, and checksums.
+        directory: here or in a bucket, for `samples-00007-of-00050.npy`, `labels-...` of a model with labels, `index.json`, and checksums.
         label, prompt, negative_prompt, solver, nfe, guidance, rescale, rescale_of, height, width, guide_model: as of
             `sample`.
         shard: samples in a file.

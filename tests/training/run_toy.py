@@ -18,6 +18,7 @@ parser.add_argument("--stream", action="store_true")
 parser.add_argument("--checkpoint-every", type=int, default=10)
 parser.add_argument("--keep", type=int, default=3)
 parser.add_argument("--hold-at", type=int, help="the step at which to wait for a minute")
+parser.add_argument("--clock-back-at", type=int, help="the step at which the clock jumps back by an hour")
 parser.add_argument("--full-from", type=int, help="the step from which on files of 32 KiB are too large")
 parser.add_argument("--lease", type=float, help="seconds after which a lease lapses")
 options = parser.parse_args()
@@ -38,6 +39,9 @@ import toy
 class Wait(training.Callback):
     def on_sample(self, step, state):
         time.sleep(60 if step == options.hold_at else options.seconds_per_call)
+        if step == options.clock_back_at:
+            back = time.time
+            time.time, time.time_ns = lambda: back() - 3600, lambda: int((back() - 3600) * 1e9)
         if step == options.full_from:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, resource.RLIM_INFINITY))
 

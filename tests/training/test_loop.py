@@ -14,6 +14,7 @@ from gen_jax import training
 from gen_jax.training import loop
 from gen_jax.training.cost import FIGURES
 from gen_jax.training.loop import call_size
+from tests.marks import slow
 
 
 def stop_at(step, number=signal.SIGTERM):
@@ -122,9 +123,13 @@ def test_fit_goes_on_with_more_steps(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [10, 20, 30]
 
 
-def test_fit_resumes_in_another_mode(whole, tmp_path):
+SPREAD = ({"shard": "fsdp"}, {"shard": "zero1", "replicas": 2}, {"shard": "fsdp", "tensor": 2, "replicas": 2})
+
+
+@pytest.mark.parametrize("how", slow(SPREAD, but=SPREAD[2:]))
+def test_fit_resumes_in_another_mode(whole, tmp_path, how):
     with pytest.raises(training.Preempted):
-        fit(tmp_path, sample_every=5, on_sample=stop_at(15), shard="fsdp", mesh=None)
+        fit(tmp_path, sample_every=5, on_sample=stop_at(15), mesh=None, **how)
     toy.assert_close(fit(tmp_path, parallel="pmap", mesh=None), whole[1], 1e-5)
 
 
