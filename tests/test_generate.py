@@ -330,6 +330,7 @@ np.save(f"{sys.argv[1]}/{jax.process_index()}_of_{jax.process_count()}.npy", np.
 """
 
 
+@pytest.mark.slow
 def test_images_are_drawn_by_all_processes_for_each(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

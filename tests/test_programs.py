@@ -299,7 +299,7 @@ DENOISERS = {
 
 
 @pytest.mark.parametrize("calls", [60, pytest.param(3000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", slow(DENOISERS, ("kept",)))
+@pytest.mark.parametrize("name", slow(DENOISERS, ("kept", "of other arrays")))
 def test_many_calls_take_no_more_memory(name, calls):
     calls = calls // 4 if name == "of other arrays" else calls  # each is compiled
     run = lambda i: samplers.sample(

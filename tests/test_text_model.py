@@ -93,6 +93,7 @@ def test_samples_belong_to_their_prompt_and_not_to_the_others(weights):
     np.testing.assert_array_equal(one, draw(weights, prompt=[WORDS[0]] * 2, chunk=1))
 
 
+@pytest.mark.slow
 def test_guidance_leads_away_from_the_negative_prompt(weights):
     plain = draw(weights, prompt=WORDS[0])
     np.testing.assert_array_equal(plain, draw(weights, prompt=WORDS[0], negative_prompt=""))
@@ -113,6 +114,7 @@ def test_long_and_weighted_prompts_are_read(weights):
     np.testing.assert_array_equal(plain, draw(weights, prompt="a large (red:1) seven"))
 
 
+@pytest.mark.slow
 def test_embeddings_are_taken_for_a_prompt(weights):
     cond = CONDITION.choose(KEY, np.arange(2), prompt=WORDS[0])
     context = prompts.encode(ENCODER.build().apply, weights["text"]["text_encoder"], cond.prompts[0]).context
@@ -178,6 +180,7 @@ def test_a_prompt_that_is_cut_is_told():
         CONDITION.prepare({"text": np.array([" above ".join(WORDS * 2)], object)})
 
 
+@pytest.mark.slow
 def test_loss_of_images_is_that_of_their_latents(weights):
     step09 = importlib.import_module("step09_diffusion")
     images = jax.random.randint(KEY, (4, 8, 8, 1), 0, 256).astype(jnp.uint8)

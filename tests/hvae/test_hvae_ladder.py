@@ -80,6 +80,7 @@ def test_reconstruct_with_all_levels_follows_the_posterior(convolutional):
     assert jnp.abs(model.reconstruct(params, KEY, x) - none).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_six_levels_start_as_quietly_as_two():
     """Each KL is a few hundredths of a nat at its own initialisation, however many levels there are."""
     x = images(16)

@@ -80,6 +80,7 @@ def programs(cache):
     return {path.name for path in (cache / "programs").iterdir() if path.name.endswith("-cache")}
 
 
+@pytest.mark.slow
 def test_a_run_that_moved_compiles_nothing_again(tmp_path):
     """A second process reads what the first compiled, in the same place or elsewhere."""
     cache, here, there = (tmp_path / name for name in ("cache", "here", "there"))
@@ -100,6 +101,7 @@ print("answer", jax.jit(lambda x: 3 * x)(2.0))
 
 
 @pytest.mark.parametrize("left", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_program_that_was_cut_short_is_repaired(tmp_path, left):
     cache = tmp_path / "cache"
     for _ in range(2):

@@ -6,6 +6,7 @@ import signal
 import sys
 
 import processes
+import pytest
 
 from tests import programs
 
@@ -22,6 +23,7 @@ def looped(workdir, *flags):
         return programs.several(["bash", LOOP, *run], stdout=log, stderr=log, variables=variables)
 
 
+@pytest.mark.slow
 def test_a_preempted_run_is_begun_again_and_has_the_bits_of_one_left_alone(tmp_path):
     """SIGTERM to one process in the middle: both save, end with 75, and are begun again by their loops."""
     alone, preempted = tmp_path / "alone", tmp_path / "preempted"

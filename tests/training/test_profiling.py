@@ -33,7 +33,7 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("profile", "ends"),
-    slow([("10:20", [15, 20]), ("12:13", [15]), ("35:1000", [40])], [("12:13", [15])]),
+    slow([("10:20", [15, 20]), ("12:13", [15]), ("35:1000", [40])], [("12:13", [15]), ("35:1000", [40])]),
     ids=str,
 )
 def test_trace_has_the_steps_asked_for_and_the_run_is_the_same(profile, ends, plain, tmp_path):

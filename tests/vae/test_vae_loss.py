@@ -44,7 +44,7 @@ def test_systematic_draws_each_as_often_as_it_is_due():
 
 
 @pytest.mark.usefixtures("optimized")  # more to compute than to compile
-@pytest.mark.parametrize("dreg", [False, True])
+@pytest.mark.parametrize("dreg", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_gradient_of_a_few_samples_is_unbiased(dreg):
     """At the same noise the bound is the same number, and the gradient that of all samples, in the mean over draws."""
     model, params = network()
