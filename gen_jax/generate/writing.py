@@ -48,7 +48,8 @@ def write(
 
     Args:
         model, weights, key, num: as of `sample`.
-        directory: here or in a bucket, for `samples-00007-of-00050.npy`, `labels-...` of a model with labels, `index.json`, and checksums.
+        directory: here or in a bucket, for `samples-00007-of-00050.npy`, `labels-...` of a model with labels,
+            `index.json`, and checksums.
         label, prompt, negative_prompt, solver, nfe, guidance, rescale, rescale_of, height, width, guide_model: as of
             `sample`.
         shard: samples in a file.
