@@ -227,12 +227,12 @@ def _written(
     """Files of images in a directory, by all processes; `chunk` is the default."""
     import jax
 
-    from gen_jax import generate
+    from gen_jax import generate, paths
 
     chunk = chunk if asked.chunk is None else asked.chunk
     options = _options(asked, model, prompts) | ({} if chunk is None else {"chunk": chunk})
     options |= {"height": asked.height, "width": asked.width, "shard": asked.shard}
-    generate.write(model, weights, jax.random.key(asked.seed), num, Path(asked.out), **options)
+    generate.write(model, weights, jax.random.key(asked.seed), num, paths.path_of(asked.out), **options)
     files = -(-num // asked.shard)
     return f"{num:,} image{'s' * (num != 1)} in {files:,} file{'s' * (files != 1)} of {asked.out}"
 

@@ -1,6 +1,7 @@
 """How a program ends: what is wrong with its input is said in a sentence, and Ctrl-C is obeyed."""
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -45,8 +46,9 @@ def wrong(sentence: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """No tracebacks of threads that are not Python's: those that write a checkpoint report their errors to the run."""
+    """No tracebacks of threads and tasks that write a checkpoint: they report their errors to the run."""
     before, sys.unraisablehook = sys.unraisablehook, lambda *_: None
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that are freed as late as the program ends
     try:
         yield
     finally:

@@ -55,11 +55,16 @@ def pytest_configure(config):
 
 
 class Contexts(threading.local):
-    """Of MLIR, one for many programs. JAX makes one for each, a third of the time of what compiles many small ones."""
+    """Of MLIR, one for many programs. JAX makes one for each, a third of the time of what compiles many small ones.
+
+    What is compiled while another program is lowered gets one of its own.
+    """
 
     left, context, make = 0, None, staticmethod(getattr(mlir, "make_ir_context", None))
 
     def __call__(self):
+        if mlir.ir.Context.current is not None:
+            return self.make()
         if not self.left:
             self.left, self.context = MOST_PROGRAMS, self.make()
         self.left -= 1
