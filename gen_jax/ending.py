@@ -48,7 +48,9 @@ def wrong(sentence: str) -> NoReturn:
 def _quiet_threads() -> Iterator[None]:
     """No tracebacks of threads and tasks that write a checkpoint: they report their errors to the run."""
     before, sys.unraisablehook = sys.unraisablehook, lambda *_: None
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that are freed as late as the program ends
+    logging.getLogger("asyncio").setLevel(
+        logging.CRITICAL
+    )  # of tasks that are freed as late as the program ends
     try:
         yield
     finally:

@@ -61,7 +61,10 @@ def _of_equation(equation: Any) -> int:
         return max(default or inner)
     if name == "shard_map":
         sizes: Mapping[str, int] = params["mesh"].shape
-        return math.prod(sizes[axis] for axis in params["newly_manual_axes"]) * sum(inner)
+        named = [
+            params[key] for key in ("newly_manual_axes", "manual_axes") if key in params
+        ]  # by version of JAX
+        return math.prod(sizes[axis] for axis in [*named, tuple(sizes)][0]) * sum(inner)
     return (int(params["length"]) if name == "scan" else 1) * sum(inner)
 
 
