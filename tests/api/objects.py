@@ -199,7 +199,6 @@ OTHERS = {
     ),  # of which it says what there is
     "launch.Training.scaled": call(launch.Training(), 128),
     "launch.Training.make_step": call(launch.Training(), trainings.loss, trainings.OPTIMIZER, aux=False),
-    "training.TensorBoard.on_checkpoint": call(BOARD, 3, STATE, free=KEPT),
     "conditioning.Reader": call(texts.TOKENIZER, texts.ENCODER, -1),
     "conditioning.Reader.read": call(
         *(READER, texts.PARAMS, ASKED.prompts[0]),
