@@ -100,7 +100,7 @@ def encode(config: Options, source: data.Source, distance: Distance | None = Non
         _train(config, workdir, source)
     elif not workdir.exists() and jax.process_index() == 0:
         _copy(given, workdir)
-    launch.wait_for_all()
+    training.wait_for_all()
     params = pretrained.load_autoencoder(workdir, config.autoencoder)
     found = summary(config, workdir, params, source, distance)
     codec = dataclasses.replace(codec, scale=found["scale"], shift=found["shift"])
@@ -192,7 +192,7 @@ def summary(
     """
     file, net = workdir / "summary.json", config.autoencoder.build()
     found: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    launch.wait_for_all()  # no process has written yet
+    training.wait_for_all()  # no process has written yet
     if found and (distance is None or "frechet_distance" in found):
         return found
     test = test_images(config.data, num)
@@ -211,7 +211,7 @@ def summary(
     launch.save(file, found)
     pairs = np.stack([test[:32], drawn[:32]], 1).reshape(-1, *test.shape[1:])
     plots.save_grid(workdir / "reconstructions.png", pairs, columns=16)
-    launch.wait_for_all()
+    training.wait_for_all()
     return dict(json.loads(file.read_text()))  # those of process 0
 
 

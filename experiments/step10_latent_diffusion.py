@@ -127,7 +127,7 @@ def times(config: Config, model: Model, encoded: latents.Encoded, source: data.S
     found = {name: recipes.seconds_a_step(*each, config.run.parallel) for name, each in made.items()}
     found["encoding"] = latents.seconds(encoded, source)
     launch.save(file, found)
-    launch.wait_for_all()
+    training.wait_for_all()
     return dict(json.loads(file.read_text()))  # those of process 0
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Int, Num, Shaped
 
 from gen_jax import checks, metrics, paths, small_files
-from gen_jax.training import lock, on_host
+from gen_jax.training import lock, on_host, wait_for_all
 from gen_jax.training import workdir as run_directory
 from gen_jax.types import AnyPath, Count
 
@@ -73,7 +73,7 @@ def write_shards(
             if not _is_whole(place, names[number], stamp):
                 first = number * shard
                 _save(place, names[number], stamp, draw(np.arange(first, min(first + shard, num))))
-        _wait_for_all()
+        wait_for_all()
     return place
 
 
@@ -138,7 +138,7 @@ def _begin(place: AnyPath, said: Mapping[str, object]) -> int:
     path = place / INDEX
     if jax.process_index() == 0 and not path.exists():
         _put(path, json.dumps(said, indent=1).encode())
-    _wait_for_all()
+    wait_for_all()
     there = small_files.json_of(path)
     other = [name for name in {**there, **said} if there.get(name, ...) != said.get(name, ...)]
     if other:
@@ -192,13 +192,6 @@ def _load(path: AnyPath, crc32: object) -> Shaped[np.ndarray, "n ..."]:
             raise ValueError("it does not match its checksum: draw it again, by the call that wrote it.")
         array: np.ndarray = np.load(io.BytesIO(data))
     return array
-
-
-def _wait_for_all() -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("samples")
 
 
 def _of_all(mine: metrics.Tally | None) -> list[metrics.Tally]:

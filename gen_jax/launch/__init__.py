@@ -26,7 +26,7 @@ from gen_jax.launch.options import (
     record,
     resolved,
 )
-from gen_jax.launch.start import finish, parse, run, save, say, start, wait_for_all
+from gen_jax.launch.start import finish, parse, run, save, say, start
 
 __all__ = [
     "ROOT",
@@ -45,5 +45,4 @@ __all__ = [
     "save",
     "say",
     "start",
-    "wait_for_all",
 ]

@@ -149,15 +149,6 @@ def save(path: AnyPath, value: object) -> None:
 
 
 @checks.checked
-def wait_for_all() -> None:
-    """Wait until every process of the run is here, so that all see what process 0 wrote; at once where there is one."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("all are here")
-
-
-@checks.checked
 def finish(
     workdir: AnyPath,
     summary: Mapping[str, object],

@@ -16,6 +16,7 @@ from gen_jax.training.distributed import (
     initialize_distributed,
     on_host,
     split_cpu_devices,
+    wait_for_all,
 )
 from gen_jax.training.feeding import InMemory, Repeated, Stream
 from gen_jax.training.layout import Layout
@@ -67,4 +68,5 @@ __all__ = [
     "scheduled",
     "skip_exploding",
     "split_cpu_devices",
+    "wait_for_all",
 ]

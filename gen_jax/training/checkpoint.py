@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 from gen_jax import checks, paths
 from gen_jax.training import ema as averages
 from gen_jax.training.damage import CheckpointError, first_line, is_whole, reason, refuse_large
+from gen_jax.training.distributed import wait_for_all
 from gen_jax.training.fingerprint import check_arrays, describe, fingerprint
 from gen_jax.training.state import TrainState
 from gen_jax.training.workdir import Json
@@ -281,10 +282,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 aside = self.directory.with_name(f"{self.directory.name}.damaged")
                 paths.move(self._at(step), aside / str(step))
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        wait_for_all()
         self._manager.reload()
 
 

@@ -141,6 +141,15 @@ def on_host(tree: PyTree) -> PyTree:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+@checks.checked
+def wait_for_all() -> None:
+    """Wait until every process of the run is here, so that all see what process 0 wrote; at once where there is one."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("all are here")
+
+
 def agreement(mesh: jax.sharding.Mesh) -> Callable[[int | None], int | jax.Array]:
     """`ask(signal) -> array`: the largest signal number of any process, 0 for none, without waiting for it.
 

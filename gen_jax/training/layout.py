@@ -149,8 +149,7 @@ class Layout:
         specs = whole(state)
         if isinstance(state, TrainState):
             specs = self.specs(state, split=self.shard is not None)._replace(params=whole(state.params))
-        is_spec = lambda x: isinstance(x, PartitionSpec)
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=is_spec)
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
     @checks.checked
     def shapes(self, state: PyTree) -> PyTree:

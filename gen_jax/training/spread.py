@@ -7,7 +7,7 @@ parameters and gradients move, never activations.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -15,16 +15,16 @@ from jaxtyping import Array, Key, PyTree
 
 from gen_jax.training.layout import Layout
 from gen_jax.training.objective import Build, Differentiate, Loss
+from gen_jax.training.room import num_bytes
 from gen_jax.training.state import Aux
 
 LARGE = 2**31
 """Bytes of all parameters from which on they are not kept whole from the loss to its gradient."""
-Place: TypeAlias = Callable[[Array, PartitionSpec], Array]
 
 
 def is_large(tree: PyTree) -> bool:
     """Whether parameters are gathered where they are used, and not kept whole."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) >= LARGE
+    return num_bytes(tree) >= LARGE
 
 
 def over(layout: Layout) -> Callable[[Build, Loss], Differentiate]:
@@ -99,11 +99,7 @@ def _of_aux(aux: Aux, manual: Callable[[PyTree, bool], PyTree], layout: Layout) 
 
 def _manual(specs: PyTree, axes: tuple[str, ...]) -> PyTree:
     """Without the axes that the compiler looks after, such as "tensor"."""
-    return jax.tree.map(
-        lambda spec: PartitionSpec(*(name if name in axes else None for name in spec)),
-        specs,
-        is_leaf=_is_spec,
-    )
+    return jax.tree.map(lambda spec: PartitionSpec(*(name if name in axes else None for name in spec)), specs)
 
 
 def _where_split(move: Callable[[Array, int], Array], tree: PyTree, specs: PyTree) -> PyTree:
@@ -113,7 +109,3 @@ def _where_split(move: Callable[[Array, int], Array], tree: PyTree, specs: PyTre
 
 def _split(spec: PartitionSpec) -> list[int]:
     return [d for d, name in enumerate(spec) if name is not None]
-
-
-def _is_spec(x: object) -> bool:
-    return isinstance(x, PartitionSpec)
